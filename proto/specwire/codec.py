@@ -1,0 +1,157 @@
+"""Protobuf messages to and from the values of `specwire.draft`, with every field checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from specwire import tensor
+from specwire.draft import Ack, Draft, DraftCost, Extend, Need, Opening, Proposals, Welcome
+from specwire.errors import DataLoss, InvalidRequest
+from specwire.v1 import drafter_pb2 as pb
+
+
+def encode_extend(extend: Extend) -> pb.Extend:
+    """Encode entries and the wish after them."""
+    message = pb.Extend(
+        seq=extend.seq,
+        start=extend.start,
+        tokens=extend.tokens,
+        draft_tokens=extend.draft_tokens,
+    )
+    if extend.opening is not None:
+        opening = extend.opening
+        message.opening.CopyFrom(
+            pb.Opening(
+                first_token=opening.first_token,
+                output_start=opening.output_start,
+                seed=opening.seed,
+                choice_index=opening.choice_index,
+                temperature=opening.temperature,
+                repetition_penalty=opening.repetition_penalty,
+                presence_penalty=opening.presence_penalty,
+                frequency_penalty=opening.frequency_penalty,
+                logit_bias=opening.logit_bias,
+            )
+        )
+    return message
+
+
+def decode_extend(message: pb.Extend, vocab_size: int, max_length: int) -> Extend:
+    """Decode and check entries.
+
+    Raises:
+        InvalidRequest: a token outside the vocabulary, entries beyond `max_length`, no entries
+            and no wish, a missing opening at start 0, or an opening that cannot be drawn by.
+    """
+    tokens = tuple(message.tokens)
+    if message.start + len(tokens) > max_length:
+        raise InvalidRequest(
+            f"extend: entries end at {message.start + len(tokens)}, at most {max_length}."
+        )
+    if any(token >= vocab_size for token in tokens):
+        raise InvalidRequest(f"extend: tokens must be below the vocabulary size {vocab_size}.")
+    if message.start == 0 and tokens and not message.HasField("opening"):
+        raise InvalidRequest("extend: an opening is required where start is 0.")
+    opening = _decode_opening(message.opening, vocab_size) if message.HasField("opening") else None
+    return Extend(message.seq, message.start, tokens, message.draft_tokens, opening)
+
+
+def _decode_opening(message: pb.Opening, vocab_size: int) -> Opening:
+    numbers = (
+        message.temperature,
+        message.repetition_penalty,
+        message.presence_penalty,
+        message.frequency_penalty,
+        *message.logit_bias.values(),
+    )
+    if any(math.isnan(number) for number in numbers):
+        raise InvalidRequest("opening: numbers must not be NaN.")
+    if message.temperature < 0 or message.repetition_penalty <= 0:
+        raise InvalidRequest(
+            "opening: temperature must be at least 0 and repetition_penalty above 0."
+        )
+    if message.first_token >= vocab_size or any(i >= vocab_size for i in message.logit_bias):
+        raise InvalidRequest(f"opening: tokens must be below the vocabulary size {vocab_size}.")
+    return Opening(
+        first_token=message.first_token,
+        output_start=message.output_start,
+        seed=message.seed,
+        choice_index=message.choice_index,
+        temperature=message.temperature,
+        repetition_penalty=message.repetition_penalty,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        logit_bias=dict(message.logit_bias),
+    )
+
+
+def encode_proposals(
+    number: int, drafts: Iterable[Draft], needs: Iterable[Need], cost: DraftCost
+) -> pb.DraftResponse:
+    """Encode the answers to a round."""
+    return pb.DraftResponse(
+        proposals=pb.Proposals(
+            number=number,
+            drafts=[
+                pb.Draft(
+                    seq=draft.seq,
+                    base=draft.base,
+                    tokens=draft.tokens,
+                    confidence=tensor.pack_floats(draft.confidence),
+                )
+                for draft in drafts
+            ],
+            needs=[pb.Need(seq=n.seq, real_len=n.real_len, base=n.base) for n in needs],
+            timings=pb.DraftTimings(queue_us=cost.queue_us, compute_us=cost.compute_us),
+        )
+    )
+
+
+def decode_proposals(message: pb.Proposals, vocab_size: int) -> Proposals:
+    """Decode and check answers; a draft is cut before its first token outside the vocabulary.
+
+    Raises:
+        DataLoss: confidences that do not match their tokens.
+    """
+    drafts = []
+    for draft in message.drafts:
+        confidence = tensor.unpack_floats(draft.confidence, "confidence")
+        if confidence.shape != (len(draft.tokens),):
+            raise DataLoss(f"draft of {len(draft.tokens)} tokens: {confidence.shape} confidences.")
+        tokens = tuple(draft.tokens)
+        valid = next((i for i, t in enumerate(tokens) if t >= vocab_size), len(tokens))
+        drafts.append(
+            Draft(draft.seq, draft.base, tokens[:valid], tuple(confidence[:valid].tolist()))
+        )
+    return Proposals(
+        drafts=tuple(drafts),
+        needs=tuple(Need(n.seq, n.real_len, n.base) for n in message.needs),
+        cost=DraftCost(message.timings.queue_us, message.timings.compute_us),
+    )
+
+
+def encode_ack(ack: Ack) -> pb.BulkResponse:
+    """Encode the answer to a bulk message."""
+    return pb.BulkResponse(
+        ack=pb.BulkAck(seq=ack.seq, real_len=ack.real_len, stop=ack.stop, rows=ack.rows)
+    )
+
+
+def decode_ack(message: pb.BulkAck) -> Ack:
+    """Decode the answer to a bulk message."""
+    return Ack(message.seq, message.real_len, message.stop, message.rows)
+
+
+def decode_welcome(message: pb.DescribeResponse) -> Welcome:
+    """Decode what a drafter announces."""
+    return Welcome(
+        checkpoint_hash=message.checkpoint_hash,
+        target_fingerprint=message.target_fingerprint,
+        aux_layer_ids=tuple(message.aux_layer_ids),
+        target_hidden_size=message.target_hidden_size,
+        vocab_size=message.vocab_size,
+        draft_vocab_size=message.draft_vocab_size,
+        max_length=message.max_length,
+        max_draft_tokens=message.max_draft_tokens,
+    )

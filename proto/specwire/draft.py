@@ -1,0 +1,148 @@
+"""What the two ends say to each other about drafts, as plain values.
+
+Let the committed tokens be x_0 .. x_{L-1}. Entry i of a sequence is the pair (feature of
+position i, token x_{i+1}); entries 0 .. L-2 are real, so a complete sequence has L - 1 of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+Features = TypeVar("Features", contravariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What a drafter must know of a sequence to propose what its verifier is likely to draw."""
+
+    first_token: int
+    output_start: int
+    seed: int = 0
+    choice_index: int = 0
+    temperature: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Entries [start, start + len(tokens)), and `draft_tokens` wished for after them."""
+
+    seq: int
+    start: int
+    tokens: tuple[int, ...]
+    draft_tokens: int = 0
+    opening: Opening | None = None
+
+    @property
+    def stop(self) -> int:
+        """One past the last entry."""
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Proposed tokens for the positions base + 1, base + 2, ... after `base` entries."""
+
+    seq: int
+    base: int
+    tokens: tuple[int, ...]
+    confidence: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The drafter holds `real_len` entries, fewer than a message that ended at `base` assumed."""
+
+    seq: int
+    real_len: int
+    base: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The drafter holds `real_len` entries after a bulk message of `rows` rows up to `stop`.
+
+    The message left a gap, and was not applied, where `real_len` is less than `stop`.
+    """
+
+    seq: int
+    real_len: int
+    stop: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """What a drafter announces of itself: see DescribeResponse."""
+
+    checkpoint_hash: str
+    target_fingerprint: str
+    aux_layer_ids: tuple[int, ...]
+    target_hidden_size: int
+    vocab_size: int
+    draft_vocab_size: int
+    max_length: int
+    max_draft_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class DraftCost:
+    """How long a drafter had a round's request, in microseconds."""
+
+    queue_us: int = 0
+    compute_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Linked:
+    """A drafter is there over a new link, and knows nothing of any sequence."""
+
+    link: int
+    welcome: Welcome
+
+
+@dataclass(frozen=True, slots=True)
+class Unlinked:
+    """The drafter is gone; nothing outstanding will be answered."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proposals:
+    """The answers that came in one message."""
+
+    drafts: tuple[Draft, ...]
+    needs: tuple[Need, ...]
+    cost: DraftCost
+
+
+DraftEvent = Linked | Unlinked | Proposals | Ack
+
+
+class DraftPort(Protocol[Features]):
+    """A drafter as the verifier's engine sees it: sends never block, answers come as events.
+
+    `Features` is the array type of the captured states. What is sent for a link that is no
+    longer up is dropped.
+    """
+
+    def start(self, deliver: Callable[[DraftEvent], None]) -> None:
+        """Connect, and deliver events from any thread from now on."""
+
+    def round(
+        self,
+        link: int,
+        extends: Sequence[Extend],
+        features: Sequence[Features],
+        closes: Sequence[int],
+    ) -> None:
+        """Send one round: `features[i]` is [len(extends[i].tokens), feature width]."""
+
+    def bulk(self, link: int, extend: Extend, features: Features) -> None:
+        """Send rows beyond a round's worth; an Ack answers."""

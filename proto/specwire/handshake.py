@@ -1,0 +1,40 @@
+"""Whether a drafter and a target fit together, decided alike at both ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from specwire.errors import Incompatible
+
+# Metadata that names the request in the logs of every service.
+REQUEST_ID_KEY = "x-request-id"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What must agree: the weights, the vocabulary and the width of the target."""
+
+    fingerprint: str
+    vocab_size: int
+    hidden_size: int
+
+
+def check(target: Shape, drafter: Shape) -> None:
+    """Refuse a drafter that was made for another target.
+
+    An empty fingerprint on the drafter's side says nothing, and is taken on trust.
+
+    Raises:
+        Incompatible: naming the field that differs and both values.
+    """
+    for field in ("vocab_size", "hidden_size"):
+        ours, theirs = getattr(target, field), getattr(drafter, field)
+        if ours != theirs:
+            raise Incompatible(
+                f"The drafter was made for another target: {field} is {theirs} there, {ours} here."
+            )
+    if drafter.fingerprint and drafter.fingerprint != target.fingerprint:
+        raise Incompatible(
+            "The drafter was made for another target: fingerprint "
+            f"{drafter.fingerprint[:12]} there, {target.fingerprint[:12]} here."
+        )

@@ -1,0 +1,153 @@
+"""The two ends of a sequence: which entries travel, and which drafts still fit.
+
+Pure: no torch, no grpc, no clock. Entries are defined in `specwire.draft`. These rules hold
+under loss, duplication and reordering of messages:
+
+- entries arrive by append only: a message that starts beyond the end is answered by Need,
+  one that starts before it has its duplicates skipped, and `real_len` never falls;
+- at most one draft request of a sequence is outstanding;
+- a draft is used only at the length that it was made for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from specwire.draft import Ack, Draft, Need
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Entries [start, stop)."""
+
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class SequenceSender:
+    """What a verifier knows of one sequence at its drafter.
+
+    Entries travel with the round that asks for a draft, except a lag of more than
+    `round_rows`, which goes ahead by bulk; a round is sent once all of that is acknowledged.
+    """
+
+    def __init__(self, round_rows: int) -> None:
+        self._round_rows = round_rows
+        self._entries = 0
+        self._sent = 0
+        self._held = 0
+        self._bulk_stop = 0
+        self._outstanding: int | None = None
+
+    @property
+    def entries(self) -> int:
+        """Entries that are real."""
+        return self._entries
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether a draft request waits for its answer."""
+        return self._outstanding is not None
+
+    def commit(self, entries: int) -> None:
+        """Entries [0, entries) are real now.
+
+        Raises:
+            ValueError: fewer than before; committed tokens are never taken back.
+        """
+        if entries < self._entries:
+            raise ValueError(f"{entries} entries are fewer than the {self._entries} committed.")
+        self._entries = entries
+
+    def next_bulk(self, limit: int) -> Span | None:
+        """The next entries to send by bulk, at most `limit`; None if a round carries the lag."""
+        if self._entries - self._sent > self._round_rows:
+            self._bulk_stop = self._entries
+        if self._sent >= self._bulk_stop:
+            return None
+        span = Span(self._sent, min(self._sent + limit, self._bulk_stop))
+        self._sent = span.stop
+        return span
+
+    def next_round(self) -> Span | None:
+        """The entries to send with a draft request now; None where none may be made.
+
+        The request is outstanding from now on, at base `stop`.
+        """
+        lag = self._entries - self._sent
+        if self.outstanding or not self._entries or lag > self._round_rows:
+            return None
+        if min(self._sent, self._held) < self._bulk_stop:
+            return None
+        span = Span(self._sent, self._entries)
+        self._sent = self._outstanding = span.stop
+        return span
+
+    def acknowledge(self, ack: Ack) -> None:
+        """A bulk message was applied, or refused for the gap before it."""
+        if ack.real_len < ack.stop:
+            self._rewind(ack.real_len)
+        else:
+            self._held = max(self._held, min(ack.real_len, self._sent))
+
+    def receive(self, draft: Draft) -> Draft | None:
+        """Take an answer; return it if it fits the committed length, else None."""
+        if self._outstanding is None or draft.base < self._outstanding:
+            return None
+        self._outstanding = None
+        self._held = max(self._held, min(draft.base, self._sent))
+        return draft if draft.base == self._entries else None
+
+    def need(self, need: Need) -> None:
+        """The drafter has less than a round assumed: the next messages start from there."""
+        if self._outstanding is not None and need.base >= self._outstanding:
+            self._outstanding = None
+            self._rewind(need.real_len)
+
+    def reset(self) -> None:
+        """Another drafter, or the same one anew: it holds nothing."""
+        self._outstanding = None
+        self._rewind(0)
+
+    def _rewind(self, real_len: int) -> None:
+        self._sent = min(self._sent, real_len)
+        self._held = min(self._held, real_len)
+        self._bulk_stop = min(self._bulk_stop, real_len)
+
+
+class SequenceReceiver:
+    """What a drafter holds of one sequence. Its guesses are scratch behind `real_len`."""
+
+    def __init__(self) -> None:
+        self._real_len = 0
+        self._asked: tuple[int, int] | None = None
+
+    @property
+    def real_len(self) -> int:
+        """Entries held; never falls."""
+        return self._real_len
+
+    def extend(self, start: int, stop: int, draft_tokens: int = 0) -> Span | None:
+        """Take entries [start, stop) and a wish for a draft after them.
+
+        Returns the entries that are new, possibly none, or None if the message leaves a gap:
+        then answer Need(real_len).
+        """
+        if start > self._real_len:
+            return None
+        fresh = Span(min(self._real_len, stop), stop)
+        self._real_len = max(self._real_len, stop)
+        if draft_tokens and stop == self._real_len:
+            self._asked = (stop, draft_tokens)
+        return fresh
+
+    def take_request(self) -> int | None:
+        """The draft tokens to propose at `real_len` now, once per request; None for none.
+
+        A request whose base has been passed is dropped: its answer would fit nothing.
+        """
+        asked, self._asked = self._asked, None
+        return asked[1] if asked is not None and asked[0] == self._real_len else None

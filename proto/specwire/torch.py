@@ -1,0 +1,76 @@
+"""Torch ends of the wire: the tensor codec and the fingerprint of a target."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from specwire import tensor
+from specwire.errors import InvalidRequest
+from specwire.noise import token_words
+from specwire.v1 import tensor_pb2
+
+_TO_WIRE: dict[torch.dtype, tensor_pb2.DType.ValueType] = {
+    torch.float32: tensor_pb2.D_TYPE_FLOAT32,
+    torch.bfloat16: tensor_pb2.D_TYPE_BFLOAT16,
+    torch.float16: tensor_pb2.D_TYPE_FLOAT16,
+}
+_FROM_WIRE: dict[tensor_pb2.DType.ValueType, torch.dtype] = {wire: dtype for dtype, wire in _TO_WIRE.items()}
+
+
+def pack(value: torch.Tensor) -> tensor_pb2.Tensor:
+    """Encode a floating tensor of any device, dtype fp32, bf16 or fp16.
+
+    Raises:
+        InvalidRequest: another dtype.
+    """
+    dtype = _TO_WIRE.get(value.dtype)
+    if dtype is None:
+        raise InvalidRequest(f"a tensor of {value.dtype} cannot travel.")
+    flat = value.detach().contiguous().cpu().view(torch.uint8)
+    return tensor_pb2.Tensor(dtype=dtype, shape=list(value.shape), data=flat.numpy().tobytes())
+
+
+def unpack(message: tensor_pb2.Tensor, field: str) -> torch.Tensor:
+    """Decode to a CPU tensor with memory of its own.
+
+    Raises:
+        InvalidRequest: see `specwire.tensor.check`.
+    """
+    shape = tensor.check(message, field)
+    dtype = _FROM_WIRE[message.dtype]
+    if not message.data:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(message.data), dtype=dtype).reshape(shape)
+
+
+def target_fingerprint(model: torch.nn.Module) -> str:
+    """Name a target by a sample of its weights: the first row of every parameter, in bf16.
+
+    The same weights loaded in fp32 or bf16 give the same fingerprint, on every device.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        row = parameter.detach().reshape(parameter.shape[0], -1)[0]
+        digest.update(f"{name}{list(parameter.shape)}".encode())
+        digest.update(row.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def exponentials(
+    seed: torch.Tensor, position: torch.Tensor, token_ids: torch.Tensor, choice: torch.Tensor
+) -> torch.Tensor:
+    """The exponential noise of tokens: E = -log1p(-v), v = (n + 1/2) * 2**-32.
+
+    All arguments are int64 and broadcast against each other; `seed` holds the bits of the
+    unsigned seed. Returns float64 of the broadcast shape, in (0, 22.9).
+    """
+    words = token_words(seed, position, token_ids >> 2, choice)
+    lane = token_ids & 3
+    word = torch.where(
+        lane < 2,
+        torch.where(lane == 0, words[0], words[1]),
+        torch.where(lane == 2, words[2], words[3]),
+    )
+    return -torch.log1p(-(word.double() + 0.5) * 2.0**-32)

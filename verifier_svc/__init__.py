@@ -1,0 +1,1 @@
+"""The verifier: owns the target model, draws every token, and streams features to a drafter."""

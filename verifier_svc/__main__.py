@@ -1,0 +1,80 @@
+"""python -m verifier_svc: wire the parts and serve."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from specwire import logs, serving
+from specwire.target import TargetSource
+from specwire.v1 import verifier_pb2 as pb
+from specwire.v1.verifier_pb2_grpc import add_VerifierServiceServicer_to_server
+from verifier_svc.build import build_engine, build_target, model_length
+from verifier_svc.drafter_client import DrafterClient
+from verifier_svc.metrics import Metrics
+from verifier_svc.requests import MAX_TOP_LOGPROBS
+from verifier_svc.service import Dispatcher, VerifierServicer
+from verifier_svc.settings import VerifierSettings
+from verifier_svc.target import Target, load_tokenizer_files
+
+_log = logs.get(__name__)
+
+
+async def main() -> None:
+    """Serve until SIGTERM."""
+    settings = VerifierSettings.read("verifier_svc")
+    logs.configure("verifier")
+    serving.check_bindable(settings.listen)
+    target = build_target(settings)
+    source = TargetSource.parse(settings.target)
+    files = load_tokenizer_files(source, trust_remote_code=settings.trust_remote_code)
+    metrics = Metrics()
+    serving.serve_metrics(settings.listen, settings.metrics_port)
+    port = None
+    if settings.speculation and settings.drafter_address:
+        port = DrafterClient(settings.drafter_address, target.shape)
+    dispatcher = Dispatcher()
+    engine = build_engine(settings, target, port, dispatcher.deliver, metrics)
+    servicer = VerifierServicer(
+        engine=engine,
+        dispatcher=dispatcher,
+        model=describe(settings, target, sorted(files)),
+        tokenizer_files=files,
+        max_waiting=settings.max_waiting,
+        metrics=metrics,
+    )
+    server = serving.ServiceServer(
+        pb.DESCRIPTOR.services_by_name["VerifierService"].full_name,
+        lambda s: add_VerifierServiceServicer_to_server(servicer, s),
+    )
+    engine.start()
+    if port is not None:
+        port.start(engine.post)
+    _log.info("target loaded", target=target.name, fingerprint=target.fingerprint[:12])
+    await serving.serve(server, settings.listen, grace=settings.drain_grace_s)
+    if port is not None:
+        await port.close()
+    engine.stop()
+
+
+def describe(settings: VerifierSettings, target: Target, files: list[str]) -> pb.Model:
+    """What DescribeModel answers."""
+    return pb.Model(
+        name=target.name,
+        fingerprint=target.fingerprint,
+        dtype=str(target.dtype).removeprefix("torch."),
+        vocab_size=target.vocab_size,
+        hidden_size=target.hidden_size,
+        num_layers=target.num_layers,
+        max_model_len=model_length(settings, target),
+        max_sequences=settings.max_sequences,
+        max_top_logprobs=MAX_TOP_LOGPROBS,
+        max_draft_tokens=settings.max_draft_tokens,
+        eos_token_ids=sorted(target.eos_token_ids),
+        tokenizer_files=files,
+        version=version("holdcourse"),
+        speculation=settings.speculation and settings.drafter_address is not None,
+    )
+
+
+if __name__ == "__main__":
+    serving.run("verifier_svc", main)

@@ -1,0 +1,126 @@
+"""Puts the parts of a verifier together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from specwire.draft import DraftPort
+from specwire.settings import StartError
+from specwire.target import TargetSource
+from verifier_svc.blocks import BLOCK_SIZE, BlockPool, blocks_for
+from verifier_svc.cache import KVCache
+from verifier_svc.drafting import Drafting
+from verifier_svc.engine import Engine, Outbox
+from verifier_svc.generation import Generation, Sampling
+from verifier_svc.metrics import Metrics
+from verifier_svc.policy import DraftLengthPolicy
+from verifier_svc.scheduler import Scheduler, Work
+from verifier_svc.sequence import Sequence
+from verifier_svc.settings import VerifierSettings
+from verifier_svc.target import Target, load_target
+
+
+def build_target(settings: VerifierSettings) -> Target:
+    """Load the target.
+
+    Raises:
+        StartError: it cannot be served.
+    """
+    try:
+        source = TargetSource.parse(settings.target)
+        return load_target(
+            source,
+            dtype=settings.torch_dtype,
+            device=settings.torch_device,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    except ValueError as error:
+        raise StartError(str(error)) from None
+
+
+def model_length(settings: VerifierSettings, target: Target) -> int:
+    """Prompt and output tokens at most.
+
+    Raises:
+        StartError: more than the target was made for.
+    """
+    length = settings.max_model_len or target.max_position
+    if length > target.max_position:
+        raise StartError(
+            f"--max-model-len: {length} is over the target's limit of {target.max_position}."
+        )
+    return length
+
+
+def build_cache(settings: VerifierSettings, target: Target, max_model_len: int) -> KVCache:
+    """Reserve the KV cache, as many blocks as `--kv-memory` holds and sequences can use.
+
+    Raises:
+        StartError: not one sequence of full length fits.
+    """
+    shape = (target.num_layers, target.kv_heads, target.head_dim, target.feature_width)
+    slot_bytes = KVCache.bytes_per_slot(*shape, target.dtype)
+    per_sequence = blocks_for(max_model_len)
+    blocks = min(
+        settings.kv_memory // (slot_bytes * BLOCK_SIZE), per_sequence * settings.max_sequences
+    )
+    if blocks < per_sequence:
+        needed = per_sequence * slot_bytes * BLOCK_SIZE
+        raise StartError(
+            f"--kv-memory: a sequence of {max_model_len} tokens takes {needed >> 20} MiB; "
+            "give more, or lower --max-model-len."
+        )
+    return KVCache(
+        blocks=blocks,
+        layers=target.num_layers,
+        kv_heads=target.kv_heads,
+        head_dim=target.head_dim,
+        feature_width=target.feature_width,
+        dtype=target.dtype,
+        device=target.device,
+    )
+
+
+def build_engine(
+    settings: VerifierSettings,
+    target: Target,
+    port: DraftPort[torch.Tensor] | None,
+    deliver: Callable[[Outbox], None],
+    metrics: Metrics,
+) -> Engine:
+    """Assemble an engine that has not been started.
+
+    Raises:
+        StartError: the settings do not fit the target.
+    """
+    max_model_len = model_length(settings, target)
+    cache = build_cache(settings, target, max_model_len)
+    try:
+        warm_up(target, cache)
+    except (NotImplementedError, TypeError) as error:
+        raise StartError(f"target: its attention is not standard: {error}") from None
+    policy = DraftLengthPolicy(settings.max_draft_tokens, settings.fixed_draft_length)
+    return Engine(
+        target=target,
+        cache=cache,
+        scheduler=Scheduler(
+            BlockPool(len(cache.features) // BLOCK_SIZE),
+            max_sequences=settings.max_sequences,
+            token_budget=settings.token_budget,
+        ),
+        drafting=Drafting(port, policy, cache, settings.draft_deadline_ms * 1e-3),
+        policy=policy,
+        max_model_len=max_model_len,
+        deliver=deliver,
+        metrics=metrics,
+    )
+
+
+def warm_up(target: Target, cache: KVCache) -> None:
+    """Run shapes that occur, so that the first request does not pay for first uses."""
+    sequence = Sequence(0, Generation("", (0,) * 16, 16, Sampling()), frozenset(), 16)
+    sequence.extent = BlockPool(1).take(1)
+    for count in (16, 8, 4, 2, 1, 1):
+        target.run([Work(sequence, 16 - count, (0,) * count, count)], cache)

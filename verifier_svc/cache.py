@@ -1,0 +1,50 @@
+"""Memory of the target's KV and of the features beside it, addressed by slot."""
+
+from __future__ import annotations
+
+import torch
+
+from verifier_svc.blocks import BLOCK_SIZE
+
+
+class KVCache:
+    """Keys and values per layer, each [slots, kv_heads, head_dim], and features [slots, width].
+
+    Pages are touched, and so really taken, only as slots are first written.
+    """
+
+    def __init__(
+        self,
+        *,
+        blocks: int,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        feature_width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        slots = blocks * BLOCK_SIZE
+
+        def pool(*shape: int) -> torch.Tensor:
+            return torch.empty(slots, *shape, dtype=dtype, device=device)
+
+        self.keys = tuple(pool(kv_heads, head_dim) for _ in range(layers))
+        self.values = tuple(pool(kv_heads, head_dim) for _ in range(layers))
+        self.features = pool(feature_width)
+
+    def resize_features(self, width: int) -> None:
+        """Keep rows of another width from now on; what was kept is lost."""
+        if width != self.features.shape[1]:
+            self.features = self.features.new_empty(self.features.shape[0], width)
+
+    @staticmethod
+    def bytes_per_slot(
+        layers: int, kv_heads: int, head_dim: int, feature_width: int, dtype: torch.dtype
+    ) -> int:
+        """Memory of one position."""
+        return (2 * layers * kv_heads * head_dim + feature_width) * dtype.itemsize
+
+    def read_features(self, slot: int, start: int, stop: int) -> torch.Tensor:
+        """Features of positions [start, stop) of the sequence whose position 0 is at `slot`."""
+        return self.features[slot + start : slot + stop]

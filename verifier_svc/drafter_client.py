@@ -1,0 +1,183 @@
+"""The drafter at the other end of gRPC, as a DraftPort."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeVar
+
+import grpc.aio
+import torch
+
+from specwire import codec, handshake
+from specwire.draft import DraftEvent, Extend, Linked, Unlinked, Welcome
+from specwire.errors import DataLoss, WireError
+from specwire.handshake import Shape
+from specwire.round import Numbering
+from specwire.torch import pack
+from specwire.v1 import drafter_pb2 as pb
+from specwire.v1.drafter_pb2_grpc import DrafterServiceStub
+
+logger = logging.getLogger(__name__)
+
+_Message = TypeVar("_Message")
+
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.max_send_message_length", 4 << 20),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+]
+# A connection of its own, so that a round never queues behind bulk rows.
+_BULK_OPTIONS = [*_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
+_RETRY_SECONDS = 0.5
+_REFUSED_RETRY_SECONDS = 5.0
+
+
+class DrafterClient:
+    """Keeps a link to one drafter up. `round` and `bulk` may be called from any thread."""
+
+    def __init__(self, address: str, shape: Shape) -> None:
+        self._address = address
+        self._shape = shape
+        self._loop = asyncio.get_running_loop()
+        self._deliver: Callable[[DraftEvent], None] = lambda event: None
+        self._rounds: asyncio.Queue[pb.DraftRequest] = asyncio.Queue()
+        self._bulks: asyncio.Queue[pb.BulkRequest] = asyncio.Queue()
+        self._numbers = Numbering(1)
+        self._link = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, deliver: Callable[[DraftEvent], None]) -> None:
+        """Connect, and deliver events from the loop's thread from now on."""
+        self._deliver = deliver
+        self._task = asyncio.create_task(self._keep_linked())
+
+    async def close(self) -> None:
+        """Drop the link."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def round(
+        self,
+        link: int,
+        extends: Sequence[Extend],
+        features: Sequence[torch.Tensor],
+        closes: Sequence[int],
+    ) -> None:
+        """Send one round: `features[i]` is [len(extends[i].tokens), feature width]."""
+        message = pb.Round(extends=map(codec.encode_extend, extends), closes=closes)
+        if features:
+            message.features.CopyFrom(pack(torch.cat(list(features))))
+        self._loop.call_soon_threadsafe(self._put_round, link, message)
+
+    def bulk(self, link: int, extend: Extend, features: torch.Tensor) -> None:
+        """Send rows beyond a round's worth; an Ack answers."""
+        message = pb.BulkExtend(extend=codec.encode_extend(extend), features=pack(features))
+        self._loop.call_soon_threadsafe(self._put_bulk, link, pb.BulkRequest(extend=message))
+
+    def _put_round(self, link: int, message: pb.Round) -> None:
+        if link == self._link:
+            message.number = self._numbers.take()
+            self._rounds.put_nowait(pb.DraftRequest(round=message))
+
+    def _put_bulk(self, link: int, message: pb.BulkRequest) -> None:
+        if link == self._link:
+            self._bulks.put_nowait(message)
+
+    async def _keep_linked(self) -> None:
+        said = ""
+        while True:
+            pause = _RETRY_SECONDS
+            try:
+                await self._run_link()
+                reason = "the drafter closed the link"
+            except grpc.aio.AioRpcError as error:
+                reason = error.details() or error.code().name
+                if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                    pause = _REFUSED_RETRY_SECONDS
+            except WireError as error:
+                reason, pause = str(error), _REFUSED_RETRY_SECONDS
+            self._deliver(Unlinked(reason))
+            if reason != said:
+                logger.warning("no drafter, decoding plainly: %s", reason)
+                said = reason
+            await asyncio.sleep(pause)
+
+    async def _run_link(self) -> None:
+        """Shake hands, then carry messages until either stream ends."""
+        self._link = secrets.randbits(63) | 1
+        self._rounds, self._bulks, self._numbers = asyncio.Queue(), asyncio.Queue(), Numbering(1)
+        hello = pb.Hello(
+            link_id=self._link,
+            target_fingerprint=self._shape.fingerprint,
+            vocab_size=self._shape.vocab_size,
+            hidden_size=self._shape.hidden_size,
+        )
+        async with (
+            grpc.aio.insecure_channel(self._address, options=_OPTIONS) as channel,
+            grpc.aio.insecure_channel(self._address, options=_BULK_OPTIONS) as bulk_channel,
+        ):
+            drafts = DrafterServiceStub(channel).Draft(self._draft_requests(hello))
+            answers = aiter(drafts)
+            welcome = self._check(_whole(await anext(answers)).welcome)
+            bulk = DrafterServiceStub(bulk_channel).Bulk(self._bulk_requests(hello))
+            acks = aiter(bulk)
+            _whole(await anext(acks))
+            logger.info("drafter linked: checkpoint %s", welcome.checkpoint_hash[:12])
+            self._deliver(Linked(self._link, welcome))
+            readers = [
+                asyncio.create_task(self._read_drafts(answers)),
+                asyncio.create_task(self._read_acks(acks)),
+            ]
+            try:
+                done, _ = await asyncio.wait(readers, return_when=asyncio.FIRST_COMPLETED)
+                for reader in done:
+                    reader.result()
+            finally:
+                for reader in readers:
+                    reader.cancel()
+                await asyncio.gather(*readers, return_exceptions=True)
+
+    async def _draft_requests(self, hello: pb.Hello) -> AsyncIterator[pb.DraftRequest]:
+        yield pb.DraftRequest(hello=hello)
+        rounds = self._rounds
+        while True:
+            yield await rounds.get()
+
+    async def _bulk_requests(self, hello: pb.Hello) -> AsyncIterator[pb.BulkRequest]:
+        yield pb.BulkRequest(hello=hello)
+        bulks = self._bulks
+        while True:
+            yield await bulks.get()
+
+    async def _read_drafts(self, answers: AsyncIterator[pb.DraftResponse]) -> None:
+        numbers = Numbering(1)
+        async for answer in answers:
+            proposals = _whole(answer).proposals
+            numbers.expect(proposals.number)
+            self._deliver(codec.decode_proposals(proposals, self._shape.vocab_size))
+
+    async def _read_acks(self, acks: AsyncIterator[pb.BulkResponse]) -> None:
+        async for ack in acks:
+            self._deliver(codec.decode_ack(_whole(ack).ack))
+
+    def _check(self, message: pb.DescribeResponse) -> Welcome:
+        welcome = codec.decode_welcome(message)
+        theirs = Shape(welcome.target_fingerprint, welcome.vocab_size, welcome.target_hidden_size)
+        handshake.check(self._shape, theirs)
+        return welcome
+
+
+def _whole(message: _Message | None) -> _Message:
+    """A streamed message; grpc.aio yields None for one that could not be decoded."""
+    if message is None:
+        raise DataLoss("a message of the drafter could not be decoded.")
+    return message

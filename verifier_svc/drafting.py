@@ -1,0 +1,251 @@
+"""The verifier's side of drafting: what is sent for which sequence, and what came back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from specwire.draft import (
+    Ack,
+    Draft,
+    DraftCost,
+    DraftEvent,
+    DraftPort,
+    Extend,
+    Linked,
+    Opening,
+    Proposals,
+    Unlinked,
+    Welcome,
+)
+from specwire.round import Gathering
+from specwire.sequence import SequenceSender
+from verifier_svc.cache import KVCache
+from verifier_svc.policy import Acceptance, DraftLengthPolicy
+from verifier_svc.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+ROUND_ROWS = 32
+_BULK_ROWS = 64
+_WINDOW_BYTES = 8 << 20
+# Rounds between two probes while drafting does not pay.
+_PROBE_INTERVAL = 16
+
+
+@dataclass(slots=True)
+class Feed:
+    """One sequence as far as its drafter is concerned."""
+
+    sequence: Sequence
+    sender: SequenceSender
+    acceptance: Acceptance
+    # False where features of early positions were captured from other layers than now.
+    complete: bool = True
+    rounds_since_draft: int = 0
+
+
+@dataclass(slots=True)
+class Waited:
+    """A request for drafts: what was asked, which of it is waited for, and what it cost."""
+
+    asked: frozenset[int] = frozenset()
+    seqs: frozenset[int] = frozenset()
+    started: float = 0.0
+    length: int = 0
+    cost: DraftCost = field(default_factory=DraftCost)
+
+
+class Drafting:
+    """Feeds a drafter and gathers its drafts. Never blocks: time is passed in."""
+
+    def __init__(
+        self,
+        port: DraftPort[torch.Tensor] | None,
+        policy: DraftLengthPolicy,
+        cache: KVCache,
+        deadline: float,
+    ) -> None:
+        """Take the longest wait for a draft, in seconds."""
+        self._port = port
+        self._policy = policy
+        self._cache = cache
+        self._deadline = deadline
+        self._feeds: dict[int, Feed] = {}
+        self._closes: list[int] = []
+        self._window_rows = 0
+        self._link = 0
+        self.welcome: Welcome | None = None
+        self.gathering = Gathering()
+        self.waited = Waited()
+
+    def open(self, sequence: Sequence) -> None:
+        """Drafts are wanted for a sequence from now on."""
+        if self._port is not None and sequence.generation.max_draft_tokens:
+            sender = SequenceSender(ROUND_ROWS)
+            self._feeds[sequence.id] = Feed(sequence, sender, self._policy.new_acceptance())
+
+    def close(self, seq: int) -> None:
+        """A sequence has ended."""
+        if self._feeds.pop(seq, None) is not None:
+            self._closes.append(seq)
+            self.gathering.settle(seq)
+
+    def recapture(self) -> None:
+        """Features come from other layers from now on: sequences in flight stay plain."""
+        for feed in self._feeds.values():
+            feed.complete = feed.sequence.computed == 0
+
+    def receive(self, event: DraftEvent, now: float) -> None:
+        """Take what the drafter said."""
+        if isinstance(event, Proposals):
+            for draft in event.drafts:
+                self._take(draft)
+            for need in event.needs:
+                if feed := self._feeds.get(need.seq):
+                    feed.sender.need(need)
+                    self.gathering.settle(need.seq)
+            if any(draft.seq in self.waited.asked for draft in event.drafts):
+                self._policy.observe_draft(self.waited.length, now - self.waited.started)
+                self.waited.cost = event.cost
+        elif isinstance(event, Ack):
+            self._window_rows -= event.rows
+            if feed := self._feeds.get(event.seq):
+                feed.sender.acknowledge(event)
+        elif isinstance(event, Linked):
+            self._link = event.link
+            self._relink(event.welcome)
+        elif isinstance(event, Unlinked):
+            self._relink(None)
+
+    def observe(self, seq: int, proposed: int, accepted: int) -> None:
+        """A draft was verified."""
+        if proposed and (feed := self._feeds.get(seq)):
+            feed.acceptance.observe(proposed, accepted)
+
+    def send(self, sequences: Iterable[Sequence], now: float) -> None:
+        """After a step: stream new features, and ask for the drafts of the next round."""
+        if self._port is None or self.welcome is None:
+            return
+        feeds = [feed for s in sequences if (feed := self._feeds.get(s.id)) and feed.complete]
+        for feed in feeds:
+            feed.sender.commit(feed.sequence.entries)
+            self._send_bulk(feed)
+        self._ask([feed for feed in feeds if feed.sequence.decoding], now)
+
+    def _ask(self, feeds: list[Feed], now: float) -> None:
+        records = [feed.acceptance for feed in feeds]
+        lengths = self._policy.choose(records, [self._cap(feed) for feed in feeds])
+        extends: list[Extend] = []
+        awaited: list[int] = []
+        for feed, length in zip(feeds, lengths, strict=True):
+            feed.rounds_since_draft += 1
+            # A probe keeps the measurements fresh; nobody waits for it.
+            due = self._policy.adaptive and feed.rounds_since_draft % _PROBE_INTERVAL == 0
+            wish = length or min(1, self._cap(feed)) * due
+            if wish and (span := feed.sender.next_round()) is not None:
+                extends.append(self._extend(feed, span.start, span.stop, wish))
+                if length:
+                    awaited.append(feed.sequence.id)
+                    feed.rounds_since_draft = 0
+        assert self._port is not None
+        if extends or self._closes:
+            features = [self._features(extend) for extend in extends]
+            self._port.round(self._link, extends, features, self._closes)
+            self._closes = []
+        longest = max((extend.draft_tokens for extend in extends), default=0)
+        asked = frozenset(extend.seq for extend in extends)
+        self.waited = Waited(asked, frozenset(awaited), now, longest)
+        known = self._policy.draft_seconds
+        patience = min(self._deadline, 4 * known + 0.002) if known else self._deadline
+        self.gathering.await_(awaited, now + patience)
+
+    def _cap(self, feed: Feed) -> int:
+        assert self.welcome is not None
+        sequence = feed.sequence
+        beyond = self.welcome.max_length - sequence.entries
+        return max(
+            0,
+            min(
+                sequence.generation.max_draft_tokens,
+                self.welcome.max_draft_tokens,
+                sequence.room_for_draft,
+                beyond,
+            ),
+        )
+
+    def _send_bulk(self, feed: Feed) -> None:
+        assert self._port is not None
+        assert self.welcome is not None
+        row_bytes = self._cache.features.shape[1] * self._cache.features.element_size()
+        if feed.sender.entries > self.welcome.max_length:
+            return
+        while (self._window_rows + _BULK_ROWS) * row_bytes <= _WINDOW_BYTES:
+            span = feed.sender.next_bulk(_BULK_ROWS)
+            if span is None:
+                return
+            extend = self._extend(feed, span.start, span.stop, 0)
+            self._window_rows += len(span)
+            self._port.bulk(self._link, extend, self._features(extend))
+
+    def _extend(self, feed: Feed, start: int, stop: int, wish: int) -> Extend:
+        sequence = feed.sequence
+        tokens = tuple(sequence.tokens[start + 1 : stop + 1])
+        opening = _opening(sequence) if start == 0 else None
+        return Extend(sequence.id, start, tokens, wish, opening)
+
+    def _features(self, extend: Extend) -> torch.Tensor:
+        slot = self._feeds[extend.seq].sequence.slot
+        return self._cache.read_features(slot, extend.start, extend.stop)
+
+    def _take(self, draft: Draft) -> None:
+        feed = self._feeds.get(draft.seq)
+        if feed is None:
+            return
+        fitting = feed.sender.receive(draft)
+        if fitting is not None:
+            feed.sequence.draft = fitting.tokens[: self._cap(feed)]
+        else:
+            self._score_late(feed, draft)
+        if not feed.sender.outstanding:
+            self.gathering.settle(draft.seq)
+
+    @staticmethod
+    def _score_late(feed: Feed, draft: Draft) -> None:
+        """A draft that came too late still tells how well its drafter guesses."""
+        drawn = feed.sequence.tokens[draft.base + 1 : draft.base + 1 + len(draft.tokens)]
+        hits = 0
+        for guess, token in zip(draft.tokens, drawn, strict=False):
+            if guess != token:
+                feed.acceptance.observe(hits + 1, hits)
+                return
+            hits += 1
+        feed.acceptance.observe(hits, hits)
+
+    def _relink(self, welcome: Welcome | None) -> None:
+        self.welcome = welcome
+        self.gathering.settle_all()
+        self.waited = Waited()
+        self._window_rows = 0
+        self._closes = []
+        for feed in self._feeds.values():
+            feed.sender.reset()
+            feed.sequence.draft = ()
+
+
+def _opening(sequence: Sequence) -> Opening:
+    sampling = sequence.sampling
+    return Opening(
+        first_token=sequence.tokens[0],
+        output_start=sequence.output_start,
+        seed=sampling.seed,
+        choice_index=sequence.generation.choice_index,
+        temperature=sampling.temperature,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=sampling.logit_bias,
+    )

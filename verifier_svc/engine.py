@@ -1,0 +1,306 @@
+"""The engine thread: schedule, run, commit. All torch operators of the service run here."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import queue
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+import torch
+
+from specwire.draft import DraftEvent, Linked, Unlinked
+from verifier_svc.cache import KVCache
+from verifier_svc.drafting import Drafting
+from verifier_svc.drawing import draw, logprobs_of
+from verifier_svc.generation import Emitted, Event, Failed, Finished, Generation, Logprobs
+from verifier_svc.metrics import Metrics
+from verifier_svc.policy import DraftLengthPolicy
+from verifier_svc.scheduler import Scheduler, Work
+from verifier_svc.sequence import Sequence
+from verifier_svc.target import Target, TargetError
+
+logger = logging.getLogger(__name__)
+
+Outbox = list[tuple[int, Event]]
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Start a generation under an id that the engine has not seen."""
+
+    seq: int
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Drop a generation; no further event of it is delivered."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the thread."""
+
+
+Message = Submit | Cancel | Stop | DraftEvent
+
+
+class Engine:
+    """Runs generations on its own thread. Other threads only `post`."""
+
+    def __init__(
+        self,
+        *,
+        target: Target,
+        cache: KVCache,
+        scheduler: Scheduler,
+        drafting: Drafting,
+        policy: DraftLengthPolicy,
+        max_model_len: int,
+        deliver: Callable[[Outbox], None],
+        metrics: Metrics,
+    ) -> None:
+        self._target = target
+        self._cache = cache
+        self._scheduler = scheduler
+        self._drafting = drafting
+        self._policy = policy
+        self._max_model_len = max_model_len
+        self._deliver = deliver
+        self._metrics = metrics
+        self._eos = target.eos_token_ids
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._outbox: Outbox = []
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after its current step."""
+        self._inbox.put(Stop())
+        self._thread.join()
+
+    def post(self, message: Message) -> None:
+        """Hand over a message, from any thread."""
+        self._inbox.put(message)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        sys.setswitchinterval(1e-4)
+        gc.freeze()
+        while not self._stopped:
+            self._receive()
+            try:
+                self._step()
+            except Exception:
+                logger.exception("a step failed; its sequences end")
+                self._fail_running("The engine failed on a step that this request was part of.")
+            if self._outbox:
+                self._deliver(self._outbox)
+                self._outbox = []
+
+    def _step(self) -> None:
+        """Schedule, run, commit, and ask for the next drafts."""
+        started = time.perf_counter()
+        self._admit(started)
+        self._account_wait(started)
+        works = self._scheduler.plan()
+        if not works:
+            self._drafting.send((), started)
+            return
+        logits = self._target.run(works, self._cache)
+        ran = time.perf_counter()
+        self._commit(works, logits)
+        drawn = time.perf_counter()
+        self._account(works, started, ran, drawn)
+        self._retire(drawn)
+        self._drafting.send(self._scheduler.running, drawn)
+
+    def _receive(self) -> None:
+        """Take messages: until drafts are gathered while running, for ever while idle."""
+        idle = not (self._scheduler.running or self._scheduler.waiting)
+        while True:
+            wait = self._drafting.gathering.remaining(time.perf_counter())
+            try:
+                if idle:
+                    message = self._inbox.get()
+                elif wait:
+                    message = self._inbox.get(timeout=wait)
+                else:
+                    message = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            self._handle(message)
+            idle = idle and not self._scheduler.waiting and not self._stopped
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Submit(seq, generation):
+                sequence = Sequence(seq, generation, self._eos, self._max_model_len)
+                sequence.arrived = time.perf_counter()
+                self._scheduler.add(sequence)
+            case Cancel(seq):
+                self._forget([seq])
+            case Stop():
+                self._stopped = True
+            case Linked(_, welcome):
+                if not self._adopt(welcome.aux_layer_ids):
+                    message = Unlinked("the target lacks the layers that it needs")
+                self._drafting.receive(message, time.perf_counter())
+            case _:
+                self._drafting.receive(message, time.perf_counter())
+
+    def _adopt(self, aux_layers: Items[int]) -> bool:
+        """Capture what the drafter needs; False if the target does not have it."""
+        if tuple(aux_layers) == self._target.aux_layers:
+            return True
+        try:
+            self._target.capture(aux_layers)
+        except TargetError as error:
+            logger.warning("speculation is off: %s", error)
+            return False
+        self._cache.resize_features(self._target.feature_width)
+        self._drafting.recapture()
+        return True
+
+    def _admit(self, now: float) -> None:
+        for sequence in self._scheduler.admit():
+            sequence.admitted = now
+            sequence.timings.queue = now - sequence.arrived
+            self._drafting.open(sequence)
+
+    def _commit(self, works: Items[Work], logits: torch.Tensor) -> None:
+        """Draw the tokens of every sequence that reached its last row, and accept drafts."""
+        greedy = logits.argmax(-1).tolist()
+        row = 0
+        for work in works:
+            sequence = work.sequence
+            if not work.draws:
+                sequence.computed += len(work.tokens)
+                continue
+            rows = slice(row, row + work.draws)
+            row += work.draws
+            drawn = self._draw(sequence, logits[rows], greedy[rows])
+            proposed, accepted = len(sequence.draft), len(drawn) - 1
+            start = len(sequence)
+            kept = sequence.commit(drawn, accepted)
+            sequence.usage.count_round(proposed, accepted)
+            self._drafting.observe(sequence.id, proposed, accepted)
+            self._metrics.count_round(proposed, accepted, len(kept))
+            self._emit(
+                sequence,
+                Emitted(
+                    start, kept, proposed, accepted, self._logprobs(sequence, logits[rows], kept)
+                ),
+            )
+
+    def _draw(self, sequence: Sequence, logits: torch.Tensor, greedy: list[int]) -> list[int]:
+        """Draw until a draw differs from the draft: the exactness of speculation.
+
+        Row j of `logits` [1 + draft length, vocab] follows the committed tokens and j draft
+        tokens. A draft token is accepted exactly if it equals what was drawn in its place.
+        """
+        sampling, draft = sequence.sampling, sequence.draft
+        if sampling.temperature == 0 and sampling.plain_scores:
+            matches = next((j for j, t in enumerate(draft) if t != greedy[j]), len(draft))
+            return greedy[: matches + 1]
+        plain = sampling.plain_scores
+        prompt = () if plain else sequence.tokens[: sequence.output_start]
+        counts = Counter() if plain else Counter(sequence.output_counts)
+        drawn: list[int] = []
+        for j, scores in enumerate(logits):
+            position = len(sequence) + j
+            early = position - sequence.output_start < sampling.min_tokens
+            drawn.append(
+                draw(
+                    scores,
+                    sampling,
+                    position=position,
+                    choice=sequence.generation.choice_index,
+                    prompt=prompt,
+                    output_counts=counts,
+                    banned=sequence.end_tokens if early else (),
+                )
+            )
+            if j == len(draft) or drawn[j] != draft[j]:
+                break
+            counts[drawn[j]] += 1
+        return drawn
+
+    @staticmethod
+    def _logprobs(
+        sequence: Sequence, logits: torch.Tensor, kept: Items[int]
+    ) -> tuple[Logprobs, ...]:
+        top = sequence.sampling.top_logprobs
+        if top is None:
+            return ()
+        return tuple(logprobs_of(logits[j], token, top) for j, token in enumerate(kept))
+
+    def _emit(self, sequence: Sequence, event: Event) -> None:
+        self._outbox.append((sequence.id, event))
+
+    def _retire(self, now: float) -> None:
+        for sequence in self._scheduler.running:
+            if sequence.finish is not None:
+                timings = sequence.timings
+                timings.host = max(0.0, now - sequence.first_token - timings.accounted)
+                done = Finished(sequence.finish, sequence.usage, sequence.timings)
+                self._emit(sequence, done)
+                self._forget([sequence.id])
+
+    def _forget(self, seqs: Items[int]) -> None:
+        for sequence in self._scheduler.remove(seqs):
+            self._drafting.close(sequence.id)
+
+    def _fail_running(self, reason: str) -> None:
+        for sequence in self._scheduler.running:
+            self._emit(sequence, Failed(reason))
+            self._forget([sequence.id])
+
+    def _account_wait(self, now: float) -> None:
+        """Charge the wait for drafts to the sequences that waited."""
+        waited = self._drafting.waited
+        if not waited.seqs:
+            return
+        total = now - waited.started
+        compute = min(total, waited.cost.compute_us * 1e-6)
+        queued = min(total - compute, waited.cost.queue_us * 1e-6)
+        for sequence in self._scheduler.running:
+            if sequence.id in waited.seqs:
+                sequence.timings.drafter += compute
+                sequence.timings.drafter_queue += queued
+                sequence.timings.wire += total - compute - queued
+        if self._drafting.gathering.awaited:
+            self._policy.observe_draft(waited.length, total)
+            self._metrics.missed_deadlines.inc()
+
+    def _account(self, works: Items[Work], started: float, ran: float, drawn: float) -> None:
+        rows = sum(len(work.tokens) for work in works)
+        decoding = all(work.draws == len(work.tokens) for work in works)
+        if decoding:
+            self._policy.observe_verify(rows, drawn - started)
+        for work in works:
+            sequence = work.sequence
+            if sequence.first_token:
+                sequence.timings.target += ran - started
+                sequence.timings.draw += drawn - ran
+            elif work.draws:
+                sequence.first_token = drawn
+                sequence.timings.prefill = drawn - sequence.admitted
+        self._metrics.observe_step(rows, ran - started, self._scheduler)

@@ -1,0 +1,142 @@
+"""What the engine is asked for and what it answers, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn; see the message `Sampling` for limits and units."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    stop_token_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    max_tokens: int = 1
+    ignore_eos: bool = False
+    top_logprobs: int | None = None
+
+    @property
+    def plain_scores(self) -> bool:
+        """Whether logits are drawn from as they are, up to the temperature."""
+        return not (
+            self.logit_bias
+            or self.min_tokens
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.repetition_penalty != 1.0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One request: `tokens[output_start:]` is output that exists already."""
+
+    request_id: str
+    tokens: tuple[int, ...]
+    output_start: int
+    sampling: Sampling
+    max_draft_tokens: int = 0
+    choice_index: int = 0
+
+
+class FinishReason(Enum):
+    """Why a generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Of one token: its own, and the best `(token, logprob)` pairs of its position."""
+
+    drawn: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """The tokens of one round, the first at absolute index `start`."""
+
+    start: int
+    tokens: tuple[int, ...]
+    drafted: int = 0
+    accepted: int = 0
+    logprobs: tuple[Logprobs, ...] = ()
+
+
+@dataclass(slots=True)
+class Usage:
+    """Counts of one generation; lists are by chain position."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    accepted_draft_tokens: int = 0
+    rejected_draft_tokens: int = 0
+    rounds: int = 0
+    drafted_rounds: int = 0
+    proposed_at: list[int] = field(default_factory=list)
+    accepted_at: list[int] = field(default_factory=list)
+
+    def count_round(self, proposed: int, accepted: int) -> None:
+        """Count one verification and its draft."""
+        self.rounds += 1
+        self.drafted_rounds += proposed > 0
+        self.accepted_draft_tokens += accepted
+        self.rejected_draft_tokens += proposed - accepted
+        missing = proposed - len(self.proposed_at)
+        self.proposed_at += [0] * missing
+        self.accepted_at += [0] * missing
+        for position in range(proposed):
+            self.proposed_at[position] += 1
+            self.accepted_at[position] += position < accepted
+
+
+@dataclass(slots=True)
+class Timings:
+    """Where the time of a generation went, in seconds; see the message `Timings`."""
+
+    queue: float = 0.0
+    prefill: float = 0.0
+    target: float = 0.0
+    draw: float = 0.0
+    drafter: float = 0.0
+    drafter_queue: float = 0.0
+    wire: float = 0.0
+    host: float = 0.0
+
+    @property
+    def accounted(self) -> float:
+        """What of the time after the first token has a part to it."""
+        return self.target + self.draw + self.drafter + self.drafter_queue + self.wire
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of a generation."""
+
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The last event of a generation that could not go on; one sentence says why."""
+
+    reason: str
+
+
+Event = Emitted | Finished | Failed

@@ -1,0 +1,67 @@
+"""Prometheus metrics of the verifier."""
+
+from __future__ import annotations
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from verifier_svc.scheduler import Scheduler
+
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.5, 1.0, 2.0)
+
+
+class Metrics:
+    """Names follow the field's conventions: spec_decode counters as in other servers."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        prefix = "holdcourse_verifier_"
+        self.requests = Counter(
+            prefix + "requests", "Generations by how they ended.", ["outcome"], registry=registry
+        )
+        self.generated = Counter(prefix + "generation_tokens", "Tokens emitted.", registry=registry)
+        self.prompted = Counter(prefix + "prompt_tokens", "Prompt tokens.", registry=registry)
+        self.rounds = Counter(
+            prefix + "rounds",
+            "Verifications by whether they had a draft.",
+            ["draft"],
+            registry=registry,
+        )
+        self.drafted = Counter(
+            prefix + "spec_decode_num_draft_tokens", "Draft tokens verified.", registry=registry
+        )
+        self.accepted = Counter(
+            prefix + "spec_decode_num_accepted_tokens", "Draft tokens accepted.", registry=registry
+        )
+        self.missed_deadlines = Counter(
+            prefix + "draft_deadlines_missed",
+            "Rounds that left without all drafts.",
+            registry=registry,
+        )
+        self.step_rows = Histogram(
+            prefix + "step_rows", "Rows of a packed forward.", buckets=_ROWS, registry=registry
+        )
+        self.step_seconds = Histogram(
+            prefix + "step_seconds",
+            "Time of a packed forward.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.running = Gauge(prefix + "num_requests_running", "With blocks.", registry=registry)
+        self.waiting = Gauge(prefix + "num_requests_waiting", "Queued.", registry=registry)
+        self.drafter_linked = Gauge(
+            prefix + "drafter_linked", "1 while a drafter is linked.", registry=registry
+        )
+
+    def count_round(self, proposed: int, accepted: int, emitted: int) -> None:
+        """Count one verification of one sequence."""
+        self.rounds.labels("yes" if proposed else "no").inc()
+        self.drafted.inc(proposed)
+        self.accepted.inc(accepted)
+        self.generated.inc(emitted)
+
+    def observe_step(self, rows: int, seconds: float, scheduler: Scheduler) -> None:
+        """Take one packed forward."""
+        self.step_rows.observe(rows)
+        self.step_seconds.observe(seconds)
+        self.running.set(len(scheduler.running))
+        self.waiting.set(scheduler.waiting)

@@ -1,0 +1,81 @@
+"""One generation in flight: its tokens, how far the target has run, and when it ends. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence as Items
+
+from verifier_svc.blocks import Extent
+from verifier_svc.generation import FinishReason, Generation, Timings, Usage
+
+
+class Sequence:
+    """Tokens x_0 .. x_{L-1} are committed; the target has run positions 0 .. computed - 1.
+
+    While decoding, computed is L - 1: a round runs x_{L-1} and the draft after it.
+    """
+
+    def __init__(
+        self, seq: int, generation: Generation, eos: frozenset[int], max_model_len: int
+    ) -> None:
+        self.id = seq
+        self.generation = generation
+        self.sampling = generation.sampling
+        self.tokens = list(generation.tokens)
+        self.output_start = generation.output_start
+        self.computed = 0
+        self.draft: tuple[int, ...] = ()
+        self.extent: Extent | None = None
+        self.limit = min(self.output_start + self.sampling.max_tokens, max_model_len)
+        own_eos = frozenset[int]() if self.sampling.ignore_eos else eos
+        self.end_tokens = own_eos | self.sampling.stop_token_ids
+        self.output_counts = Counter(self.tokens[self.output_start :])
+        self.usage = Usage(prompt_tokens=self.output_start)
+        self.timings = Timings()
+        self.arrived = self.admitted = self.first_token = 0.0
+        self.finish: FinishReason | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def slot(self) -> int:
+        """The cache slot of position 0."""
+        assert self.extent is not None, "a sequence runs only while it owns blocks"
+        return self.extent.slot
+
+    @property
+    def entries(self) -> int:
+        """Entries (feature, successor token) that are real."""
+        return min(self.computed, len(self.tokens) - 1)
+
+    @property
+    def decoding(self) -> bool:
+        """Whether only the last committed token has not been run."""
+        return self.computed == len(self.tokens) - 1
+
+    @property
+    def room_for_draft(self) -> int:
+        """Draft tokens that could all be accepted and still leave room for the bonus token."""
+        return max(0, self.limit - len(self.tokens) - 1)
+
+    def commit(self, drawn: Items[int], accepted: int) -> tuple[int, ...]:
+        """Append the tokens drawn after `accepted` draft tokens; return those that count.
+
+        Tokens after an end token or beyond the limit are dropped, and the sequence finishes.
+        """
+        self.computed = len(self.tokens) + accepted
+        self.draft = ()
+        kept: list[int] = []
+        for token in drawn:
+            kept.append(token)
+            self.tokens.append(token)
+            self.output_counts[token] += 1
+            if token in self.end_tokens:
+                self.finish = FinishReason.STOP
+            elif len(self.tokens) >= self.limit:
+                self.finish = FinishReason.LENGTH
+            if self.finish is not None:
+                break
+        self.usage.completion_tokens = len(self.tokens) - self.output_start
+        return tuple(kept)

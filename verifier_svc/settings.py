@@ -1,0 +1,72 @@
+"""Settings of the verifier service."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import model_validator
+
+from specwire.settings import Address, Port, Settings, Size, setting
+
+DTypeName = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+class VerifierSettings(Settings):
+    """Serve a target model: python -m verifier_svc."""
+
+    listen: Address = setting(
+        "127.0.0.1:50051", "HOST:PORT to listen on.", env="HOLDCOURSE_VERIFIER_LISTEN"
+    )
+    target: str = setting(..., "Hugging Face id, folder, or .gguf file.")
+    drafter_address: Address | None = setting(
+        None, "HOST:PORT of the drafter; none decodes plainly."
+    )
+    dtype: DTypeName = setting("auto", "Of weights and cache; auto is bfloat16 where it is fast.")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
+    max_model_len: int | None = setting(
+        None, "Prompt and output tokens at most; by default the target's own limit.", ge=2
+    )
+    kv_memory: Size = setting("2GiB", "Memory for the KV cache and the features beside it.", gt=0)
+    max_sequences: int = setting(32, "Sequences that run at once.", ge=1, le=1024)
+    max_waiting: int = setting(256, "Sequences that queue; more are refused.", ge=0)
+    token_budget: int = setting(512, "Rows of a step that prompts may fill up to.", ge=32)
+    speculation: bool = setting(True, "Use the drafter.")
+    draft_length: str = setting("auto", "Draft tokens per round: auto, or 0 to 16.")
+    max_draft_tokens: int = setting(8, "Draft tokens per round at most.", ge=1, le=16)
+    draft_deadline_ms: float = setting(100.0, "Longest wait for a draft.", gt=0)
+    metrics_port: Port = setting(
+        0, "Prometheus port; 0 serves none.", env="HOLDCOURSE_VERIFIER_METRICS_PORT"
+    )
+    drain_grace_s: float = setting(30.0, "Seconds that running generations get on SIGTERM.", ge=0)
+    trust_remote_code: bool = setting(False, "Run code that the target's folder brings.")
+
+    @model_validator(mode="after")
+    def _check_draft_length(self) -> VerifierSettings:
+        if self.draft_length != "auto" and not (
+            self.draft_length.isdecimal() and int(self.draft_length) <= 16
+        ):
+            raise ValueError("--draft-length must be auto or a number from 0 to 16")
+        return self
+
+    @property
+    def fixed_draft_length(self) -> int | None:
+        """The one draft length to use, or None for the policy's choice."""
+        return None if self.draft_length == "auto" else int(self.draft_length)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device to run on."""
+        if self.device != "auto":
+            return torch.device(self.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The element type of weights and cache."""
+        if self.dtype != "auto":
+            dtype: torch.dtype = getattr(torch, self.dtype)
+            return dtype
+        if self.torch_device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

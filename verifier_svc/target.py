@@ -1,0 +1,231 @@
+"""The target model: loading, the packed forward, and the states captured on the way."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence as Items
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from specwire.handshake import Shape
+from specwire.target import TargetSource
+from specwire.torch import target_fingerprint
+from verifier_svc.attention import NAME, AttentionPlan, Segment
+from verifier_svc.cache import KVCache
+from verifier_svc.scheduler import Work
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+class TargetError(ValueError):
+    """The target cannot be served; one sentence says why."""
+
+
+class Target:
+    """A causal language model of standard attention, run over packed rows.
+
+    Captured features are the input to the decoder layers `aux_layers`, side by side:
+    [rows, len(aux_layers) * hidden_size] in the model's dtype.
+    """
+
+    def __init__(self, model: PreTrainedModel, name: str) -> None:
+        self.model = model
+        self.name = name
+        config = model.config.get_text_config()
+        self.config = config
+        self.dtype: torch.dtype = model.dtype
+        self.device: torch.device = model.device
+        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
+        self.hidden_size: int = config.hidden_size
+        self.num_layers: int = config.num_hidden_layers
+        self.kv_heads: int = getattr(config, "num_key_value_heads", config.num_attention_heads)
+        head_dim = getattr(config, "head_dim", None)
+        self.head_dim: int = head_dim or config.hidden_size // config.num_attention_heads
+        self.max_position: int = config.max_position_embeddings
+        self.fingerprint = target_fingerprint(model)
+        self._body: Any = model.get_decoder()
+        _check_standard_attention(model, self._body)
+        self.aux_layers: tuple[int, ...] = default_aux_layers(self.num_layers)
+        self._captured: dict[int, torch.Tensor] = {}
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self.capture(self.aux_layers)
+        # Logits of bf16 weights are kept in fp32: rounded to bf16 they would tie.
+        head = model.get_output_embeddings()
+        self._head = head.weight.detach().float()
+        bias = getattr(head, "bias", None)
+        self._head_bias = None if bias is None else bias.detach().float()
+
+    @property
+    def shape(self) -> Shape:
+        """What a drafter must have been made for."""
+        return Shape(self.fingerprint, self.vocab_size, self.hidden_size)
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """The model's own end tokens."""
+        for config in (self.model.generation_config, self.config):
+            eos = getattr(config, "eos_token_id", None)
+            if eos is not None:
+                return frozenset(eos if isinstance(eos, list) else [eos])
+        return frozenset()
+
+    @property
+    def feature_width(self) -> int:
+        """Elements of one captured row."""
+        return len(self.aux_layers) * self.hidden_size
+
+    def capture(self, aux_layers: Items[int]) -> None:
+        """Capture the input to these layers from now on.
+
+        Raises:
+            TargetError: a layer that the target does not have.
+        """
+        for index in aux_layers:
+            if not 0 <= index < self.num_layers:
+                raise TargetError(
+                    f"aux_layer_ids: {index} is not a layer of a target of {self.num_layers}."
+                )
+        for hook in self._hooks:
+            hook.remove()
+        self.aux_layers = tuple(aux_layers)
+
+        def keep(index: int) -> Any:
+            def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                self._captured[index] = args[0] if args else kwargs["hidden_states"]
+
+            return hook
+
+        self._hooks = [
+            self._body.layers[index].register_forward_pre_hook(keep(index), with_kwargs=True)
+            for index in set(aux_layers)
+        ]
+
+    @torch.inference_mode()
+    def run(self, works: Items[Work], cache: KVCache) -> torch.Tensor:
+        """Run one packed batch: write KV and features at its slots.
+
+        Returns the fp32 logits [draws, vocab] of the rows that are drawn from, in order.
+        """
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        drawn: list[int] = []
+        segments: list[Segment] = []
+        for work in works:
+            start, count, base = len(tokens), len(work.tokens), work.sequence.slot
+            segments.append(Segment(start, count, work.position, base))
+            tokens += work.tokens
+            positions += range(work.position, work.position + count)
+            slots += range(base + work.position, base + work.position + count)
+            drawn += range(start + count - work.draws, start + count)
+        slot_index = torch.tensor(slots, device=self.device)
+        plan = AttentionPlan(tuple(segments), slot_index, cache.keys, cache.values)
+        hidden = self._body(
+            input_ids=torch.tensor([tokens], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            use_cache=False,
+            plan=plan,
+        ).last_hidden_state[0]
+        captured = [self._captured[index][0] for index in self.aux_layers]
+        cache.features.index_copy_(0, slot_index, torch.cat(captured, -1))
+        self._captured.clear()
+        if len(drawn) != len(tokens):
+            hidden = hidden[torch.tensor(drawn, device=self.device, dtype=torch.long)]
+        return self.logits(hidden)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """fp32 logits [rows, vocab] of final hidden states [rows, hidden_size]."""
+        logits = torch.nn.functional.linear(hidden.float(), self._head, self._head_bias)
+        divisor = getattr(self.config, "logits_scaling", None)
+        factor = getattr(self.config, "logit_scale", None)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        if divisor:
+            logits = logits / divisor
+        if factor:
+            logits = logits * factor
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def default_aux_layers(num_layers: int) -> tuple[int, ...]:
+    """EAGLE-3's default: the input to a low, a middle and a high layer."""
+    return (min(2, num_layers - 1), num_layers // 2, max(0, num_layers - 3))
+
+
+def load_target(
+    source: TargetSource, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
+) -> Target:
+    """Load a target.
+
+    Raises:
+        TargetError: nothing that can be served is there.
+    """
+    try:
+        config = AutoConfig.from_pretrained(
+            source.location, trust_remote_code=trust_remote_code, **source.arguments
+        )
+        _check_layer_types(config)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            dtype=dtype,
+            attn_implementation=NAME,
+            trust_remote_code=trust_remote_code,
+            **source.arguments,
+        )
+    except TargetError:
+        raise
+    except Exception as error:  # transformers raises many kinds for a broken or missing model
+        logger.debug("loading failed", exc_info=True)
+        sentence = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise TargetError(f"target: {source.name} cannot be loaded: {sentence}") from error
+    return Target(model.to(device).eval().requires_grad_(False), source.name)
+
+
+def load_tokenizer_files(source: TargetSource, *, trust_remote_code: bool) -> dict[str, bytes]:
+    """The files from which text becomes tokens, by name.
+
+    Raises:
+        TargetError: the target has no tokenizer that can be written as tokenizer.json.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.location, trust_remote_code=trust_remote_code, **source.arguments
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            paths = (Path(folder) / name for name in TOKENIZER_FILES)
+            files = {path.name: path.read_bytes() for path in paths if path.is_file()}
+    except Exception as error:
+        raise TargetError(f"target: the tokenizer cannot be loaded: {error}") from error
+    if "tokenizer.json" not in files:
+        raise TargetError("target: its tokenizer has no fast form (tokenizer.json).")
+    return files
+
+
+def _check_layer_types(config: Any) -> None:
+    """Refuse layers whose state cannot be rolled back, or that see less than the whole prefix."""
+    text = config.get_text_config()
+    for kind in getattr(text, "layer_types", None) or ():
+        if kind != "full_attention":
+            raise TargetError(
+                f"target: layers of type {kind} cannot be served; full_attention is needed."
+            )
+    if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
+        raise TargetError("target: sliding_window attention cannot be served.")
+
+
+def _check_standard_attention(model: PreTrainedModel, body: Any) -> None:
+    layers = getattr(body, "layers", None)
+    if layers is None:
+        raise TargetError(f"target: {type(model).__name__} has no list of decoder layers.")
+    for layer in layers:
+        attention = getattr(layer, "self_attn", None)
+        if attention is None or not hasattr(attention, "layer_idx"):
+            raise TargetError(
+                f"target: {type(layer).__name__} has no self_attn of standard attention."
+            )

@@ -8,17 +8,18 @@ import queue
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
 from specwire.draft import DraftEvent, Linked, Unlinked
+from verifier_svc.acceptance import accept_drawn, accept_greedy
 from verifier_svc.cache import KVCache
 from verifier_svc.drafting import Drafting
-from verifier_svc.drawing import draw, logprobs_of
+from verifier_svc.drawing import logprobs_of
 from verifier_svc.generation import Emitted, Event, Failed, Finished, Generation, Logprobs
 from verifier_svc.metrics import Metrics
 from verifier_svc.policy import DraftLengthPolicy
@@ -101,6 +102,7 @@ class Engine:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
+    @torch.inference_mode()
     def _run(self) -> None:
         sys.setswitchinterval(1e-4)
         gc.freeze()
@@ -124,9 +126,9 @@ class Engine:
         if not works:
             self._drafting.send((), started)
             return
-        logits = self._target.run(works, self._cache)
+        hidden = self._target.run(works, self._cache)
         ran = time.perf_counter()
-        self._commit(works, logits)
+        self._commit(works, hidden)
         drawn = time.perf_counter()
         self._account(works, started, ran, drawn)
         self._retire(drawn)
@@ -185,72 +187,38 @@ class Engine:
             sequence.timings.queue = now - sequence.arrived
             self._drafting.open(sequence)
 
-    def _commit(self, works: Items[Work], logits: torch.Tensor) -> None:
+    def _commit(self, works: Items[Work], hidden: torch.Tensor) -> None:
         """Draw the tokens of every sequence that reached its last row, and accept drafts."""
-        greedy = logits.argmax(-1).tolist()
-        row = 0
+        greedy: list[int] = []
+        scored: list[int] = []
+        for work, rows in _rows_drawn(works):
+            (greedy if work.sequence.sampling.plain_greedy else scored).extend(rows)
+        head = self._target.head
+        best = iter(head.argmax(hidden[greedy] if scored else hidden) if greedy else ())
+        logits = iter(head.logits(hidden[scored] if greedy else hidden) if scored else ())
         for work in works:
             sequence = work.sequence
             if not work.draws:
                 sequence.computed += len(work.tokens)
-                continue
-            rows = slice(row, row + work.draws)
-            row += work.draws
-            drawn = self._draw(sequence, logits[rows], greedy[rows])
-            proposed, accepted = len(sequence.draft), len(drawn) - 1
-            start = len(sequence)
-            kept = sequence.commit(drawn, accepted)
-            sequence.usage.count_round(proposed, accepted)
-            self._drafting.observe(sequence.id, proposed, accepted)
-            self._metrics.count_round(proposed, accepted, len(kept))
-            self._emit(
-                sequence,
-                Emitted(
-                    start, kept, proposed, accepted, self._logprobs(sequence, logits[rows], kept)
-                ),
-            )
+            elif sequence.sampling.plain_greedy:
+                drawn = accept_greedy(sequence.draft, list(islice(best, work.draws)))
+                self._accept(sequence, drawn, None)
+            else:
+                scores = torch.stack(list(islice(logits, work.draws)))
+                self._accept(sequence, accept_drawn(sequence, scores), scores)
 
-    def _draw(self, sequence: Sequence, logits: torch.Tensor, greedy: list[int]) -> list[int]:
-        """Draw until a draw differs from the draft: the exactness of speculation.
-
-        Row j of `logits` [1 + draft length, vocab] follows the committed tokens and j draft
-        tokens. A draft token is accepted exactly if it equals what was drawn in its place.
-        """
-        sampling, draft = sequence.sampling, sequence.draft
-        if sampling.temperature == 0 and sampling.plain_scores:
-            matches = next((j for j, t in enumerate(draft) if t != greedy[j]), len(draft))
-            return greedy[: matches + 1]
-        plain = sampling.plain_scores
-        prompt = () if plain else sequence.tokens[: sequence.output_start]
-        counts = Counter() if plain else Counter(sequence.output_counts)
-        drawn: list[int] = []
-        for j, scores in enumerate(logits):
-            position = len(sequence) + j
-            early = position - sequence.output_start < sampling.min_tokens
-            drawn.append(
-                draw(
-                    scores,
-                    sampling,
-                    position=position,
-                    choice=sequence.generation.choice_index,
-                    prompt=prompt,
-                    output_counts=counts,
-                    banned=sequence.end_tokens if early else (),
-                )
-            )
-            if j == len(draft) or drawn[j] != draft[j]:
-                break
-            counts[drawn[j]] += 1
-        return drawn
-
-    @staticmethod
-    def _logprobs(
-        sequence: Sequence, logits: torch.Tensor, kept: Items[int]
-    ) -> tuple[Logprobs, ...]:
+    def _accept(self, sequence: Sequence, drawn: list[int], logits: torch.Tensor | None) -> None:
+        """Commit what was drawn for a sequence, and emit it."""
+        proposed, accepted, start = len(sequence.draft), len(drawn) - 1, len(sequence)
+        kept = sequence.commit(drawn, accepted)
+        sequence.usage.count_round(proposed, accepted)
+        self._drafting.observe(sequence.id, proposed, accepted)
+        self._metrics.count_round(proposed, accepted, len(kept))
         top = sequence.sampling.top_logprobs
-        if top is None:
-            return ()
-        return tuple(logprobs_of(logits[j], token, top) for j, token in enumerate(kept))
+        logprobs: tuple[Logprobs, ...] = ()
+        if top is not None and logits is not None:
+            logprobs = tuple(logprobs_of(logits[j], token, top) for j, token in enumerate(kept))
+        self._emit(sequence, Emitted(start, kept, proposed, accepted, logprobs))
 
     def _emit(self, sequence: Sequence, event: Event) -> None:
         self._outbox.append((sequence.id, event))
@@ -304,3 +272,11 @@ class Engine:
                 sequence.first_token = drawn
                 sequence.timings.prefill = drawn - sequence.admitted
         self._metrics.observe_step(rows, ran - started, self._scheduler)
+
+
+def _rows_drawn(works: Items[Work]) -> Iterator[tuple[Work, range]]:
+    """Each work with the rows of the target's output that its draws take."""
+    row = 0
+    for work in works:
+        yield work, range(row, row + work.draws)
+        row += work.draws

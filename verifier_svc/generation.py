@@ -37,6 +37,11 @@ class Sampling:
             or self.repetition_penalty != 1.0
         )
 
+    @property
+    def plain_greedy(self) -> bool:
+        """Whether only the argmax of each row is needed."""
+        return self.temperature == 0 and self.plain_scores and self.top_logprobs is None
+
 
 @dataclass(frozen=True, slots=True)
 class Generation:

@@ -13,9 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from specwire.handshake import Shape
 from specwire.target import TargetSource
-from specwire.torch import target_fingerprint
+from specwire.torch import pack_linears, target_fingerprint
 from verifier_svc.attention import NAME, AttentionPlan, Segment
 from verifier_svc.cache import KVCache
+from verifier_svc.head import Head
 from verifier_svc.scheduler import Work
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,6 @@ class Target:
         self.config = config
         self.dtype: torch.dtype = model.dtype
         self.device: torch.device = model.device
-        self.vocab_size: int = model.get_output_embeddings().weight.shape[0]
         self.hidden_size: int = config.hidden_size
         self.num_layers: int = config.num_hidden_layers
         self.kv_heads: int = getattr(config, "num_key_value_heads", config.num_attention_heads)
@@ -55,11 +55,9 @@ class Target:
         self._captured: dict[int, torch.Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self.capture(self.aux_layers)
-        # Logits of bf16 weights are kept in fp32: rounded to bf16 they would tie.
-        head = model.get_output_embeddings()
-        self._head = head.weight.detach().float()
-        bias = getattr(head, "bias", None)
-        self._head_bias = None if bias is None else bias.detach().float()
+        self.head = Head(model.get_output_embeddings(), config)
+        self.vocab_size = self.head.vocab_size
+        pack_linears(self._body)
 
     @property
     def shape(self) -> Shape:
@@ -110,7 +108,8 @@ class Target:
     def run(self, works: Items[Work], cache: KVCache) -> torch.Tensor:
         """Run one packed batch: write KV and features at its slots.
 
-        Returns the fp32 logits [draws, vocab] of the rows that are drawn from, in order.
+        Returns the final hidden states [draws, hidden_size] of the rows that are drawn from, in
+        order, as `head` takes them.
         """
         tokens: list[int] = []
         positions: list[int] = []
@@ -126,7 +125,7 @@ class Target:
             drawn += range(start + count - work.draws, start + count)
         slot_index = torch.tensor(slots, device=self.device)
         plan = AttentionPlan(tuple(segments), slot_index, cache.keys, cache.values)
-        hidden = self._body(
+        hidden: torch.Tensor = self._body(
             input_ids=torch.tensor([tokens], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),
             use_cache=False,
@@ -137,19 +136,7 @@ class Target:
         self._captured.clear()
         if len(drawn) != len(tokens):
             hidden = hidden[torch.tensor(drawn, device=self.device, dtype=torch.long)]
-        return self.logits(hidden)
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """fp32 logits [rows, vocab] of final hidden states [rows, hidden_size]."""
-        logits = torch.nn.functional.linear(hidden.float(), self._head, self._head_bias)
-        divisor = getattr(self.config, "logits_scaling", None)
-        factor = getattr(self.config, "logit_scale", None)
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        if divisor:
-            logits = logits / divisor
-        if factor:
-            logits = logits * factor
-        return torch.tanh(logits / cap) * cap if cap else logits
+        return hidden
 
 
 def default_aux_layers(num_layers: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, NoReturn
 
 import grpc
@@ -103,8 +104,9 @@ def _guard_stream(behaviour: Callable[..., Any], streaming: bool, request_id: st
             if inspect.isawaitable(answers):
                 await answers
                 return
-            async for answer in answers:
-                yield answer
+            async with aclosing(answers):
+                async for answer in answers:
+                    yield answer
         except Exception as error:
             await _abort(error, context)
 

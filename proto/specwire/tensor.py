@@ -35,7 +35,8 @@ def check(message: tensor_pb2.Tensor, field: str) -> tuple[int, ...]:
     if len(shape) > MAX_DIMENSIONS:
         raise InvalidRequest(f"{field}: {len(shape)} dimensions, at most {MAX_DIMENSIONS}.")
     count = math.prod(shape)
-    if count > MAX_ELEMENTS:
+    # A shape without elements may still have a dimension that no array can have.
+    if max(count, *shape, 0) > MAX_ELEMENTS:
         raise InvalidRequest(f"{field}: shape {list(shape)} has over {MAX_ELEMENTS} elements.")
     if count * size != len(message.data):
         raise InvalidRequest(

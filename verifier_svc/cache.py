@@ -10,7 +10,8 @@ from verifier_svc.blocks import BLOCK_SIZE
 class KVCache:
     """Keys and values per layer, each [slots, kv_heads, head_dim], and features [slots, width].
 
-    Pages are touched, and so really taken, only as slots are first written.
+    Slots hold finite numbers from the start, since masked ones are read. Memory is really taken
+    only as slots are first written.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class KVCache:
         slots = blocks * BLOCK_SIZE
 
         def pool(*shape: int) -> torch.Tensor:
-            return torch.empty(slots, *shape, dtype=dtype, device=device)
+            return torch.zeros(slots, *shape, dtype=dtype, device=device)
 
         self.keys = tuple(pool(kv_heads, head_dim) for _ in range(layers))
         self.values = tuple(pool(kv_heads, head_dim) for _ in range(layers))

@@ -13,13 +13,8 @@ from collections.abc import Collection, Mapping
 import torch
 
 from specwire.noise import signed64
-from specwire.torch import exponentials
+from specwire.torch import exponentials, vocabulary_exponentials
 from verifier_svc.generation import Logprobs, Sampling
-
-# Tokens that are raced first; the best of them bounds what the rest must beat.
-_LEADERS = 64
-# No exponential is smaller: v is at least 2**-33.
-_LEAST_EXPONENTIAL = -math.log1p(-(2.0**-33))
 
 
 def draw(
@@ -105,35 +100,15 @@ def truncate(scaled: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor | N
 def race(
     ids: torch.Tensor | None, scaled: torch.Tensor, seed: int, position: int, choice: int
 ) -> int:
-    """The winner of the exponential race among `ids` with logits `scaled`.
-
-    The leaders are raced first. Of the others only those take part that could still win with
-    the smallest exponential there is, so that the result is that of the whole race.
-    """
-    device = scaled.device
-    key = [torch.tensor(value, device=device) for value in (seed, position, choice)]
+    """The winner of the exponential race among `ids` (None: all tokens) with logits `scaled`."""
+    if ids is None:
+        noise = vocabulary_exponentials(seed, position, choice, scaled)
+    else:
+        noise = exponentials(seed, position, ids, choice)
     logits = scaled.double()
-    top = logits.max()
-
-    def run(candidates: torch.Tensor) -> tuple[float, int]:
-        """The least E / weight among `candidates` (indices into `scaled`), and its token."""
-        tokens = candidates if ids is None else ids[candidates]
-        noise = exponentials(key[0], key[1], tokens, key[2])
-        ratios = noise * torch.exp(top - logits[candidates])
-        least = ratios.min()
-        return float(least), int(tokens[ratios == least].min())
-
-    leaders = torch.topk(scaled, min(_LEADERS, scaled.shape[-1])).indices
-    best, winner = run(leaders)
-    threshold = top + math.log(_LEAST_EXPONENTIAL) - math.log(best)
-    contenders = (logits >= threshold) & torch.isfinite(logits)
-    contenders[leaders] = False
-    others = contenders.nonzero().squeeze(-1)
-    if len(others):
-        rival, token = run(others)
-        if (rival, token) < (best, winner):
-            return token
-    return winner
+    ratios = noise * torch.exp(logits.max() - logits)
+    winners = (ratios == ratios.min()).nonzero().squeeze(-1)
+    return int((winners if ids is None else ids[winners]).min())
 
 
 def logprobs_of(logits: torch.Tensor, token: int, top: int) -> Logprobs:

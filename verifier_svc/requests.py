@@ -11,6 +11,8 @@ from verifier_svc.generation import Generation, Sampling
 MAX_TOP_LOGPROBS = 20
 _MAX_BIASES = 1024
 _MAX_STOP_TOKENS = 64
+# Logits divided by less can overflow. 1e-5 passes, which fp32 stores as a little less.
+_LEAST_TEMPERATURE = 0.999e-5
 
 
 def decode(
@@ -71,6 +73,10 @@ def _decode_sampling(request: pb.GenerateRequest, vocab_size: int, room: int) ->
         top_logprobs=given.top_logprobs if given.HasField("top_logprobs") else None,
     )
     _check_range("temperature", sampling.temperature, 0, 100)
+    if 0 < sampling.temperature < _LEAST_TEMPERATURE:
+        raise InvalidRequest(
+            f"temperature: must be 0 or at least 1e-05, {sampling.temperature:g} was given."
+        )
     _check_range("top_p", sampling.top_p, 0, 1, above=True)
     _check_range("min_p", sampling.min_p, 0, 1)
     _check_range("repetition_penalty", sampling.repetition_penalty, 0, 100, above=True)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from specwire.handshake import Shape
 from specwire.target import TargetSource
 from specwire.torch import pack_linears, target_fingerprint
-from verifier_svc.attention import NAME, AttentionPlan, Segment
+from verifier_svc.attention import NAME, AttentionPlan, Segment, segment
 from verifier_svc.cache import KVCache
 from verifier_svc.head import Head
 from verifier_svc.scheduler import Work
@@ -47,6 +48,8 @@ class Target:
         self.kv_heads: int = getattr(config, "num_key_value_heads", config.num_attention_heads)
         head_dim = getattr(config, "head_dim", None)
         self.head_dim: int = head_dim or config.hidden_size // config.num_attention_heads
+        self._group: int = config.num_attention_heads // self.kv_heads
+        self._like = torch.empty(0, dtype=self.dtype, device=self.device)
         self.max_position: int = config.max_position_embeddings
         self.fingerprint = target_fingerprint(model)
         self._body: Any = model.get_decoder()
@@ -118,7 +121,7 @@ class Target:
         segments: list[Segment] = []
         for work in works:
             start, count, base = len(tokens), len(work.tokens), work.sequence.slot
-            segments.append(Segment(start, count, work.position, base))
+            segments.append(segment(start, count, work.position, base, self._group, self._like))
             tokens += work.tokens
             positions += range(work.position, work.position + count)
             slots += range(base + work.position, base + work.position + count)
@@ -157,6 +160,7 @@ def load_target(
             source.location, trust_remote_code=trust_remote_code, **source.arguments
         )
         _check_layer_types(config)
+        transformers.utils.logging.disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(
             source.location,
             dtype=dtype,

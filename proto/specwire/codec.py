@@ -53,6 +53,8 @@ def decode_extend(message: pb.Extend, vocab_size: int, max_length: int) -> Exten
         raise InvalidRequest(f"extend: tokens must be below the vocabulary size {vocab_size}.")
     if message.start == 0 and tokens and not message.HasField("opening"):
         raise InvalidRequest("extend: an opening is required where start is 0.")
+    if not tokens and not message.draft_tokens:
+        raise InvalidRequest("extend: it has neither entries nor a wish.")
     opening = _decode_opening(message.opening, vocab_size) if message.HasField("opening") else None
     return Extend(message.seq, message.start, tokens, message.draft_tokens, opening)
 
@@ -65,8 +67,8 @@ def _decode_opening(message: pb.Opening, vocab_size: int) -> Opening:
         message.frequency_penalty,
         *message.logit_bias.values(),
     )
-    if any(math.isnan(number) for number in numbers):
-        raise InvalidRequest("opening: numbers must not be NaN.")
+    if not all(map(math.isfinite, numbers)):
+        raise InvalidRequest("opening: numbers must be finite.")
     if message.temperature < 0 or message.repetition_penalty <= 0:
         raise InvalidRequest(
             "opening: temperature must be at least 0 and repetition_penalty above 0."

@@ -123,7 +123,7 @@ class SequenceReceiver:
 
     def __init__(self) -> None:
         self._real_len = 0
-        self._asked: tuple[int, int] | None = None
+        self._wish = 0
 
     @property
     def real_len(self) -> int:
@@ -138,16 +138,16 @@ class SequenceReceiver:
         """
         if start > self._real_len:
             return None
-        fresh = Span(min(self._real_len, stop), stop)
-        self._real_len = max(self._real_len, stop)
-        if draft_tokens and stop == self._real_len:
-            self._asked = (stop, draft_tokens)
+        fresh = Span(self._real_len, max(self._real_len, stop))
+        self._real_len = fresh.stop
+        self._wish = draft_tokens or self._wish
         return fresh
 
     def take_request(self) -> int | None:
-        """The draft tokens to propose at `real_len` now, once per request; None for none.
+        """The draft tokens to propose at `real_len` now, once for all wishes; None for none.
 
-        A request whose base has been passed is dropped: its answer would fit nothing.
+        A wish whose base has been passed is answered at the newest base too: its sender makes
+        no other request before the answer.
         """
-        asked, self._asked = self._asked, None
-        return asked[1] if asked is not None and asked[0] == self._real_len else None
+        wish, self._wish = self._wish, 0
+        return wish or None

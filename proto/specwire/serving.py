@@ -24,7 +24,7 @@ MAX_RECEIVE_BYTES = 4 << 20
 MAX_SEND_BYTES = 1 << 20
 
 _PING_INTERVAL_MS = 5_000
-_OPTIONS: list[tuple[str, Any]] = [
+OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
     ("grpc.max_send_message_length", MAX_RECEIVE_BYTES),
     ("grpc.so_reuseport", 0),
@@ -33,7 +33,7 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # Below it, clients' keepalive pings would be answered by GOAWAY too_many_pings.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", _PING_INTERVAL_MS),
+    ("grpc.http2.min_ping_interval_without_data_ms", _PING_INTERVAL_MS),
 ]
 
 _log = logs.get(__name__)
@@ -46,7 +46,7 @@ class ServiceServer:
         """Take the full name of the service, and what adds its servicer to a server."""
         self._name = name
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=_OPTIONS, interceptors=[Guard()])
+        self._server = grpc.aio.server(options=OPTIONS, interceptors=[Guard()])
         register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (name, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ class TargetSource:
         Raises:
             ValueError: an empty text, or a path that does not exist.
         """
-        path = Path(text).expanduser()
+        path = Path(text)
+        with contextlib.suppress(RuntimeError):  # ~user of a user that does not exist
+            path = path.expanduser()
         if not text:
             raise ValueError("target: give a Hugging Face id, a folder, or a .gguf file.")
         if path.suffix == ".gguf":

@@ -64,12 +64,15 @@ def target_fingerprint(model: torch.nn.Module) -> str:
 
 
 def exponentials(
-    seed: torch.Tensor, position: torch.Tensor, token_ids: torch.Tensor, choice: torch.Tensor
+    seed: int | torch.Tensor,
+    position: int | torch.Tensor,
+    token_ids: torch.Tensor,
+    choice: int | torch.Tensor,
 ) -> torch.Tensor:
     """The exponential noise of tokens: E = -log1p(-v), v = (n + 1/2) * 2**-32.
 
-    All arguments are int64 and broadcast against each other; `seed` holds the bits of the
-    unsigned seed. Returns float64 of the broadcast shape, in (0, 22.9).
+    Tensors are int64 and broadcast against each other; `seed` holds the bits of the unsigned
+    seed. Returns float64 of the broadcast shape, in (0, 22.9).
     """
     words = token_words(seed, position, token_ids >> 2, choice)
     lane = token_ids & 3
@@ -78,6 +81,19 @@ def exponentials(
         torch.where(lane == 0, words[0], words[1]),
         torch.where(lane == 2, words[2], words[3]),
     )
+    return _exponential(word)
+
+
+def vocabulary_exponentials(
+    seed: int, position: int, choice: int, like: torch.Tensor
+) -> torch.Tensor:
+    """`exponentials` of the tokens 0, 1, 2, ... of `like` [vocab], on its device."""
+    blocks = torch.arange(-(-len(like) // 4), device=like.device)
+    words = torch.stack(token_words(seed, position, blocks, choice), -1)
+    return _exponential(words.flatten()[: len(like)])
+
+
+def _exponential(word: torch.Tensor) -> torch.Tensor:
     return -torch.log1p(-(word.double() + 0.5) * 2.0**-32)
 
 

@@ -7,6 +7,14 @@ from collections.abc import Sequence as Items
 # Weight of the shared acceptance profile against a sequence's own rounds.
 _PRIOR_ROUNDS = 4.0
 _DECAY = 0.95
+# A cost remembers about 1 / (1 - this) observations.
+_COST_DECAY = 0.98
+# How much of a deviation is put down to the speed of the machine as a whole.
+_LEVEL_GAIN = 0.15
+# Variance of x from which on measurements outweigh the assumed slope.
+_PRIOR_SPREAD = 0.05
+# One choice in so many is plain: what plain decoding costs must stay known to be compared with.
+_PLAIN_INTERVAL = 48
 
 
 class LinearCost:
@@ -25,8 +33,13 @@ class LinearCost:
     def observe(self, x: float, seconds: float) -> None:
         """Take one measurement; one far above the fit is a disturbance and counts as a mild one."""
         if self.known:
-            seconds = min(seconds, 3 * self.predict(x))
-        keep = _DECAY if self._weight > 8 else 1.0
+            expected = max(self.predict(x), 1e-9)
+            seconds = min(seconds, 3 * expected)
+            # The machine's speed changes sooner than the line's shape: all that is known scales.
+            scale = max(seconds / expected, 1 / 3) ** _LEVEL_GAIN
+            self._y *= scale
+            self._xy *= scale
+        keep = _COST_DECAY if self._weight > 8 else 1.0
         self._weight = keep * self._weight + 1
         self._x = keep * self._x + x
         self._y = keep * self._y + seconds
@@ -41,7 +54,8 @@ class LinearCost:
         mean_x, mean_y = self._x / self._weight, self._y / self._weight
         spread = self._xx / self._weight - mean_x * mean_x
         joint = self._xy / self._weight - mean_x * mean_y
-        return max(0.0, (joint + self._share * mean_y) / (spread + 1.0))
+        prior = _PRIOR_SPREAD * self._share * mean_y
+        return max(0.0, (joint + prior) / (spread + _PRIOR_SPREAD))
 
     def predict(self, x: float) -> float:
         """Expected seconds at x, never negative; 0 where nothing is known."""
@@ -92,6 +106,7 @@ class DraftLengthPolicy:
         self._verify = LinearCost(prior_slope_share=0.03)
         self._draft = LinearCost(prior_slope_share=0.1)
         self._shared = Acceptance(max_length)
+        self._choices = 0
 
     @property
     def adaptive(self) -> bool:
@@ -119,6 +134,9 @@ class DraftLengthPolicy:
         """The draft length of each sequence, given its record and the most that it may use."""
         if self._fixed is not None:
             return [min(self._fixed, cap) for cap in caps]
+        self._choices += 1
+        if self._choices % _PLAIN_INTERVAL == 0:
+            return [0] * len(caps)
         gains = [record.gains()[:cap] for record, cap in zip(records, caps, strict=True)]
         plain = len(gains) / max(self._verify.predict(len(gains)), 1e-9)
         best_speed, best = plain, [0] * len(gains)

@@ -1,0 +1,101 @@
+"""`python -m deploy.local`: fetches the model, starts every service, stops them on Ctrl-C."""
+
+import asyncio
+import os
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+from deploy.local import cache, model
+from deploy.local.screen import Screen
+from deploy.local.settings import StackSettings
+from deploy.local.stack import Stack
+from deploy.local.supervisor import PartFailedError, Supervisor
+from specwire.serving import check_bindable
+from specwire.settings import StartError
+
+PROGRAM = "holdcourse"
+BODY = '{"model": "default", "messages": [{"role": "user", "content": "Name three rivers."}]}'
+
+
+async def serve(settings: StackSettings, screen: Screen) -> int:
+    """Runs the stack until a signal or a failed start; returns the exit status.
+
+    Raises:
+        StartError: a setting, the port or the model stands in the way.
+    """
+    stopping, hurry, task = asyncio.Event(), asyncio.Event(), asyncio.current_task()
+
+    def stop() -> None:
+        if stopping.is_set():
+            hurry.set()
+            return
+        stopping.set()
+        screen.settle()
+        screen.say("Stopping; what is being generated may finish. Once more stops at once.")
+        assert task is not None
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    try:
+        await _run(settings, screen, hurry)
+    except asyncio.CancelledError:
+        if not stopping.is_set():
+            raise
+    except PartFailedError as failure:
+        if not stopping.is_set():
+            return _explain(failure)
+    return 0
+
+
+async def _run(settings: StackSettings, screen: Screen, hurry: asyncio.Event) -> None:
+    checkpoint = settings.checkpoint
+    settings.check_target()
+    check_bindable(f"{settings.host}:{settings.port}")
+    with cache.run_folder(settings.cache_folder, settings.port) as folder:
+        target = settings.target or await _default_target(settings, screen)
+        if checkpoint is None:
+            screen.say("No drafter is started here: unless there is another, nothing is drafted.")
+        stack = Stack(settings, target, checkpoint, folder)
+        supervisor = Supervisor(stack.parts, screen, hurry)
+        await supervisor.run(on_ready=partial(_announce, stack.url, folder, screen))
+
+
+async def _default_target(settings: StackSettings, screen: Screen) -> str:
+    progress = partial(screen.progress, f"Fetching {model.SMOLLM2.name}")
+    return str(await model.fetch(model.SMOLLM2, settings.cache_folder, progress))
+
+
+def _announce(url: str, folder: Path, screen: Screen) -> None:
+    key = ' -H "Authorization: Bearer ${HOLDCOURSE_API_KEYS%%,*}"'
+    authorization = key if os.environ.get("HOLDCOURSE_API_KEYS") else ""
+    screen.say(f"\nHoldcourse is ready at {url}. Logs are in {folder}. Ctrl-C stops it. Try:\n")
+    screen.say(
+        f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json'{authorization} "
+        f"-d '{BODY}'\n"
+    )
+
+
+def _explain(failure: PartFailedError) -> int:
+    refused = failure.status == 2  # a setting, which the part's last line names
+    print(f"{PROGRAM}: {failure}", file=sys.stderr)
+    for line in failure.part.last_lines(1 if refused else 15):
+        print(f"    {line}", file=sys.stderr)
+    if not refused:
+        print(f"The whole log is {failure.part.log}.", file=sys.stderr)
+    return 2 if refused else 1
+
+
+def main() -> int:
+    """Returns the exit status: 0 after a stop that was asked for, 2 where a setting is wrong."""
+    try:
+        return asyncio.run(serve(StackSettings.read(PROGRAM), Screen()))
+    except StartError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The engine thread: gathers the messages of all links, runs them as one batch, answers.
+
+Everything that calls a torch operator happens here, since OpenMP keeps one team of threads for
+each thread that calls it. Any thread may call the methods; answers are delivered on the engine's.
+"""
+
+import gc
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from queue import Empty, SimpleQueue
+
+from torch import Tensor
+
+from drafter_svc import metrics
+from drafter_svc.worker import Answers, BulkMessage, RoundMessage, Worker
+from specwire import logs
+from specwire.draft import Ack, DraftCost, Extend, Proposals
+
+# Rows of bulk messages that run between two batches of rounds, which wait for them.
+BULK_PIECE = 128
+
+Deliver = Callable[[Proposals | Ack], None]
+
+_log = logs.get(__name__)
+
+
+class Engine:
+    """A thread that owns a worker."""
+
+    def __init__(self, worker: Worker, on_failure: Callable[[], None]) -> None:
+        """Take what does the work, and what is called should the thread fail."""
+        self._worker = worker
+        self._on_failure = on_failure
+        self._mailbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._deliver: dict[int, Deliver] = {}
+        self._rounds: list[RoundMessage] = []
+        self._bulk: deque[BulkMessage] = deque()
+        self._flushing: list[Callable[[], object]] = []
+        self._running = False
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread, and return once it has warmed up."""
+        self.call(self._warm_up)
+        self._running = True
+        self._thread.start()
+        self._ready.wait()
+
+    def stop(self) -> None:
+        """Serve what has come, then end the thread."""
+        self.call(partial(setattr, self, "_running", False))
+        self._thread.join()
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run `function` on the engine's thread, after what came before it."""
+        self._mailbox.put(function)
+
+    def flush(self, done: Callable[[], object]) -> None:
+        """Call `done`, on the engine's thread, once all that came before has been answered."""
+        self.call(partial(self._flushing.append, done))
+
+    def open_link(self, link: int, deliver: Deliver) -> None:
+        """A verifier is there; its answers go to `deliver`, on the engine's thread."""
+        self.call(partial(self._open, link, deliver))
+
+    def close_link(self, link: int) -> None:
+        """A verifier is gone; its sequences are freed. Closing twice is no error."""
+        self.call(partial(self._close, link))
+
+    def round(
+        self, link: int, extends: Sequence[Extend], features: Tensor | None, closes: Sequence[int]
+    ) -> None:
+        """Take a round; `features` are the rows of all extends in order."""
+        message = RoundMessage(link, tuple(extends), features, tuple(closes), time.monotonic())
+        self.call(partial(self._rounds.append, message))
+
+    def bulk(self, link: int, extend: Extend, features: Tensor) -> None:
+        """Take rows beyond a round's worth; an Ack answers."""
+        message = BulkMessage(link, extend, features, len(extend.tokens))
+        self.call(partial(self._bulk.append, message))
+
+    def _run(self) -> None:
+        try:
+            while self._gather():
+                if self._rounds:
+                    self._serve_rounds()
+                if self._bulk:
+                    self._serve_bulk()
+                while self._flushing and not self._bulk:
+                    self._flushing.pop()()
+        except Exception:
+            _log.exception("engine failed")
+            self._ready.set()
+            self._on_failure()
+
+    def _gather(self) -> bool:
+        """Take all that has come, waiting where there is nothing to do."""
+        idle = self._running and not self._bulk
+        try:
+            self._mailbox.get(block=idle)()
+            while True:
+                self._mailbox.get_nowait()()
+        except Empty:
+            return self._running or bool(self._rounds or self._bulk)
+
+    def _serve_rounds(self) -> None:
+        rounds, self._rounds[:] = list(self._rounds), []
+        began = time.monotonic()
+        answers = self._worker.serve(rounds)
+        took = time.monotonic() - began
+        metrics.COMPUTE_SECONDS.observe(took)
+        for link, answer in answers.items():
+            received = min(message.received for message in rounds if message.link == link)
+            metrics.QUEUE_SECONDS.observe(began - received)
+            self._answer(link, answer, DraftCost(_us(began - received), _us(took)))
+        self._worker.report()
+
+    def _serve_bulk(self) -> None:
+        """Run one piece's worth of rows; the rest of them waits for the next turn."""
+        pieces: list[BulkMessage] = []
+        last: list[bool] = []
+        room = BULK_PIECE
+        while self._bulk and room:
+            piece, rest = self._bulk.popleft().split(room)
+            pieces.append(piece)
+            last.append(rest is None)
+            room -= len(piece.extend.tokens)
+            if rest is not None:
+                self._bulk.appendleft(rest)
+        for piece, ack, whole in zip(pieces, self._worker.fill(pieces), last, strict=True):
+            if ack is not None and whole:
+                self._deliver[piece.link](ack)
+
+    def _answer(self, link: int, answers: Answers, cost: DraftCost) -> None:
+        self._deliver[link](Proposals(tuple(answers.drafts), tuple(answers.needs), cost))
+
+    def _open(self, link: int, deliver: Deliver) -> None:
+        self._deliver[link] = deliver
+        self._worker.open_link(link)
+
+    def _close(self, link: int) -> None:
+        self._deliver.pop(link, None)
+        self._worker.close_link(link)
+        self._worker.report()
+
+    def _warm_up(self) -> None:
+        self._worker.warm_up()
+        gc.collect()
+        gc.freeze()
+        self._ready.set()
+
+
+def _us(seconds: float) -> int:
+    return max(0, round(seconds * 1e6))

@@ -1,0 +1,114 @@
+"""Puts a drafter together from its checkpoint, its target's embeddings and the settings."""
+
+from dataclasses import dataclass
+
+import torch
+
+from drafter_svc.cache import KvCache
+from drafter_svc.chain import Chain
+from drafter_svc.checkpoint import LoadedDrafter, load_checkpoint
+from drafter_svc.config import CheckpointError
+from drafter_svc.drawing import DraftVocabulary
+from drafter_svc.embedding import load_embedding
+from drafter_svc.fused import FusedDrafter
+from drafter_svc.sequences import Sequences
+from drafter_svc.settings import DrafterSettings
+from drafter_svc.worker import Worker
+from specwire.settings import StartError
+from specwire.target import TargetSource
+from specwire.v1 import drafter_pb2 as pb
+
+_SEQUENCES_PER_LINK = 1024
+_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Drafter:
+    """A worker, not warm yet, and what it announces of itself."""
+
+    worker: Worker
+    description: pb.DescribeResponse
+
+
+def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
+    """Load everything that the settings name.
+
+    Raises:
+        StartError: the checkpoint, the target or the device cannot be used, or they do not fit.
+    """
+    device = _device(settings.device)
+    dtype = _dtype(settings.dtype, device)
+    try:
+        source = TargetSource.parse(settings.target)
+        loaded = load_checkpoint(settings.checkpoint, dtype=dtype, device=device)
+    except (CheckpointError, ValueError) as error:
+        raise StartError(f"{str(error).rstrip('.')}.") from None
+    config = loaded.config
+    embedding = load_embedding(source, dtype, settings.trust_remote_code)
+    expected = (config.vocab_size, config.hidden_size)
+    if tuple(embedding.shape) != expected:
+        raise StartError(
+            f"The checkpoint was made for another target: embeddings of {source.name} are "
+            f"{list(embedding.shape)}, {list(expected)} in the checkpoint."
+        )
+    cache = KvCache(config.num_key_value_heads, config.head_dim, dtype, device, settings.kv_memory)
+    max_length = min(config.max_position_embeddings, cache.budget_rows - settings.max_draft_tokens)
+    if max_length < 1:
+        raise StartError(f"--kv-memory: {settings.kv_memory} bytes hold no sequence.")
+    fused = FusedDrafter(loaded.module, embedding, max_length + settings.max_draft_tokens)
+    vocabulary = DraftVocabulary(loaded.target_ids, config.vocab_size)
+    worker = Worker(
+        Chain(fused, vocabulary),
+        cache,
+        Sequences(_SEQUENCES_PER_LINK, max_length),
+        settings.max_draft_tokens,
+    )
+    return Drafter(worker, _describe(loaded, settings, dtype, max_length, version))
+
+
+def _describe(
+    loaded: LoadedDrafter,
+    settings: DrafterSettings,
+    dtype: torch.dtype,
+    max_length: int,
+    version: str,
+) -> pb.DescribeResponse:
+    config = loaded.config
+    return pb.DescribeResponse(
+        checkpoint_hash=loaded.checkpoint_hash,
+        target_fingerprint=config.target_fingerprint,
+        aux_layer_ids=config.aux_layers,
+        target_hidden_size=config.target_hidden_size,
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        draft_vocab_size=config.draft_vocab_size,
+        norm_output=config.norm_output,
+        fc_norm=config.fc_norm,
+        norm_before_residual=config.norm_before_residual,
+        draft_temperature=config.draft_temperature,
+        max_length=max_length,
+        max_draft_tokens=settings.max_draft_tokens,
+        dtype=str(dtype).removeprefix("torch."),
+        version=version,
+    )
+
+
+def _device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if available else "cpu")
+    if name.startswith("cuda") and not available:
+        raise StartError(f"--device: {name} was asked for, and torch sees no GPU.")
+    return torch.device(name)
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name != "auto":
+        return _DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

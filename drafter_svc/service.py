@@ -1,0 +1,183 @@
+"""DrafterService over gRPC: decodes, calls the engine, encodes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+import grpc.aio
+from torch import Tensor
+
+from drafter_svc import metrics
+from drafter_svc.engine import Engine
+from drafter_svc.links import Link, Outbox
+from specwire import codec, handshake, logs
+from specwire.draft import Ack, Extend, Proposals
+from specwire.errors import InvalidRequest, Unavailable
+from specwire.round import Numbering
+from specwire.torch import unpack
+from specwire.v1 import drafter_pb2 as pb
+from specwire.v1 import drafter_pb2_grpc
+
+NAME = pb.DESCRIPTOR.services_by_name["DrafterService"].full_name
+
+# Entries beyond the length that is served are refused by the engine, sequence by sequence.
+_ANY_LENGTH = 1 << 32
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+_log = logs.get(__name__)
+
+
+class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
+    """Serves one engine to any number of verifiers. Lives on one event loop."""
+
+    def __init__(self, engine: Engine, description: pb.DescribeResponse) -> None:
+        self._engine = engine
+        self._description = description
+        self._width = len(description.aux_layer_ids) * description.target_hidden_size
+        self._shape = handshake.Shape(
+            description.target_fingerprint, description.vocab_size, description.target_hidden_size
+        )
+        self._links: dict[int, Link] = {}
+        self._draining = False
+
+    @property
+    def links(self) -> int:
+        """Verifiers connected."""
+        return len(self._links)
+
+    async def drain(self) -> None:
+        """Answer what has come, then end all streams; verifiers go on without this drafter."""
+        self._draining = True
+        await self._flushed()
+        for link in self._links.values():
+            link.end(Unavailable("The drafter is draining."))
+
+    async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
+        return self._description
+
+    async def Draft(
+        self, requests: AsyncIterator[pb.DraftRequest], context: Context
+    ) -> AsyncIterator[pb.DraftResponse]:
+        link = self._open(_hello(await anext(requests, None)))
+        reader = asyncio.create_task(self._read(link.proposals, self._rounds(requests, link)))
+        numbering = Numbering(1)
+        try:
+            yield pb.DraftResponse(welcome=self._description)
+            async for answer in link.proposals:
+                yield codec.encode_proposals(
+                    numbering.take(), answer.drafts, answer.needs, answer.cost
+                )
+        finally:
+            reader.cancel()
+            self._close(link)
+
+    async def Bulk(
+        self, requests: AsyncIterator[pb.BulkRequest], context: Context
+    ) -> AsyncIterator[pb.BulkResponse]:
+        link = self._links.get(_hello(await anext(requests, None)).link_id)
+        if link is None:
+            raise InvalidRequest("hello: link_id names no open Draft stream.")
+        if link.acks is not None:
+            raise InvalidRequest("hello: the link has a Bulk stream already.")
+        acks = link.acks = Outbox()
+        reader = asyncio.create_task(self._read(acks, self._extends(requests, link)))
+        try:
+            yield pb.BulkResponse(welcome=self._description)
+            async for ack in acks:
+                yield codec.encode_ack(ack)
+        finally:
+            reader.cancel()
+            link.acks = None
+
+    async def _read(self, outbox: Outbox[Any], reading: Coroutine[Any, Any, None]) -> None:
+        """Read a stream to its end; what stops it ends the answers as well."""
+        try:
+            await reading
+            await self._flushed()
+            outbox.end()
+        except Exception as error:
+            outbox.end(error)
+
+    async def _rounds(self, requests: AsyncIterator[pb.DraftRequest], link: Link) -> None:
+        numbering = Numbering(1)
+        async for request in requests:
+            if request.WhichOneof("message") != "round":
+                raise InvalidRequest("draft: only rounds may follow the hello.")
+            message = request.round
+            numbering.expect(message.number)
+            extends = [self._decode(extend) for extend in message.extends]
+            features = self._features(message, extends)
+            self._engine.round(link.id, extends, features, tuple(message.closes))
+
+    async def _extends(self, requests: AsyncIterator[pb.BulkRequest], link: Link) -> None:
+        async for request in requests:
+            if request.WhichOneof("message") != "extend":
+                raise InvalidRequest("bulk: only extends may follow the hello.")
+            extend = self._decode(request.extend.extend)
+            features = self._features(request.extend, [extend])
+            if features is None or extend.draft_tokens:
+                raise InvalidRequest("bulk: an extend must have tokens, and draft_tokens 0.")
+            await link.bulk_room.acquire()
+            self._engine.bulk(link.id, extend, features)
+
+    def _decode(self, message: pb.Extend) -> Extend:
+        limit = self._description.max_draft_tokens
+        if message.draft_tokens > limit:
+            raise InvalidRequest(
+                f"extend: draft_tokens must be at most {limit}, {message.draft_tokens} were asked."
+            )
+        return codec.decode_extend(message, self._description.vocab_size, _ANY_LENGTH)
+
+    def _features(
+        self, message: pb.Round | pb.BulkExtend, extends: Sequence[Extend]
+    ) -> Tensor | None:
+        """The rows of all extends, checked against their tokens; None for no rows."""
+        rows = sum(len(extend.tokens) for extend in extends)
+        if not rows and not message.HasField("features"):
+            return None
+        features = unpack(message.features, "features")
+        if features.shape != (rows, self._width):
+            raise InvalidRequest(
+                f"features: shape must be [{rows}, {self._width}], is {list(features.shape)}."
+            )
+        return features if rows else None
+
+    def _open(self, hello: pb.Hello) -> Link:
+        target = handshake.Shape(hello.target_fingerprint, hello.vocab_size, hello.hidden_size)
+        handshake.check(target, self._shape)
+        if self._draining:
+            raise Unavailable("The drafter is draining.")
+        if hello.link_id in self._links:
+            raise InvalidRequest("hello: link_id is that of an open link.")
+        link = self._links[hello.link_id] = Link(hello.link_id)
+        loop = asyncio.get_running_loop()
+        self._engine.open_link(link.id, partial(_pass_on, loop, link))
+        metrics.LINKS.set(len(self._links))
+        _log.info("link opened", link=link.id)
+        return link
+
+    def _close(self, link: Link) -> None:
+        del self._links[link.id]
+        link.end(Unavailable("The link's Draft stream has ended."))
+        self._engine.close_link(link.id)
+        metrics.LINKS.set(len(self._links))
+        _log.info("link closed", link=link.id)
+
+    async def _flushed(self) -> None:
+        """Wait until the engine has answered all that it was given."""
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+        self._engine.flush(partial(loop.call_soon_threadsafe, done.set))
+        await done.wait()
+
+
+def _hello(first: pb.DraftRequest | pb.BulkRequest | None) -> pb.Hello:
+    if first is None or first.WhichOneof("message") != "hello":
+        raise InvalidRequest("hello: must be the first message of the stream.")
+    return first.hello
+
+
+def _pass_on(loop: asyncio.AbstractEventLoop, link: Link, answer: Proposals | Ack) -> None:
+    loop.call_soon_threadsafe(link.deliver, answer)

@@ -1,0 +1,34 @@
+"""Settings of the drafter service."""
+
+from typing import Literal
+
+from specwire.settings import Address, Port, Settings, Size, setting
+
+
+class DrafterSettings(Settings):
+    """Holdcourse's drafter: proposes tokens from a target's features."""
+
+    listen: Address = setting(
+        "127.0.0.1:50052", "HOST:PORT to listen on.", env="HOLDCOURSE_DRAFTER_LISTEN"
+    )
+    checkpoint: str = setting(
+        ..., "Folder with the drafter's checkpoint.", env="HOLDCOURSE_DRAFTER", min_length=1
+    )
+    target: str = setting(
+        ..., "Hugging Face id, folder or .gguf file that the embeddings are read from."
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
+        "auto", "Element type of weights and KV; auto takes bfloat16 where it is fast."
+    )
+    device: str = setting(
+        "auto", "cpu, cuda, cuda:1, ...; auto takes a GPU that is there.",
+        env="HOLDCOURSE_DRAFTER_DEVICE", pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+    )  # fmt: skip
+    kv_memory: Size = setting(
+        "512MiB", "Memory for the sequences' KV.", env="HOLDCOURSE_DRAFTER_KV_MEMORY", gt=0
+    )
+    max_draft_tokens: int = setting(16, "Longest chain that is served.", ge=1, le=64)
+    metrics_port: Port = setting(
+        9102, "Port of Prometheus metrics; 0 serves none.", env="HOLDCOURSE_DRAFTER_METRICS_PORT"
+    )
+    trust_remote_code: bool = setting(False, "Run Python code that comes with the target.")

@@ -1,0 +1,68 @@
+"""A drafter's weights before training, taken from the target where they fit."""
+
+import torch
+from torch import Tensor
+
+from drafter_svc.config import DrafterConfig
+from drafter_svc.eagle import EagleDrafter
+from drafter_svc.train.target import Target
+
+
+def default_aux_layers(layers: int) -> tuple[int, ...]:
+    """Low, middle and high state in the input-to-layer convention: (2, n // 2, n - 3).
+
+    Targets of fewer than seven layers, where these would meet, give their quarters. Raises
+    ``ValueError`` below four layers.
+    """
+    if layers < 4:
+        raise ValueError(f"the target has {layers} layers, a drafter needs at least 4")
+    if layers < 7:
+        return (layers // 4, layers // 2, layers - layers // 4)
+    return (2, layers // 2, layers - 3)
+
+
+def drafter_config(target: Target, draft_vocab_size: int) -> DrafterConfig:
+    """EAGLE-3.1 with one layer of the target's own shapes and both normalizations."""
+    config = target.model.config
+    return DrafterConfig(
+        hidden_size=config.hidden_size,
+        target_hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        max_position_embeddings=config.max_position_embeddings,
+        vocab_size=config.vocab_size,
+        draft_vocab_size=draft_vocab_size,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_theta=config.rope_parameters["rope_theta"],
+        fc_norm=True,
+        norm_output=True,
+        norm_before_residual=False,
+        aux_layers=default_aux_layers(config.num_hidden_layers),
+        target_fingerprint=target.fingerprint,
+    )
+
+
+@torch.no_grad()
+def initial_drafter(
+    config: DrafterConfig, target: Target, draft_ids: Tensor, seed: int
+) -> EagleDrafter:
+    """A drafter in fp32 that starts by passing the highest captured state to the target's head.
+
+    ``fc`` is [0, .., 0, I], ``norm`` is the target's final norm, ``lm_head`` its rows of
+    ``draft_ids``; the layer adds nothing to the residual stream at first. The rest is normal
+    with deviation 0.02, from ``seed``.
+    """
+    drafter = EagleDrafter(config)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in drafter.named_parameters():
+        if parameter.ndim == 2:
+            parameter.normal_(std=0.02, generator=generator)
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            parameter.zero_()
+    drafter.fc.weight.zero_()
+    drafter.fc.weight[:, -config.target_hidden_size :] = torch.eye(config.hidden_size)
+    drafter.norm.weight.copy_(target.model.base_model.norm.weight)
+    drafter.lm_head.weight.copy_(target.head[draft_ids])
+    return drafter

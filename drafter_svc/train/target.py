@@ -1,0 +1,53 @@
+"""The frozen target: where training text gets its features and its teacher distribution."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
+
+from specwire.target import TargetSource
+from specwire.torch import target_fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A causal LM in bf16, its tokenizer and its fingerprint."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    fingerprint: str
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        return self.model.get_input_embeddings()  # type: ignore[no-any-return]
+
+    @property
+    def head(self) -> Tensor:
+        """Rows of the output layer, ``[vocab, H]``."""
+        return self.model.get_output_embeddings().weight  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def capture(self, ids: Tensor, aux_layers: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Run int64 ``ids`` ``[B, T]``, padded on the right if at all.
+
+        Returns the features ``[B, T, len(aux_layers) * H]`` and the state that the output layer
+        reads ``[B, T, H]``, which is after the target's final norm.
+        """
+        out = self.model.base_model(ids, use_cache=False, output_hidden_states=True)
+        features = torch.cat([out.hidden_states[layer] for layer in aux_layers], dim=-1)
+        return features, out.last_hidden_state
+
+
+def load_target(text: str) -> Target:
+    """Load a Hugging Face id, a folder or a .gguf file. Raises ``ValueError``, ``OSError``."""
+    source = TargetSource.parse(text)
+    arguments = dict(source.arguments)
+    tokenizer = AutoTokenizer.from_pretrained(source.location, **arguments)
+    if source.gguf_file:
+        arguments["quantization_config"] = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(source.location, dtype=torch.bfloat16, **arguments)
+    model.eval().requires_grad_(False)
+    return Target(model, tokenizer, source.name, target_fingerprint(model))

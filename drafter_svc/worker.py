@@ -1,0 +1,231 @@
+"""What messages lead to: rows into the cache, and all wishes into one batch of chains."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from drafter_svc import metrics
+from drafter_svc.cache import CacheFullError, KvCache, Slot
+from drafter_svc.chain import Chain, ChainRequest, Rows
+from drafter_svc.drawing import Penalties
+from drafter_svc.sequences import Held, Key, Sequences
+from specwire import logs
+from specwire.draft import Ack, Draft, Extend, Need, Opening
+
+_log = logs.get(__name__)
+
+_WARM_UP: Key = (-1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundMessage:
+    """One round of one link; ``features`` are the rows of all ``extends`` in order, if any."""
+
+    link: int
+    extends: tuple[Extend, ...]
+    features: Tensor | None
+    closes: tuple[int, ...]
+    received: float
+
+
+@dataclass(frozen=True, slots=True)
+class BulkMessage:
+    """Rows beyond a round's worth, or a piece of them. The Ack tells of the whole message."""
+
+    link: int
+    extend: Extend
+    features: Tensor
+    rows: int
+
+    def split(self, limit: int) -> tuple["BulkMessage", "BulkMessage | None"]:
+        """The first ``limit`` rows, and the rest."""
+        extend = self.extend
+        if len(extend.tokens) <= limit:
+            return self, None
+        first = replace(extend, tokens=extend.tokens[:limit])
+        rest = replace(extend, start=first.stop, tokens=extend.tokens[limit:])
+        return (
+            replace(self, extend=first, features=self.features[:limit]),
+            replace(self, extend=rest, features=self.features[limit:]),
+        )
+
+
+@dataclass(slots=True)
+class Answers:
+    """What a batch has to say to one link."""
+
+    drafts: list[Draft] = field(default_factory=list)
+    needs: list[Need] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What is gathered from messages until it runs in one go."""
+
+    in_use: set[Key]
+    rows: list[Rows] = field(default_factory=list)
+    slots: dict[Key, Slot] = field(default_factory=dict)
+    wishes: dict[Key, tuple[Held, int]] = field(default_factory=dict)
+
+
+class Worker:
+    """Sequences, their KV and penalties, kept in step. All calls come from one thread."""
+
+    def __init__(
+        self, chain: Chain, cache: KvCache, sequences: Sequences, max_draft_tokens: int
+    ) -> None:
+        self._chain = chain
+        self._cache = cache
+        self._sequences = sequences
+        self._scratch = max_draft_tokens
+        self._penalties: dict[Key, Penalties | None] = {}
+
+    def warm_up(self) -> None:
+        """Run a short chain, greedy and drawn, so that no request pays for first calls."""
+        slot, _ = self._cache.reserve(_WARM_UP, 8, set())
+        self._chain.append([Rows(slot, 0, [0] * 4, self._chain.zeros(4))])
+        for temperature in (0.0, 1.0):
+            opening = Opening(0, 1, temperature=temperature)
+            self._chain.draft([ChainRequest(slot, 4, 3, opening)])
+        self._cache.free(_WARM_UP)
+
+    def report(self) -> None:
+        """Tell the gauges what is held."""
+        metrics.SEQUENCES.set(len(self._sequences))
+        metrics.KV_BYTES.set(self._cache.bytes_used)
+
+    def open_link(self, link: int) -> None:
+        """A verifier is there."""
+        self._sequences.open_link(link)
+
+    def close_link(self, link: int) -> None:
+        """A verifier is gone, and its sequences with it."""
+        for key in self._sequences.close_link(link):
+            self._drop(key)
+
+    def serve(self, rounds: Sequence[RoundMessage]) -> dict[int, Answers]:
+        """Take rounds of any links and answer their wishes, by link."""
+        rounds = [message for message in rounds if self._sequences.has_link(message.link)]
+        batch = _Batch({(r.link, extend.seq) for r in rounds for extend in r.extends})
+        answers: dict[int, Answers] = defaultdict(Answers)
+        for message in rounds:
+            for seq in message.closes:
+                self._drop((message.link, seq))
+            features = self._chain.prepare(message.features)
+            at = 0
+            for extend in message.extends:
+                piece = features[at : at + len(extend.tokens)]
+                at += len(extend.tokens)
+                taken = self._take(message.link, extend, piece, batch)
+                if isinstance(taken, Need):
+                    answers[message.link].needs.append(taken)
+        self._append(batch, "round")
+        self._draft(batch, answers)
+        return answers
+
+    def fill(self, pieces: Sequence[BulkMessage]) -> list[Ack | None]:
+        """Take bulk rows. Returns the Ack of each piece; None where the link is gone."""
+        batch = _Batch({(piece.link, piece.extend.seq) for piece in pieces})
+        acks: list[Ack | None] = []
+        for piece in pieces:
+            if not self._sequences.has_link(piece.link):
+                acks.append(None)
+                continue
+            extend = piece.extend
+            taken = self._take(piece.link, extend, self._chain.prepare(piece.features), batch)
+            if isinstance(taken, Need):
+                real_len = taken.real_len
+            else:
+                real_len = extend.stop if taken.refused else taken.receiver.real_len
+            acks.append(Ack(extend.seq, real_len, extend.stop, piece.rows))
+        self._append(batch, "bulk")
+        return acks
+
+    def _take(self, link: int, extend: Extend, features: Tensor, batch: _Batch) -> Held | Need:
+        """Stage the new rows of ``extend`` and its wish."""
+        taken = self._sequences.extend(link, extend)
+        if isinstance(taken, Need):
+            metrics.NEEDS.inc()
+            return taken
+        held, fresh = taken
+        if extend.draft_tokens:
+            batch.wishes[held.key] = (held, extend.stop)
+        if held.refused:
+            self._release(held.key)
+            return held
+        known = fresh.start - extend.start
+        tokens, features = extend.tokens[known:], features[known:]
+        if not bool(features.sum(dtype=torch.float32).isfinite()):
+            self._refuse(held, "its features are not finite")
+            return held
+        try:
+            slot = self._reserve(held, fresh.stop + self._scratch, batch.in_use)
+        except CacheFullError:
+            self._refuse(held, "it does not fit into the memory for KV")
+            return held
+        batch.slots[held.key] = slot
+        if tokens:
+            batch.rows.append(Rows(slot, fresh.start, tokens, features))
+            self._penalize(held, tokens)
+        return held
+
+    def _reserve(self, held: Held, rows: int, in_use: set[Key]) -> Slot:
+        slot, evicted = self._cache.reserve(held.key, rows, in_use)
+        for key in evicted:
+            self._drop(key)
+            metrics.EVICTIONS.inc()
+        return slot
+
+    def _penalize(self, held: Held, tokens: Sequence[int]) -> None:
+        if held.key not in self._penalties:
+            self._penalties[held.key] = self._chain.penalties(held.opening)
+        penalties = self._penalties[held.key]
+        if penalties is not None:
+            penalties.extend(tokens)
+
+    def _refuse(self, held: Held, reason: str) -> None:
+        held.refused = True
+        self._release(held.key)
+        metrics.REFUSALS.inc()
+        _log.warning("sequence refused", link=held.key[0], seq=held.key[1], reason=reason)
+
+    def _append(self, batch: _Batch, way: str) -> None:
+        if batch.rows:
+            self._chain.append(batch.rows)
+            metrics.ROWS.labels(way).inc(sum(len(rows.tokens) for rows in batch.rows))
+
+    def _draft(self, batch: _Batch, answers: dict[int, Answers]) -> None:
+        """Answer every wish: by a chain, or by an empty draft where there can be none."""
+        requests: dict[Key, ChainRequest] = {}
+        for key, (held, stop) in batch.wishes.items():
+            if held.refused or not held.receiver.real_len:
+                answers[key[0]].drafts.append(Draft(key[1], stop, ()))
+                continue
+            length = held.receiver.take_request()
+            if length is not None:
+                requests[key] = ChainRequest(
+                    batch.slots[key], held.receiver.real_len, length, held.opening,
+                    self._penalties.get(key),
+                )  # fmt: skip
+        if not requests:
+            return
+        guesses = self._chain.draft(list(requests.values()))
+        for (key, request), guess in zip(requests.items(), guesses, strict=True):
+            answers[key[0]].drafts.append(
+                Draft(key[1], request.base, guess.tokens, guess.confidence)
+            )
+        metrics.BATCH_SIZE.observe(len(requests))
+        metrics.CHAINS.inc(len(requests))
+        metrics.DRAFT_TOKENS.inc(sum(len(guess.tokens) for guess in guesses))
+
+    def _drop(self, key: Key) -> None:
+        self._sequences.drop(key)
+        self._release(key)
+
+    def _release(self, key: Key) -> None:
+        """Free what a sequence takes; its place among the sequences is not touched."""
+        self._cache.free(key)
+        self._penalties.pop(key, None)

@@ -1,0 +1,1 @@
+"""The REST gateway: OpenAI's API in front of the verifiers."""

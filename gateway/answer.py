@@ -1,0 +1,124 @@
+"""The two ways to answer a generation: as one document, or as a stream of chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway.errors import ApiError, failed
+from gateway.generation import Piece, TokenLogprob
+from gateway.identity import SESSION_HEADER
+from gateway.job import Job
+from gateway.sse import DONE, EventStream, event, to_json, until_gone
+from specwire import logs
+
+log = logs.get(__name__)
+
+
+class Format(Protocol):
+    """How an endpoint writes choices."""
+
+    object_name: str
+    chunk_name: str
+
+    def choice(
+        self,
+        index: int,
+        text: str,
+        logprobs: list[TokenLogprob],
+        finish_reason: str | None,
+    ) -> dict[str, Any]:
+        """One entry of `choices` in a document."""
+
+    def chunks(self, index: int, piece: Piece) -> list[dict[str, Any]]:
+        """Entries of `choices`, each for a chunk of its own."""
+
+
+async def answer(request: Request, job: Job, form: Format, identity: str) -> Response:
+    """Run `job` and answer as its body asks.
+
+    The status is decided by the first piece: what fails before it is an HTTP error.
+    """
+    headers = {SESSION_HEADER: job.session_id}
+    head = {
+        "id": identity,
+        "object": form.chunk_name if job.body.stream else form.object_name,
+        "created": int(time.time()),
+        "model": job.model.name,
+        "system_fingerprint": job.model.system_fingerprint,
+    }
+    pieces = job.run()
+    if not job.body.stream:
+        document = await until_gone(request, _collect(job, form, pieces))
+        return Response(
+            to_json({**head, **document}), media_type="application/json", headers=headers
+        )
+    try:
+        first = await until_gone(request, _first(pieces))
+    except BaseException:
+        await pieces.aclose()
+        raise
+    return EventStream(_events(job, form, head, first, pieces), headers)
+
+
+async def _first(pieces: AsyncGenerator[tuple[int, Piece]]) -> tuple[int, Piece]:
+    return await anext(pieces)
+
+
+async def _collect(
+    job: Job, form: Format, pieces: AsyncGenerator[tuple[int, Piece]]
+) -> dict[str, Any]:
+    count = len(job.prompts) * job.body.n
+    texts: list[list[str]] = [[] for _ in range(count)]
+    logprobs: list[list[TokenLogprob]] = [[] for _ in range(count)]
+    tokens: list[list[int]] = [[] for _ in range(count)]
+    reasons: list[str | None] = [None] * count
+    async with aclosing(pieces):
+        async for index, piece in pieces:
+            texts[index].append(piece.text)
+            logprobs[index].extend(piece.logprobs)
+            tokens[index].extend(piece.tokens)
+            reasons[index] = piece.finish_reason
+    choices = [form.choice(i, "".join(texts[i]), logprobs[i], reasons[i]) for i in range(count)]
+    if job.body.return_token_ids:
+        for choice, ids in zip(choices, tokens, strict=True):
+            choice["token_ids"] = ids
+    return {"choices": choices, "usage": job.usage(), "holdcourse": job.report()}
+
+
+async def _events(
+    job: Job,
+    form: Format,
+    head: dict[str, Any],
+    first: tuple[int, Piece],
+    pieces: AsyncGenerator[tuple[int, Piece]],
+) -> AsyncGenerator[bytes]:
+    """Write one chunk a round, then the usage if it is wanted."""
+    usage: dict[str, Any] = {"usage": None} if job.body.include_usage else {}
+
+    def write(index: int, piece: Piece) -> bytes:
+        chunks = form.chunks(index, piece)
+        if job.body.return_token_ids and piece.tokens:
+            chunks[-1]["token_ids"] = list(piece.tokens)
+        return b"".join(event({**head, "choices": [choice], **usage}) for choice in chunks)
+
+    async with aclosing(pieces):
+        try:
+            yield write(*first)
+            async for index, piece in pieces:
+                if chunk := write(index, piece):
+                    yield chunk
+            if usage:
+                final = {"usage": job.usage(), "holdcourse": job.report()}
+                yield event({**head, "choices": [], **final})
+        except ApiError as error:
+            yield event(error.body)
+        except Exception:
+            log.exception("stream failed")
+            yield event(failed().body)
+    yield DONE

@@ -1,0 +1,184 @@
+"""Errors as OpenAI shapes them, and what each gRPC status becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grpc
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+
+class ApiError(Exception):
+    """An answer other than success. `message` is one sentence for the caller."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {
+            "error": {
+                "message": self.message,
+                "type": error_type(self.status),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, self.headers)
+
+
+def error_type(status: int) -> str:
+    """Return OpenAI's name for the class of error that an HTTP status stands for."""
+    match status:
+        case 401:
+            return "authentication_error"
+        case 403:
+            return "permission_error"
+        case 404:
+            return "not_found_error"
+        case 429:
+            return "rate_limit_error"
+        case _ if status < 500:
+            return "invalid_request_error"
+        case 503:
+            return "service_unavailable_error"
+        case 504:
+            return "timeout_error"
+        case _:
+            return "server_error"
+
+
+def invalid(param: str, message: str, code: str | None = None) -> ApiError:
+    """A field of the request has a value that cannot be served."""
+    return ApiError(400, f"{param}: {message}", param=param, code=code)
+
+
+def context_exceeded(param: str, prompt: int, asked: int, limit: int) -> ApiError:
+    """Prompt and output together do not fit the model. Counts are in tokens."""
+    return ApiError(
+        400,
+        f"This model's maximum context length is {limit} tokens, but {prompt + asked} were "
+        f"requested ({prompt} in the prompt, {asked} for the output).",
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
+def overloaded(message: str) -> ApiError:
+    """Every place in a bounded queue is taken."""
+    return ApiError(429, message, code="overloaded", headers={"Retry-After": "1"})
+
+
+def unavailable(message: str) -> ApiError:
+    """Nobody can serve the request now."""
+    return ApiError(503, message, code="unavailable", headers={"Retry-After": "1"})
+
+
+def from_grpc(code: grpc.StatusCode, details: str | None) -> ApiError:
+    """What a client sees of a verifier's status. Only a refusal's text is passed on."""
+    sentence = details or "The request was refused."
+    match code:
+        case grpc.StatusCode.INVALID_ARGUMENT:
+            return ApiError(400, sentence)
+        case grpc.StatusCode.OUT_OF_RANGE:
+            return ApiError(400, sentence, code="context_length_exceeded")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return overloaded("All verifiers are busy; try again.")
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return ApiError(504, "The request took longer than it may.", code="timeout")
+        case (
+            grpc.StatusCode.UNAVAILABLE
+            | grpc.StatusCode.CANCELLED
+            | grpc.StatusCode.DATA_LOSS
+            | grpc.StatusCode.ABORTED
+            | grpc.StatusCode.FAILED_PRECONDITION
+        ):
+            return unavailable("No verifier could finish the request; try again.")
+        case _:
+            return ApiError(500, "The verifier failed.", code="verifier_failed")
+
+
+def failed() -> ApiError:
+    """The gateway itself broke; the log says how."""
+    return ApiError(500, "The gateway failed.", code="internal_error")
+
+
+def field_name(location: Sequence[int | str], body: object, missing: bool) -> str:
+    """Write where a value is: `messages[0].content`.
+
+    Pydantic's locations also name the branches of unions, which the sender does not know.
+    """
+    name = ""
+    for part in location:
+        if isinstance(body, Mapping) and (part in body or missing):
+            name += f".{part}" if name else str(part)
+            body = body.get(part)
+        elif isinstance(body, list) and isinstance(part, int) and part < len(body):
+            name += f"[{part}]"
+            body = body[part]
+    return name
+
+
+def from_validation(errors: Sequence[Mapping[str, Any]], body: object) -> ApiError:
+    """Turn the most precise of pydantic's findings about `body` into a sentence."""
+    if errors[0]["type"] == "json_invalid":
+        detail = errors[0].get("ctx", {}).get("error", "")
+        return ApiError(400, f"The body is not valid JSON: {detail}.", code="invalid_json")
+    if not isinstance(body, Mapping):
+        return ApiError(400, "The body must be a JSON object, sent as application/json.")
+    named = [
+        (field_name(error["loc"][1:], body, error["type"] == "missing"), error) for error in errors
+    ]
+    name, error = max(named, key=lambda pair: pair[0].count("[") + pair[0].count("."))
+    match error["type"]:
+        case "missing":
+            return invalid(name, "this field is required.")
+        case "extra_forbidden":
+            return invalid(name, "this field is not supported.")
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return invalid(name, f"{message.rstrip('.')}.")
+
+
+def install(app: FastAPI) -> None:
+    """Answer every refusal of `app` in OpenAI's shape."""
+
+    @app.exception_handler(ApiError)
+    async def api_error(_: Request, error: ApiError) -> JSONResponse:
+        return error.response()
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+        return from_validation(error.errors(), error.body).response()
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        match error.status_code:
+            case 404:
+                message = f"There is no {request.url.path} here."
+            case 405:
+                message = f"{request.method} is not allowed on {request.url.path}."
+            case 413:
+                message = "The body is larger than it may be."
+            case _:
+                message = str(error.detail)
+        return ApiError(error.status_code, message, headers=error.headers).response()

@@ -1,0 +1,229 @@
+"""One choice: frames of the verifier in, pieces of text out. No clock, no grpc."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gateway.detokenize import Detokenizer
+from gateway.stops import StopFinder
+from specwire.errors import DataLoss, InvalidRequest
+from specwire.tensor import unpack_floats
+from specwire.v1 import verifier_pb2
+
+FinishReason = Literal["stop", "length"]
+
+TIMINGS = tuple(verifier_pb2.Timings.DESCRIPTOR.fields_by_name)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A drawn token and the likeliest ones in its place, best first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one frame adds to the output."""
+
+    text: str = ""
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(slots=True)
+class Spent:
+    """What a generation took: drafts, rounds, microseconds."""
+
+    cached_tokens: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    rounds: int = 0
+    drafted_rounds: int = 0
+    proposed_at: list[int] = field(default_factory=list)
+    accepted_at: list[int] = field(default_factory=list)
+    timings: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TIMINGS, 0))
+
+    def add(self, other: Spent) -> None:
+        self.cached_tokens += other.cached_tokens
+        self.accepted += other.accepted
+        self.rejected += other.rejected
+        self.rounds += other.rounds
+        self.drafted_rounds += other.drafted_rounds
+        self.proposed_at = _sum(self.proposed_at, other.proposed_at)
+        self.accepted_at = _sum(self.accepted_at, other.accepted_at)
+        for name, value in other.timings.items():
+            self.timings[name] += value
+
+
+def _sum(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    longer, shorter = (a, b) if len(a) >= len(b) else (b, a)
+    return [n + (shorter[i] if i < len(shorter) else 0) for i, n in enumerate(longer)]
+
+
+class Generation:
+    """The output of one choice, put together from one or more streams of frames."""
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_tokens: int,
+        min_tokens: int,
+        end_ids: Collection[int],
+        detokenizer: Detokenizer,
+        stops: StopFinder,
+    ) -> None:
+        self.prompt = prompt
+        self.output: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self._max_tokens = max_tokens
+        self._min_tokens = min_tokens
+        self._end_ids = end_ids
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._next_number = 0
+        # Of streams that are over, and of the one that runs.
+        self._over = Spent()
+        self._running = Spent()
+
+    @property
+    def spent(self) -> Spent:
+        total = Spent()
+        total.add(self._over)
+        total.add(self._running)
+        return total
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing more can come, although no Finish frame has been seen."""
+        return len(self.output) >= self._max_tokens or self._ended
+
+    @property
+    def _ended(self) -> bool:
+        return bool(self.output) and self.output[-1] in self._end_ids
+
+    def begin(self) -> None:
+        """Expect a new stream, which continues behind `output`."""
+        self._over.add(self._running)
+        self._running = Spent()
+        self._next_number = 0
+
+    def receive(self, frame: verifier_pb2.GenerateResponse | None) -> Piece:
+        """Take the next frame of the stream.
+
+        Tokens that came already are dropped. After a piece with a `finish_reason` no further
+        frame is wanted.
+
+        Raises:
+            DataLoss: a frame or a token is missing, or the frame cannot be read.
+        """
+        if frame is None:
+            raise DataLoss("A frame could not be decoded.")
+        if frame.number != self._next_number:
+            raise DataLoss(f"Frame {self._next_number} is missing.")
+        self._next_number += 1
+        match frame.WhichOneof("frame"):
+            case "tokens":
+                return self._tokens(frame.tokens)
+            case "finish":
+                return self._finish(frame.finish)
+            case _:
+                raise DataLoss("A frame is empty.")
+
+    def conclude(self) -> Piece:
+        """End a complete output whose Finish frame was lost."""
+        return self._end("stop" if self._ended else "length")
+
+    def _tokens(self, tokens: verifier_pb2.Tokens) -> Piece:
+        known = len(self.prompt) + len(self.output) - tokens.start
+        if known < 0:
+            raise DataLoss(f"{-known} tokens are missing.")
+        ids = tokens.ids[known:]
+        logprobs = _logprobs(tokens)[known:] if tokens.HasField("logprobs") else ()
+        self._running.add(_round(tokens))
+        text = ""
+        taken = 0
+        for token in ids:
+            if self.complete:
+                break
+            self.output.append(token)
+            if self._ended:
+                break
+            taken += 1
+            text += self._show(self._detokenizer.push(token))
+            if self._stops.found:
+                self.finish_reason = "stop"
+                break
+        return Piece(text, tuple(ids[:taken]), tuple(logprobs[:taken]), self.finish_reason)
+
+    def _show(self, text: str) -> str:
+        if len(self.output) <= self._min_tokens:
+            return text
+        return self._stops.push(text)
+
+    def _finish(self, finish: verifier_pb2.Finish) -> Piece:
+        usage = finish.usage
+        # The verifier's own count, instead of what was seen round by round.
+        self._running = Spent(
+            usage.cached_prompt_tokens,
+            usage.accepted_draft_tokens,
+            usage.rejected_draft_tokens,
+            usage.rounds,
+            usage.drafted_rounds,
+            list(usage.proposed_at),
+            list(usage.accepted_at),
+            {name: getattr(finish.timings, name) for name in TIMINGS},
+        )
+        stopped = finish.reason == verifier_pb2.FINISH_REASON_STOP
+        return self._end("stop" if stopped else "length")
+
+    def _end(self, reason: FinishReason) -> Piece:
+        text = self._show(self._detokenizer.flush())
+        if not self._stops.found:
+            text += self._stops.flush()
+        self.finish_reason = "stop" if self._stops.found else reason
+        return Piece(text, finish_reason=self.finish_reason)
+
+
+def _round(tokens: verifier_pb2.Tokens) -> Spent:
+    """What one round took."""
+    return Spent(
+        accepted=tokens.accepted,
+        rejected=tokens.drafted - tokens.accepted,
+        rounds=1,
+        drafted_rounds=int(tokens.drafted > 0),
+        proposed_at=[1] * tokens.drafted,
+        accepted_at=[int(position < tokens.accepted) for position in range(tokens.drafted)],
+    )
+
+
+def _logprobs(tokens: verifier_pb2.Tokens) -> list[TokenLogprob]:
+    """Read the log-probabilities of a round.
+
+    Raises:
+        DataLoss: they do not fit the tokens.
+    """
+    count = len(tokens.ids)
+    ids = tokens.logprobs.top_ids
+    width = len(ids) // count if count else 0
+    try:
+        drawn = unpack_floats(tokens.logprobs.drawn, "drawn").reshape(count)
+        top = unpack_floats(tokens.logprobs.top, "top").reshape(count, width) if width else None
+    except (InvalidRequest, ValueError) as error:
+        raise DataLoss("Log-probabilities do not fit their tokens.") from error
+    return [
+        TokenLogprob(
+            token,
+            float(drawn[i]),
+            ()
+            if top is None
+            else tuple(zip(ids[i * width : (i + 1) * width], map(float, top[i]), strict=True)),
+        )
+        for i, token in enumerate(tokens.ids)
+    ]

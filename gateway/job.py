@@ -1,0 +1,255 @@
+"""One request: its choices, the places they take, and what they cost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.detokenize import Detokenizer
+from gateway.errors import ApiError
+from gateway.generation import Generation, Piece, Spent
+from gateway.metrics import Metrics
+from gateway.model import ServedModel
+from gateway.runner import Placement, Runner
+from gateway.schema.common import GenerationBody
+from gateway.services import Services
+from gateway.stops import StopFinder
+from specwire import logs
+from specwire.v1 import verifier_pb2
+
+log = logs.get(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The tokens of a prompt and how many may follow."""
+
+    tokens: list[int]
+    max_tokens: int
+
+
+@dataclass
+class Job:
+    """A request that has been checked and tokenized. Times are of `time.monotonic`."""
+
+    services: Services
+    model: ServedModel
+    body: GenerationBody
+    prompts: Sequence[Prompt]
+    top_logprobs: int | None
+    request_id: str
+    session_id: str
+    seed: int
+    arrived: float
+    prepared: float = field(default_factory=time.monotonic)
+    first_token: float | None = None
+    generations: list[Generation] = field(default_factory=list)
+    failovers: int = 0
+
+    async def run(self) -> AsyncGenerator[tuple[int, Piece]]:
+        """Yield (choice, piece); each choice ends with a piece that has a finish reason.
+
+        Choices count prompt by prompt. Whoever stops listening must close the iterator.
+
+        Raises:
+            ApiError: refused, overloaded, or no verifier can finish.
+        """
+        services = self.services
+        places = len(self.prompts) * self.body.n
+        placement = Placement(services.fleet, services.sessions, self.model, self.session_id)
+        try:
+            services.admission.enter(places)
+        except ApiError as error:
+            services.metrics.failure.labels(str(error.status)).inc()
+            raise
+        services.metrics.running.inc(places)
+        try:
+            runners = [
+                self._runner(placement, prompt, choice)
+                for prompt in self.prompts
+                for choice in range(self.body.n)
+            ]
+            self.generations = [runner.generation for runner in runners]
+            watch = [Watch(services.metrics, self.arrived) for _ in runners]
+            async with aclosing(merge([runner.run() for runner in runners])) as pieces:
+                async for index, piece in pieces:
+                    watch[index].see(piece, self.generations[index])
+                    if self.first_token is None and piece.tokens:
+                        self.first_token = time.monotonic()
+                    self.failovers = sum(runner.moves for runner in runners)
+                    yield index, piece
+        except ApiError as error:
+            services.metrics.failure.labels(str(error.status)).inc()
+            raise
+        finally:
+            services.metrics.running.dec(places)
+            services.admission.leave(places)
+            self._account()
+
+    def _runner(self, placement: Placement, prompt: Prompt, choice: int) -> Runner:
+        body, model = self.body, self.model
+
+        def decode(ids: list[int]) -> str:
+            return model.tokenizer.decode(ids, skip_special_tokens=body.skip_special_tokens)
+
+        own_ends = frozenset[int]() if body.ignore_eos else model.eos_token_ids
+        generation = Generation(
+            prompt.tokens,
+            max_tokens=prompt.max_tokens,
+            min_tokens=body.min_tokens,
+            end_ids=own_ends.union(body.stop_token_ids),
+            detokenizer=Detokenizer(decode, model.tokenizer.letter),
+            stops=StopFinder(body.stops),
+        )
+        request = verifier_pb2.GenerateRequest(
+            request_id=self.request_id,
+            session_id=self.session_id,
+            sampling=body.sampling(self.seed, prompt.max_tokens, self.top_logprobs),
+            speculation=body.drafting(),
+            choice_index=choice,
+        )
+        settings = self.services.settings
+        return Runner(
+            self.services.fleet,
+            placement,
+            generation,
+            request,
+            self.arrived + settings.request_timeout_s,
+            settings.failover_timeout_s,
+            self.services.metrics,
+        )
+
+    def _account(self) -> None:
+        """Count what was generated, whether or not anybody heard the end of it."""
+        metrics = self.services.metrics
+        metrics.prompt_tokens.inc(sum(len(prompt.tokens) for prompt in self.prompts))
+        metrics.generation_tokens.inc(sum(len(g.output) for g in self.generations))
+        spent = self.spent()
+        metrics.accepted_tokens.inc(spent.accepted)
+        metrics.draft_tokens.inc(spent.accepted + spent.rejected)
+        log.info(
+            "generated",
+            session_id=self.session_id,
+            prompt_tokens=sum(len(prompt.tokens) for prompt in self.prompts),
+            output_tokens=sum(len(g.output) for g in self.generations),
+            finish_reasons=[g.finish_reason for g in self.generations],
+            accepted=spent.accepted,
+            rejected=spent.rejected,
+            rounds=spent.rounds,
+            failovers=self.failovers,
+        )
+        if any(g.finish_reason for g in self.generations):
+            length = max(len(g.prompt) + len(g.output) for g in self.generations)
+            self.services.spawn(self.services.sessions.count(self.session_id, length))
+
+    def spent(self) -> Spent:
+        total = Spent()
+        for generation in self.generations:
+            total.add(generation.spent)
+        return total
+
+    def usage(self) -> dict[str, Any]:
+        """Write OpenAI's `usage`. A prompt counts once, however many choices continue it."""
+        spent = self.spent()
+        prompt = sum(len(p.tokens) for p in self.prompts)
+        completion = sum(len(g.output) for g in self.generations)
+        first_choices = self.generations[:: self.body.n]
+        cached = sum(min(g.spent.cached_tokens, len(g.prompt)) for g in first_choices)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": spent.accepted,
+                "rejected_prediction_tokens": spent.rejected,
+            },
+        }
+
+    def report(self) -> dict[str, Any]:
+        """Say where the request's time and drafts went: sums over its choices."""
+        spent = self.spent()
+        now = time.monotonic()
+        return {
+            "session_id": self.session_id,
+            "seed": self.seed,
+            "rounds": spent.rounds,
+            "drafted_rounds": spent.drafted_rounds,
+            "proposed_at": spent.proposed_at,
+            "accepted_at": spent.accepted_at,
+            "failovers": self.failovers,
+            "timings": {
+                **spent.timings,
+                "prepare_us": _micros(self.prepared - self.arrived),
+                "first_token_us": _micros((self.first_token or now) - self.arrived),
+                "total_us": _micros(now - self.arrived),
+            },
+        }
+
+
+def _micros(seconds: float) -> int:
+    return round(seconds * 1e6)
+
+
+class Watch:
+    """Measures one choice as the client sees it."""
+
+    def __init__(self, metrics: Metrics, arrived: float) -> None:
+        self._metrics = metrics
+        self._arrived = arrived
+        self._first: float | None = None
+        self._last = arrived
+
+    def see(self, piece: Piece, generation: Generation) -> None:
+        now = time.monotonic()
+        if piece.tokens:
+            if self._first is None:
+                self._first = now
+                self._metrics.time_to_first_token.observe(now - self._arrived)
+            else:
+                self._metrics.chunk_gap.observe(now - self._last)
+            self._last = now
+        if piece.finish_reason is not None:
+            self._metrics.e2e_latency.observe(now - self._arrived)
+            self._metrics.success.labels(piece.finish_reason).inc()
+            if self._first is not None and len(generation.output) > 1:
+                gap = (self._last - self._first) / (len(generation.output) - 1)
+                self._metrics.time_per_output_token.observe(gap)
+
+
+async def merge(streams: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[tuple[int, Piece]]:
+    """Yield (index, piece) of all streams as they come; the first failure ends them all."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for piece in only:
+                yield 0, piece
+        return
+    arrived: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue(len(streams))
+
+    async def pump(index: int, stream: AsyncGenerator[Piece]) -> None:
+        try:
+            async with aclosing(stream):
+                async for piece in stream:
+                    await arrived.put((index, piece))
+            await arrived.put((index, None))
+        except Exception as error:
+            await arrived.put((index, error))
+
+    pumps = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
+    try:
+        running = len(pumps)
+        while running:
+            index, item = await arrived.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield index, item
+    finally:
+        for task in pumps:
+            task.cancel()

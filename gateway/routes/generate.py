@@ -1,0 +1,77 @@
+"""POST /v1/chat/completions and /v1/completions."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from uuid import uuid4
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gateway.answer import answer
+from gateway.forms import ChatForm, CompletionForm
+from gateway.identity import request_id, session_id
+from gateway.job import Job, Prompt
+from gateway.model import ServedModel
+from gateway.prompts import chat_prompt, text_prompt
+from gateway.schema.chat import ChatBody
+from gateway.schema.common import GenerationBody
+from gateway.schema.completion import CompletionBody
+from gateway.services import Services
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions")
+async def chat(body: ChatBody, request: Request) -> Response:
+    """Continue a conversation."""
+    arrived = time.monotonic()
+    services: Services = request.app.state.services
+    model = services.fleet.model
+    body.check(model)
+    tokens = await chat_prompt(model, body.messages, body.chat_template_kwargs)
+    prompt = Prompt(tokens, body.check_length("messages", model, len(tokens), body.limit))
+    top = body.top_logprobs if body.logprobs else None
+    job = _job(request, model, body, [prompt], top, arrived)
+    form = ChatForm(model.tokenizer, body.logprobs)
+    return await answer(request, job, form, f"chatcmpl-{uuid4().hex}")
+
+
+@router.post("/v1/completions")
+async def complete(body: CompletionBody, request: Request) -> Response:
+    """Continue texts."""
+    arrived = time.monotonic()
+    services: Services = request.app.state.services
+    model = services.fleet.model
+    body.check(model)
+    prompts = []
+    for prompt in body.prompt:
+        tokens = await text_prompt(model, prompt)
+        limit = body.check_length("prompt", model, len(tokens), body.limit)
+        prompts.append(Prompt(tokens, limit))
+    job = _job(request, model, body, prompts, body.logprobs, arrived)
+    form = CompletionForm(model.tokenizer, body.logprobs is not None)
+    return await answer(request, job, form, f"cmpl-{uuid4().hex}")
+
+
+def _job(
+    request: Request,
+    model: ServedModel,
+    body: GenerationBody,
+    prompts: list[Prompt],
+    top_logprobs: int | None,
+    arrived: float,
+) -> Job:
+    seed = secrets.randbits(64) if body.seed is None else body.seed % 2**64
+    return Job(
+        request.app.state.services,
+        model,
+        body,
+        prompts,
+        top_logprobs,
+        request_id(request),
+        session_id(request),
+        seed,
+        arrived,
+    )

@@ -1,0 +1,71 @@
+"""GET /v1/models, POST /tokenize and /detokenize."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from gateway.errors import invalid
+from gateway.model import ServedModel
+from gateway.prompts import chat_prompt
+from gateway.schema.common import check_ids
+from gateway.schema.tokens import DetokenizeBody, TokenizeBody
+from gateway.services import Services
+
+router = APIRouter()
+
+
+def _model(request: Request) -> ServedModel:
+    services: Services = request.app.state.services
+    return services.fleet.model
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> dict[str, Any]:
+    """List the one model that is served."""
+    return {"object": "list", "data": [_model(request).card()]}
+
+
+@router.get("/v1/models/{name:path}")
+async def get_model(name: str, request: Request) -> dict[str, Any]:
+    """Describe the model, under any of its names."""
+    model = _model(request)
+    model.check_name(name)
+    return model.card()
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
+    """Turn a text or a conversation into the tokens that a generation would start from."""
+    model = _model(request)
+    model.check_name(body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise invalid("prompt", "give either prompt or messages.")
+    if body.messages is not None:
+        tokens = await chat_prompt(
+            model,
+            body.messages,
+            body.chat_template_kwargs,
+            add_generation_prompt=body.add_generation_prompt,
+            add_special_tokens=bool(body.add_special_tokens),
+        )
+    else:
+        special = body.add_special_tokens is not False
+        tokens = await model.tokenizer.encode(body.prompt or "", add_special_tokens=special)
+    strings = [model.tokenizer.token(t) for t in tokens] if body.return_token_strs else None
+    return {
+        "count": len(tokens),
+        "max_model_len": model.max_len,
+        "tokens": tokens,
+        "token_strs": strings,
+    }
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeBody, request: Request) -> dict[str, str]:
+    """Write tokens as text, special ones included."""
+    model = _model(request)
+    model.check_name(body.model)
+    check_ids("tokens", body.tokens, model)
+    return {"prompt": model.tokenizer.decode(body.tokens, skip_special_tokens=False)}

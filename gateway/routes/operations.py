@@ -1,0 +1,42 @@
+"""GET /healthz, /readyz and /metrics: for operators, without a key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import JSONResponse, Response
+
+from gateway.services import Services
+
+router = APIRouter()
+
+PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+@router.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """Answer as long as the process works."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def readyz(request: Request) -> JSONResponse:
+    """Say whether requests may come here, and if not, why."""
+    services: Services = request.app.state.services
+    reason = services.unready()
+    body: dict[str, Any] = {
+        "status": "ready" if reason is None else "not ready",
+        "reason": reason,
+        "redis": "up" if services.sessions.up else "down",
+        "verifiers": {v.address: v.reason for v in services.fleet.verifiers.values()},
+    }
+    return JSONResponse(body, 200 if reason is None else 503)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Show the metrics as Prometheus reads them."""
+    services: Services = request.app.state.services
+    return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)

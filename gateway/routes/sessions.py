@@ -1,0 +1,37 @@
+"""GET and DELETE /v1/sessions/{id}."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from gateway.errors import ApiError
+from gateway.identity import check_session_id
+from gateway.services import Services
+from gateway.sessions import document
+
+router = APIRouter()
+
+
+def _unknown(session: str) -> ApiError:
+    return ApiError(404, f"There is no session {session!r}.", code="session_not_found")
+
+
+@router.get("/v1/sessions/{session}")
+async def get_session(session: str, request: Request) -> dict[str, Any]:
+    """Say where a session is."""
+    services: Services = request.app.state.services
+    record = await services.sessions.get(check_session_id(session))
+    if record is None:
+        raise _unknown(session)
+    return document(session, record)
+
+
+@router.delete("/v1/sessions/{session}")
+async def delete_session(session: str, request: Request) -> dict[str, Any]:
+    """Forget where a session is. What it generates at the moment goes on."""
+    services: Services = request.app.state.services
+    if not await services.sessions.delete(check_session_id(session)):
+        raise _unknown(session)
+    return {"id": session, "object": "session.deleted", "deleted": True}

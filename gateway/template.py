@@ -1,0 +1,149 @@
+"""Chat templates, rendered as transformers renders them (`apply_chat_template`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+import jinja2.ext
+from jinja2 import nodes
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+SPECIAL_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+
+
+class TemplateError(ValueError):
+    """A template that is missing or broken, or that refuses the messages."""
+
+
+class ChatTemplate:
+    """One model's chat template."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"the model's chat template is broken: {error}") from error
+        self._special_tokens = dict(special_tokens)
+        self.knows_developer = "developer" in source
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Write `messages` as the prompt that the model was trained on.
+
+        Raises:
+            TemplateError: the template refuses these messages.
+        """
+        chat = [{k: v for k, v in message.items() if v is not None} for message in messages]
+        try:
+            return self._template.render(
+                {
+                    "messages": chat,
+                    "tools": None,
+                    "documents": None,
+                    "add_generation_prompt": add_generation_prompt,
+                    **self._special_tokens,
+                    **(variables or {}),
+                }
+            )
+        except jinja2.TemplateError as error:
+            raise TemplateError(f"the chat template refuses them: {error}") from error
+        except (TypeError, ValueError, KeyError, ArithmeticError) as error:
+            raise TemplateError("the chat template cannot render them.") from error
+
+
+def from_files(files: Mapping[str, bytes]) -> ChatTemplate | None:
+    """Find the template among a tokenizer's files; None if the model has none.
+
+    `chat_template.jinja` goes before the `chat_template` of tokenizer_config.json, which is one
+    template or a list of named ones.
+
+    Raises:
+        TemplateError: a file that cannot be read.
+    """
+    config = tokenizer_config(files)
+    if "chat_template.jinja" in files:
+        source: object = files["chat_template.jinja"].decode()
+    else:
+        source = config.get("chat_template")
+    if isinstance(source, list):
+        source = {item["name"]: item["template"] for item in source}.get("default")
+    if not isinstance(source, str):
+        return None
+    special = {name: _token_text(config.get(name)) for name in SPECIAL_TOKENS}
+    return ChatTemplate(source, {name: text for name, text in special.items() if text is not None})
+
+
+def tokenizer_config(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Read tokenizer_config.json; empty where there is none."""
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    if not isinstance(config, dict):
+        raise TemplateError("tokenizer_config.json is not an object")
+    return config
+
+
+def _token_text(token: object) -> str | None:
+    """A special token is written as text, or as the fields of an AddedToken."""
+    if isinstance(token, Mapping):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """Accepts `{% generation %}` blocks, which mark the assistant's words for training."""
+
+    tags = {"generation"}  # noqa: RUF012 (jinja2 reads it from the class)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller: Callable[[], str]) -> str:
+        return caller()
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationTag, jinja2.ext.loopcontrols],
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Unlike jinja2's own filter this one leaves the characters of HTML alone."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise(message: str) -> None:
+    raise jinja2.TemplateError(message)

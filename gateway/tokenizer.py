@@ -1,0 +1,95 @@
+"""The model's tokenizer, read from the files that a verifier sends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer
+
+# Longer texts are encoded on a thread, so that they do not hold up everybody's streams.
+LONG_TEXT = 16_384
+
+
+class TokenizerError(ValueError):
+    """Files from which no tokenizer can be built. The message is one sentence."""
+
+
+class TextTokenizer:
+    """Text to token ids and back."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        try:
+            source = files["tokenizer.json"].decode()
+            self._tokenizer: Any = Tokenizer.from_str(source)
+        except KeyError:
+            raise TokenizerError("the verifier sent no tokenizer.json.") from None
+        except Exception as error:  # the library raises nothing more precise
+            raise TokenizerError(f"tokenizer.json cannot be read: {error}.") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        decoder = json.loads(source).get("decoder")
+        self._kinds = set(_kinds(decoder))
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if len(text) < LONG_TEXT:
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        # encode_batch lets go of the GIL, encode does not.
+        [encoding] = await asyncio.to_thread(
+            self._tokenizer.encode_batch, [text], add_special_tokens=add_special_tokens
+        )
+        return list(encoding.ids)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def token(self, token: int) -> str:
+        """Return the text of one token alone."""
+        return self.decode([token], skip_special_tokens=False)
+
+    def token_bytes(self, token: int) -> bytes:
+        """Return the bytes of one token, which need not be whole characters."""
+        piece: str | None = self._tokenizer.id_to_token(token)
+        if piece is None:
+            return b""
+        if token in self._added:
+            return piece.encode()
+        if "ByteLevel" in self._kinds and all(char in BYTE_OF for char in piece):
+            return bytes(BYTE_OF[char] for char in piece)
+        if "ByteFallback" in self._kinds and len(piece) == 6 and piece.startswith("<0x"):
+            return bytes.fromhex(piece[3:5])
+        if "ByteFallback" in self._kinds:
+            return piece.replace("\u2581", " ").encode()
+        return self.token(token).encode()
+
+    @cached_property
+    def letter(self) -> list[int]:
+        """Tokens of a text that begins with a letter: a context for `Detokenizer`."""
+        return list(self._tokenizer.encode("a", add_special_tokens=False).ids)
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.get_added_tokens_decoder())
+
+
+def _kinds(decoder: object) -> Iterator[str]:
+    """The kinds of decoder in a pipeline of them."""
+    if isinstance(decoder, Mapping):
+        yield str(decoder.get("type"))
+        for part in decoder.get("decoders", ()):
+            yield from _kinds(part)
+
+
+def _byte_of() -> dict[str, int]:
+    """GPT-2's alphabet: printable bytes are themselves, the others follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+BYTE_OF = _byte_of()

@@ -1,0 +1,1 @@
+"""Load and measure a running stack through its REST interface."""

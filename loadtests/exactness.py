@@ -1,0 +1,160 @@
+"""`python -m loadtests.exactness`: served greedy text equals transformers' `generate` in fp32."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TaskID
+
+from loadtests.client import Client, Served
+from loadtests.command import run
+from loadtests.kill import Kill, read_pid
+from loadtests.modes import KILLED, MODES, Ask, Case, Mode, Output, ask_server
+from loadtests.peer import Peer
+from loadtests.prompts import load_prompts
+from loadtests.result import Result
+from loadtests.verdict import Verdict
+from specwire.settings import Settings, StartError, setting
+
+PROGRAM = "loadtests.exactness"
+KILL_AFTER = 32  # tokens
+
+
+class ExactnessSettings(Settings):
+    """Compares a running stack in fp32 with transformers, token by token.
+
+    Speculation off, draft lengths 1, 3, 5 and 8, 8 requests at once and, where its process id is
+    given, the drafter killed in mid-generation. Start the stack with HOLDCOURSE_DTYPE=float32 and
+    HOLDCOURSE_DRAFT_LENGTH=8.
+    """
+
+    prompts: str = setting(..., "File of JSON lines; the first of each line's `turns` is asked.")
+    target: str = setting(..., "The served model: Hugging Face id, folder or .gguf file.")
+    url: str = setting("http://127.0.0.1:8000", "The gateway.")
+    api_key: str | None = setting(None, "Key for the gateway.")
+    limit: int = setting(20, "Prompts to take from the file.", ge=1)
+    max_tokens: int = setting(128, "Tokens of each output at most.", ge=1)
+    kill_drafter: str | None = setting(
+        None, "Process id of the drafter, or a file with it; it is killed and must be restarted."
+    )
+    kill_max_tokens: int = setting(
+        1024, "Tokens of the generation in which the drafter dies and returns.", gt=KILL_AFTER
+    )
+
+
+class Check:
+    """One run of the command."""
+
+    def __init__(self, settings: ExactnessSettings, client: Client, progress: Progress) -> None:
+        self._settings = settings
+        self._client = client
+        self._progress = progress
+
+    async def run(self) -> Verdict:
+        """Make references, serve, compare.
+
+        Raises:
+            StartError: the stack or the target is not what is needed.
+        """
+        settings = self._settings
+        served = await self._client.served()
+        if served.dtype.removeprefix("torch.") != "float32":
+            raise StartError(
+                f"The verifier runs {served.dtype}; start the stack with HOLDCOURSE_DTYPE=float32."
+            )
+        pid = read_pid(settings.kill_drafter) if settings.kill_drafter else None
+        asks = [
+            Ask(prompt, await self._client.tokenize(prompt.text), settings.max_tokens)
+            for prompt in load_prompts(settings.prompts, settings.limit)
+        ]
+        long = replace(asks[0], max_tokens=settings.kill_max_tokens, ignore_eos=True)
+        cases = await self._references(served, asks if pid is None else [*asks, long])
+        outputs = []
+        for mode in MODES:
+            outputs += await self._serve(mode, cases[: len(asks)])
+        verdict = Verdict()
+        if pid is not None:
+            outputs.append(await self._kill(pid, cases[-1], verdict))
+        await self._score(served, outputs)
+        verdict.take(outputs)
+        return verdict
+
+    async def _references(self, served: Served, asks: Sequence[Ask]) -> list[Case]:
+        """What transformers writes, from a process that has ended afterwards."""
+        async with self._peer(served) as peer:
+            bar = self._bar("transformers", len(asks))
+            cases = []
+            for ask in asks:
+                reference = await peer.generate(
+                    ask.tokens, max_tokens=ask.max_tokens, ignore_eos=ask.ignore_eos
+                )
+                cases.append(Case(ask, reference))
+                self._progress.advance(bar)
+        return cases
+
+    async def _serve(self, mode: Mode, cases: Sequence[Case]) -> list[Output]:
+        """All cases in one mode."""
+        bar = self._bar(mode.name, len(cases))
+        free = asyncio.Semaphore(mode.concurrency)
+
+        async def one(case: Case) -> Output:
+            async with free:
+                answer = await ask_server(self._client, case.ask, mode.speculation)
+            self._progress.advance(bar)
+            return Output(mode, case, answer)
+
+        return await asyncio.gather(*(one(case) for case in cases))
+
+    async def _kill(self, pid: int, case: Case, verdict: Verdict) -> Output:
+        """One long generation, in the middle of which the drafter dies."""
+        bar = self._bar(KILLED.name, case.ask.max_tokens)
+        kill = Kill(pid, KILL_AFTER)
+
+        def on_tokens(count: int) -> None:
+            self._progress.update(bar, completed=count)
+            kill(count)
+
+        answer = await ask_server(self._client, case.ask, KILLED.speculation, on_tokens)
+        if isinstance(answer, Result):
+            verdict.take_kill(kill, answer)
+        return Output(KILLED, case, answer)
+
+    async def _score(self, served: Served, outputs: Sequence[Output]) -> None:
+        """Find out how near the tokens were where an output differs from its reference."""
+        different = [output for output in outputs if output.differs]
+        if not different:
+            return
+        async with self._peer(served) as peer:
+            bar = self._bar("scoring", len(different))
+            for output in different:
+                await output.score(peer)
+                self._progress.advance(bar)
+
+    @asynccontextmanager
+    async def _peer(self, served: Served) -> AsyncGenerator[Peer]:
+        target = self._settings.target
+        async with Peer.running(target, "float32") as peer:
+            peer.check(target, served)
+            yield peer
+
+    def _bar(self, name: str, total: int) -> TaskID:
+        return self._progress.add_task(name, total=total)
+
+
+async def main() -> int:
+    """Run the check; returns 1 if it is not passed."""
+    settings = ExactnessSettings.read(PROGRAM)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn())
+    async with Client(settings.url, settings.api_key) as client:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            verdict = await Check(settings, client, progress).run()
+    verdict.print(Console())
+    return 1 if verdict.faults else 0
+
+
+if __name__ == "__main__":
+    run(PROGRAM, main)

@@ -1,0 +1,121 @@
+"""transformers' own `generate`, as a child process that speaks JSON lines.
+
+    python -m loadtests.reference TARGET DTYPE
+
+It is written as any user of transformers would write it: `from_pretrained`, `generate`, defaults.
+Between two requests it sleeps in a read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig
+
+from specwire.target import TargetSource
+from specwire.torch import target_fingerprint
+
+
+class Reference:
+    """A causal LM of transformers in one dtype."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.fingerprint = target_fingerprint(model)
+        ends = model.generation_config.eos_token_id
+        self._ends: list[int] = [] if ends is None else ends if isinstance(ends, list) else [ends]
+        # The model's own sampling defaults would not be what a request to the API asks for.
+        model.generation_config = GenerationConfig()
+
+    @classmethod
+    def load(cls, target: str, dtype: str) -> Reference:
+        """Load a Hugging Face id, folder or GGUF file in the dtype of that name."""
+        source = TargetSource.parse(target)
+        model = AutoModelForCausalLM.from_pretrained(
+            source.location, dtype=getattr(torch, dtype), **source.arguments
+        )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(model.to(device).eval())
+
+    def generate(
+        self,
+        tokens: Sequence[int],
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        ignore_eos: bool = False,
+    ) -> dict[str, Any]:
+        """Continue `tokens`; returns new tokens without the end token, finish reason, seconds."""
+        inputs = torch.tensor([tokens], device=self.model.device)
+        how: dict[str, Any] = {"do_sample": temperature > 0}
+        if temperature > 0:
+            how |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
+            torch.manual_seed(seed)
+        began = time.perf_counter()
+        output = self.model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=max_tokens,
+            eos_token_id=None if ignore_eos else self._ends or None,
+            pad_token_id=0,
+            **how,
+        )
+        new: list[int] = output[0, len(tokens) :].tolist()
+        seconds = time.perf_counter() - began
+        stopped = not ignore_eos and bool(new) and new[-1] in self._ends
+        return {
+            "tokens": new[:-1] if stopped else new,
+            "finish_reason": "stop" if stopped else "length",
+            "seconds": seconds,
+        }
+
+    @torch.inference_mode()
+    def score(self, tokens: Sequence[int], start: int, stopped: bool) -> list[float]:
+        """How far each token from `start` on is below the best one, in logits; 0 for the best.
+
+        One more value, for an end token after the last, where the output `stopped` there.
+        """
+        inputs = torch.tensor([tokens], device=self.model.device)
+        logits = self.model(inputs).logits[0, start - 1 :].float()
+        given = logits[:-1].gather(1, inputs[0, start:, None])[:, 0]
+        gaps = logits[:-1].amax(-1) - given
+        if stopped:
+            end = logits[-1].amax() - logits[-1, self._ends].amax()
+            gaps = torch.cat([gaps, end[None]])
+        values: list[float] = gaps.tolist()
+        return values
+
+
+def main() -> None:
+    """Load, say so, and answer request after request until the input ends."""
+    logging.disable(logging.WARNING)
+    # What libraries print must not get between the answers.
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
+        try:
+            reference = Reference.load(*sys.argv[1:])
+        except Exception as error:  # transformers raises many kinds for a missing or broken model
+            first = (str(error).strip() or repr(error)).splitlines()[0]
+            _send(answers, {"error": first})
+            return
+        _send(answers, {"fingerprint": reference.fingerprint})
+        for line in sys.stdin:
+            request = json.loads(line)
+            operation = getattr(reference, request.pop("operation"))
+            _send(answers, {"value": operation(**request)})
+
+
+def _send(answers: TextIO, message: Mapping[str, Any]) -> None:
+    answers.write(json.dumps(message) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()

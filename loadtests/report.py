@@ -1,0 +1,128 @@
+"""A benchmark's numbers as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from loadtests.rounds import PARTS
+from loadtests.stats import Ratio
+from loadtests.summary import Agreement, ArmSummary, Spread, Summary
+
+NONE = "-"
+
+
+def print_report(console: Console, summary: Summary) -> None:
+    """Print all tables."""
+    console.print(_speed(summary.arms))
+    console.print(_ratios(summary))
+    for arm in summary.arms:
+        if arm.rounds is not None and arm.rounds.drafted_rounds:
+            console.print(_acceptance(arm))
+    if any(arm.rounds for arm in summary.arms):
+        console.print(_time(summary.arms))
+    for agreement in summary.agreements:
+        console.print(describe(agreement))
+    for error in dict.fromkeys(summary.errors):
+        console.print(f"Failed ({summary.errors.count(error)}): {error}", style="red", markup=False)
+
+
+def _speed(arms: Sequence[ArmSummary]) -> Table:
+    table = _table("Speed", "arm", "requests", "tok/s", "TTFT ms", "chunk gap ms", "per token ms")
+    table.caption = "p50 / p95. tok/s counts the time to the first token; per token does not."
+    for arm in arms:
+        failed = f" ({arm.failed} failed)" if arm.failed else ""
+        table.add_row(
+            arm.name,
+            f"{arm.requests}{failed}",
+            _number(arm.tokens_per_second, 1),
+            *(_spread_ms(s) for s in (arm.first_token, arm.chunk_gap, arm.time_per_token)),
+        )
+    return table
+
+
+def _ratios(summary: Summary) -> Table:
+    table = _table("Ratios of tokens per second", "arms", "median", "95 % interval", "repeats")
+    table.caption = "Paired by block of prompts; repeats: the lowest and highest median of one."
+    for name, ratio in summary.ratios.items():
+        spread = f"{min(ratio.repeats):.3f} .. {max(ratio.repeats):.3f} ({len(ratio.repeats)})"
+        table.add_row(name, f"{ratio.median:.3f}", _interval(ratio), spread)
+    return table
+
+
+def _interval(ratio: Ratio) -> str:
+    if ratio.low is None or ratio.high is None:
+        return NONE
+    return f"{ratio.low:.3f} .. {ratio.high:.3f}"
+
+
+def _acceptance(arm: ArmSummary) -> Table:
+    assert arm.rounds is not None
+    rounds = arm.rounds
+    table = _table(f"Acceptance ({arm.name})", "position", "proposed", "accepted", "cumulative")
+    table.add_column("conditional", justify="right")
+    counts = zip(rounds.proposed_at, rounds.accepted_at, strict=True)
+    shares = zip(rounds.cumulative, rounds.conditional, strict=True)
+    for position, ((proposed, accepted), (cumulative, conditional)) in enumerate(
+        zip(counts, shares, strict=True), start=1
+    ):
+        table.add_row(
+            str(position),
+            *(str(proposed), str(accepted)),
+            *(f"{cumulative:.3f}", _number(conditional, 3)),
+        )
+    table.caption = (
+        "Acceptance length (tokens per verification, bonus included): "
+        f"{rounds.acceptance_length:.3f} over all rounds, "
+        f"{_number(rounds.drafted_acceptance_length, 3)} over rounds with a draft, "
+        f"which {rounds.drafted_share:.1%} of {rounds.rounds} had."
+    )
+    return table
+
+
+def _time(arms: Sequence[ArmSummary]) -> Table:
+    told = [(arm.name, arm.rounds) for arm in arms if arm.rounds is not None]
+    table = _table("Where a round's time goes, ms (share)", "part", *(name for name, _ in told))
+    table.caption = "After the first token, by the verifier's clock; the last row by the client's."
+    totals = [sum(rounds.parts_ms.values()) for _, rounds in told]
+    for part, label in PARTS.items():
+        values = [rounds.parts_ms[part] for _, rounds in told]
+        shares = (v / t if t else 0.0 for v, t in zip(values, totals, strict=True))
+        table.add_row(label, *(f"{v:.2f} ({s:4.0%})" for v, s in zip(values, shares, strict=True)))
+    table.add_section()
+    table.add_row("sum", *(f"{total:.2f} (100%)" for total in totals))
+    table.add_row("seen by the client", *(f"{r.client_ms:.2f}       " for _, r in told))
+    return table
+
+
+def describe(agreement: Agreement) -> str:
+    """One sentence on whether two arms wrote the same."""
+    both = f"{agreement.first} and {agreement.second}"
+    places = agreement.differing_at
+    if not places:
+        return f"{both}: all {agreement.compared} outputs are equal, token by token."
+    return (
+        f"{both}: {len(places)} of {agreement.compared} outputs differ, first at token "
+        f"{min(places)} (median of their first differences: {median(places):g})."
+    )
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return NONE if value is None else f"{value:.{digits}f}"
+
+
+def _spread_ms(spread: Spread) -> str:
+    if spread.p50 is None or spread.p95 is None:
+        return NONE
+    return f"{spread.p50 * 1e3:.1f} / {spread.p95 * 1e3:.1f}"

@@ -1,0 +1,95 @@
+"""What the answers' `holdcourse` objects say together: acceptance, and where time went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from loadtests.result import Result
+
+# Fields of `timings` that a round's time is made of, as people read them.
+PARTS: Mapping[str, str] = {
+    "target_us": "target forward",
+    "draw_us": "drawing",
+    "drafter_us": "drafter compute",
+    "drafter_queue_us": "drafter queue",
+    "wire_us": "wire",
+    "host_us": "host (Python)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Sums over requests. `rounds` and `tokens` leave out each request's first token.
+
+    That token comes out of the prefill, before which nothing can be drafted.
+    """
+
+    rounds: int
+    tokens: int
+    drafted_rounds: int
+    proposed_at: tuple[int, ...]
+    accepted_at: tuple[int, ...]
+    # Milliseconds per round, by the names in `PARTS`, and as the client saw them.
+    parts_ms: Mapping[str, float]
+    client_ms: float
+
+    @classmethod
+    def of(cls, results: Iterable[Result]) -> Rounds | None:
+        """Sum up; None where no request has a report or none had a round after its prefill."""
+        told = [result for result in results if result.report]
+        rounds = sum(result.report["rounds"] - 1 for result in told)
+        if not rounds:
+            return None
+        sums = {part: sum(r.report["timings"][part] for r in told) for part in PARTS}
+        return cls(
+            rounds,
+            sum(len(result.tokens) - 1 for result in told),
+            sum(result.report["drafted_rounds"] for result in told),
+            _sum([result.report["proposed_at"] for result in told]),
+            _sum([result.report["accepted_at"] for result in told]),
+            {part: total / rounds / 1e3 for part, total in sums.items()},
+            sum(result.decode_seconds for result in told) / rounds * 1e3,
+        )
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens per verification, bonus included, over rounds with and without a draft."""
+        return self.tokens / self.rounds
+
+    @property
+    def drafted_acceptance_length(self) -> float | None:
+        """Tokens per verification, bonus included, over rounds with a draft."""
+        if not self.drafted_rounds:
+            return None
+        return 1 + sum(self.accepted_at) / self.drafted_rounds
+
+    @property
+    def drafted_share(self) -> float:
+        """Share of rounds that had a draft."""
+        return self.drafted_rounds / self.rounds
+
+    @property
+    def cumulative(self) -> tuple[float, ...]:
+        """By chain position: share of the drafts reaching it that were accepted that far."""
+        pairs = zip(self.accepted_at, self.proposed_at, strict=True)
+        return tuple(accepted / proposed if proposed else 0.0 for accepted, proposed in pairs)
+
+    @property
+    def conditional(self) -> tuple[float | None, ...]:
+        """By chain position: share accepted where everything before it was.
+
+        The quotient of neighbouring cumulative shares: exact where drafts are of one length, an
+        estimate where the length follows the drafter's confidence. None where nothing was
+        accepted before it.
+        """
+        before = (1.0, *self.cumulative)
+        return tuple(
+            share / earlier if earlier else None
+            for share, earlier in zip(self.cumulative, before, strict=False)
+        )
+
+
+def _sum(lists: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    length = max(map(len, lists), default=0)
+    return tuple(sum(counts[i] for counts in lists if i < len(counts)) for i in range(length))

@@ -1,0 +1,290 @@
+"""`python -m deploy.local` as a person runs it, with fake services and the real Valkey."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.ports import free_port
+
+# Stands for verifier and drafter: notes how it was started, serves gRPC health, drains on SIGTERM.
+GRPC_SERVICE = """
+import os, pathlib, signal, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+from grpc_health.v1 import health, health_pb2_grpc
+if os.environ.get("BAD_SETTING") == __package__:
+    print(f"{__package__}: --kv-memory: must be positive, -1 was given.", file=sys.stderr)
+    sys.exit(2)
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+pathlib.Path(f"{__package__}.flags").write_text(repr(flags))
+pathlib.Path(f"{__package__}.environment").write_text(repr(dict(os.environ)))
+server = grpc.server(ThreadPoolExecutor(2))
+health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+server.add_insecure_port(flags["--listen"])
+server.start()
+stopped = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+stopped.wait()
+server.stop(0).wait()
+"""
+GATEWAY = """
+import http.server, os, pathlib, signal, sys
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+pathlib.Path("gateway.flags").write_text(repr(flags))
+pathlib.Path("gateway.environment").write_text(repr(dict(os.environ)))
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if self.path == "/readyz" else 404)
+        self.end_headers()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+http.server.HTTPServer((flags["--host"], int(flags["--port"])), Handler).serve_forever()
+"""
+PARTS = {"valkey-server", "drafter_svc", "verifier_svc", "gateway"}
+
+
+class Stack:
+    """A folder that the fake services shadow the real ones in, and the command run there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        for name, program in {
+            "verifier_svc": GRPC_SERVICE,
+            "drafter_svc": GRPC_SERVICE,
+            "gateway": GATEWAY,
+        }.items():
+            (folder / name).mkdir()
+            (folder / name / "__init__.py").touch()
+            (folder / name / "__main__.py").write_text(program)
+        (folder / "target.gguf").touch()
+        (folder / "checkpoint").mkdir()
+        self.environment = {
+            **os.environ,
+            "HOLDCOURSE_PORT": str(self.port),
+            "HOLDCOURSE_TARGET": "./target.gguf",
+            "HOLDCOURSE_DRAFTER": "checkpoint",
+            "HOLDCOURSE_CACHE": str(folder / "cache"),
+            "HOLDCOURSE_DTYPE": "float32",
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "cache" / f"run-{self.port}"
+
+    def run(self, *flags: str) -> subprocess.CompletedProcess[str]:
+        """The command, which is to end by itself."""
+        return subprocess.run(
+            [sys.executable, "-m", "deploy.local", *flags],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+        """The command, ready; killed at the end if it still runs."""
+        with (self.folder / "output").open("w") as output:
+            process = self.process = subprocess.Popen(
+                [sys.executable, "-m", "deploy.local"],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            self.until(lambda: "curl" in self.output)
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    @property
+    def output(self) -> str:
+        return (self.folder / "output").read_text()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline, self.output
+            assert self.process is None or self.process.poll() is None, self.output
+            time.sleep(0.02)
+
+    def children(self) -> dict[str, psutil.Process]:
+        """The running parts by the name of their module or program."""
+        assert self.process is not None
+        found = {}
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            found.update(dict.fromkeys(PARTS & {child.name(), *child.cmdline()}, child))
+        return found
+
+    def told(self, service: str, what: str) -> dict[str, str]:
+        """The flags or the environment that a fake service was started with."""
+        text = (self.folder / f"{service}.{what}").read_text()
+        found: dict[str, str] = eval(text)
+        return found
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Stack:
+    return Stack(tmp_path)
+
+
+def test_it_starts_everything_and_ctrl_c_leaves_nothing(stack: Stack) -> None:
+    with stack.running() as process:
+        children = stack.children()
+        assert children.keys() == PARTS
+        url = f"http://127.0.0.1:{stack.port}"
+        assert f"curl -s {url}/v1/chat/completions" in stack.output
+        assert urllib.request.urlopen(f"{url}/readyz").status == 200
+
+        drafter, verifier = stack.told("drafter_svc", "flags"), stack.told("verifier_svc", "flags")
+        gateway = stack.told("gateway", "flags")
+        assert drafter["--checkpoint"] == str(stack.folder / "checkpoint")
+        assert drafter["--target"] == verifier["--target"] == "./target.gguf"
+        assert verifier["--drafter-address"] == drafter["--listen"]
+        assert gateway["--verifiers"] == verifier["--listen"]
+        assert drafter["--metrics-port"] != verifier["--metrics-port"]
+
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    assert not any(child.is_running() for child in children.values())
+    ended = [line.split()[0] for line in stack.output.splitlines() if line.endswith("stopped")]
+    assert ended == ["gateway", "verifier", "drafter", "valkey"]
+    logs = {"valkey.log", "drafter.log", "verifier.log", "gateway.log"}
+    assert {path.name for path in stack.logs.iterdir()} == logs | {"lock"}
+
+
+def test_settings_reach_the_services_and_the_password_nobody_else(stack: Stack) -> None:
+    with stack.running():
+        for service in ("drafter_svc", "verifier_svc", "gateway"):
+            environment = stack.told(service, "environment")
+            assert environment["HOLDCOURSE_DTYPE"] == "float32"
+            assert environment["HOLDCOURSE_DRAIN_GRACE_S"] == "30.0"
+        assert stack.told("verifier_svc", "environment")["OMP_WAIT_POLICY"] == "PASSIVE"
+
+        store = stack.told("gateway", "environment")["HOLDCOURSE_REDIS_URL"]
+        password, _, address = store.removeprefix("redis://:").partition("@")
+        assert "HOLDCOURSE_REDIS_URL" not in stack.told("verifier_svc", "environment")
+        assert (stack.logs / "valkey.conf").stat().st_mode & 0o777 == 0o600
+        for child in stack.children().values():
+            assert password not in " ".join(child.cmdline())
+        host, port = address.removesuffix("/0").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"PING\r\n")
+            assert client.recv(64).startswith(b"-NOAUTH")
+
+
+def test_a_killed_command_takes_every_part_along(stack: Stack) -> None:
+    with stack.running() as process:
+        children = stack.children()
+        process.kill()
+        process.wait()
+        gone, alive = psutil.wait_procs(list(children.values()), timeout=5)
+        assert (len(gone), alive) == (4, [])
+
+
+def test_a_lost_drafter_comes_back_on_the_same_port(stack: Stack) -> None:
+    with stack.running() as process:
+        before = stack.children()
+        first = stack.told("drafter_svc", "flags")
+        before["drafter_svc"].kill()
+        stack.until(lambda: stack.output.count("drafter   ready") == 2)
+        assert "The drafter was killed by SIGKILL." in stack.output
+        assert "Without it answers are the same and come slower." in stack.output
+        assert stack.told("drafter_svc", "flags") == first
+        after = stack.children()
+        assert {name for name in PARTS if before[name] != after[name]} == {"drafter_svc"}
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def test_without_a_drafter_the_verifier_gets_none(stack: Stack) -> None:
+    stack.environment["HOLDCOURSE_DRAFTER"] = "off"
+    with stack.running():
+        assert stack.children().keys() == PARTS - {"drafter_svc"}
+        assert "--drafter-address" not in stack.told("verifier_svc", "flags")
+        assert "No drafter is started here" in stack.output
+
+
+def test_a_bad_setting_of_a_service_stops_the_start_with_its_sentence(stack: Stack) -> None:
+    stack.environment["BAD_SETTING"] = "verifier_svc"
+    result = stack.run()
+    assert result.returncode == 2
+    assert result.stderr == (
+        "holdcourse: The verifier ended with status 2 before it was ready.\n"
+        "    verifier_svc: --kv-memory: must be positive, -1 was given.\n"
+    )
+    assert "valkey    stopped" in result.stdout
+
+
+def test_a_crash_at_the_start_shows_the_end_of_the_log(stack: Stack) -> None:
+    (stack.folder / "gateway" / "__main__.py").write_text("raise RuntimeError('no luck')")
+    result = stack.run()
+    assert result.returncode == 1
+    assert "The gateway ended with status 1 before it was ready." in result.stderr
+    assert "RuntimeError: no luck" in result.stderr
+    assert f"The whole log is {stack.logs / 'gateway.log'}." in result.stderr
+
+
+def test_a_port_in_use_is_said_before_anything_starts(stack: Stack) -> None:
+    with socket.create_server(("127.0.0.1", stack.port)):
+        result = stack.run()
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"holdcourse: Cannot listen on 127.0.0.1:{stack.port}: Address already in use.\n"
+    )
+    assert result.stdout == ""
+    assert not (stack.folder / "cache").exists()
+
+
+def test_a_second_start_on_the_same_port_is_refused(stack: Stack) -> None:
+    slow = "import time; time.sleep(600)"
+    (stack.folder / "verifier_svc" / "__main__.py").write_text(slow)
+    first = subprocess.Popen(
+        [sys.executable, "-m", "deploy.local"],
+        cwd=stack.folder,
+        env=stack.environment,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        stack.until((stack.logs / "verifier.log").exists)
+        result = stack.run()
+        assert result.returncode == 2
+        assert "Another start of Holdcourse on port" in result.stderr
+        first.send_signal(signal.SIGINT)  # in the middle of a start, too
+        assert first.wait(20) == 0
+    finally:
+        first.kill()
+        first.wait()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--port", "0"], "--port: must be greater than or equal to 1, '0' was given."),
+        (["--prot", "1"], "unrecognized arguments: --prot 1; see --help."),
+        (["--target", "no.gguf"], "--target: there is no file no.gguf."),
+        (
+            ["--drafter", "/no/where"],
+            "--drafter: /no/where is not a folder; `off` runs without a drafter.",
+        ),
+    ],
+)
+def test_a_bad_setting_is_one_sentence(stack: Stack, flags: list[str], sentence: str) -> None:
+    result = stack.run(*flags)
+    assert (result.returncode, result.stderr) == (2, f"holdcourse: {sentence}\n")
+    assert not (stack.folder / "cache").exists()

@@ -1,0 +1,111 @@
+"""The tiny drafter put together for serving, and a slow chain to compare it with."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from drafter_svc.cache import KvCache
+from drafter_svc.chain import Chain
+from drafter_svc.drawing import DraftVocabulary
+from drafter_svc.eagle import EagleDrafter
+from drafter_svc.fused import FusedDrafter
+from drafter_svc.sequences import Sequences
+from drafter_svc.worker import Worker
+from specwire.draft import Extend, Opening
+from tests.drafter_svc.tiny import tiny_config, tiny_drafter
+
+GREEDY = Opening(first_token=3, output_start=1)
+MAX_LENGTH = 400
+
+Choose = Callable[[Tensor, list[int]], int]
+
+
+class Parts:
+    """A drafter over random embeddings; draft ids are every third target id."""
+
+    def __init__(self, rows: int = 4096, **changes: Any) -> None:
+        self.config = tiny_config(vocab_size=128, **changes)
+        self.module: EagleDrafter = tiny_drafter(self.config).eval().requires_grad_(False)
+        self.embedding = torch.randn(128, 16)
+        self.target_ids = torch.arange(40) * 3 + 2
+        fused = FusedDrafter(self.module, self.embedding, MAX_LENGTH + 16)
+        self.vocabulary = DraftVocabulary(self.target_ids, 128)
+        self.chain = Chain(fused, self.vocabulary)
+        row_bytes = 2 * 2 * 6 * 4
+        self.cache = KvCache(2, 6, torch.float32, torch.device("cpu"), rows * row_bytes)
+        self.worker = Worker(self.chain, self.cache, Sequences(8, MAX_LENGTH), 16)
+
+    def slow_draft(self, text: "Text", base: int, length: int, choose: Choose) -> "Slow":
+        """Recomputes every row in every step. `choose(logits, guesses)` gives a draft id."""
+        tokens = list(text.tokens[1 : base + 1])
+        states = list(self.module.fuse(text.features[:base]))
+        result = Slow()
+        for _ in range(length):
+            hidden = self.module.layer(
+                self.embedding[torch.tensor(tokens)],
+                torch.stack(states),
+                torch.arange(len(tokens)),
+                _causal,
+            )[-1]
+            logits = self.module.logits(hidden)
+            draft_id = choose(logits, result.tokens)
+            result.tokens.append(int(self.target_ids[draft_id]))
+            result.confidence.append(float(logits.softmax(-1)[draft_id]))
+            tokens.append(result.tokens[-1])
+            states.append(self.module.recycle(hidden))
+        return result
+
+
+@dataclass
+class Slow:
+    tokens: list[int] = field(default_factory=list)
+    confidence: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Text:
+    """Committed tokens, and a feature for each position."""
+
+    tokens: list[int]
+    features: Tensor
+
+    def extend(
+        self,
+        seq: int,
+        start: int,
+        stop: int,
+        draft_tokens: int = 0,
+        opening: Opening = GREEDY,
+    ) -> tuple[Extend, Tensor]:
+        """Entries [start, stop) as they travel."""
+        tokens = tuple(self.tokens[start + 1 : stop + 1])
+        return (
+            Extend(seq, start, tokens, draft_tokens, opening if start == 0 else None),
+            self.features[start:stop],
+        )
+
+
+def random_text(length: int, seed: int) -> Text:
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, 128, (length,), generator=generator).tolist()
+    tokens[0] = GREEDY.first_token
+    return Text(tokens, torch.randn(length, 48, generator=generator))
+
+
+def greedy(logits: Tensor, _: Sequence[int]) -> int:
+    return int(logits.argmax())
+
+
+def _causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    out = functional.scaled_dot_product_attention(
+        queries.transpose(0, 1)[None],
+        keys.transpose(0, 1)[None],
+        values.transpose(0, 1)[None],
+        is_causal=True,
+        enable_gqa=True,
+    )
+    return out[0].transpose(0, 1).flatten(-2)

@@ -1,0 +1,70 @@
+from drafter_svc.sequences import Held, Sequences
+from specwire.draft import Extend, Need, Opening
+from specwire.sequence import Span
+
+OPENING = Opening(1, 1)
+
+
+def opened(per_link: int = 4, max_length: int = 100) -> Sequences:
+    sequences = Sequences(per_link, max_length)
+    sequences.open_link(1)
+    sequences.open_link(2)
+    return sequences
+
+
+def held(taken: tuple[Held, Span] | Need) -> Held:
+    assert isinstance(taken, tuple)
+    return taken[0]
+
+
+def test_entries_are_appended_and_duplicates_skipped() -> None:
+    sequences = opened()
+    assert held(sequences.extend(1, Extend(5, 0, (1, 2, 3), opening=OPENING))).opening is OPENING
+    taken = sequences.extend(1, Extend(5, 1, (2, 3, 4, 5)))
+    assert isinstance(taken, tuple)
+    assert taken[1] == Span(3, 5)
+
+
+def test_a_gap_and_an_unknown_sequence_are_needed() -> None:
+    sequences = opened()
+    assert sequences.extend(1, Extend(5, 7, (1, 2), 3)) == Need(5, 0, 9)
+    sequences.extend(1, Extend(5, 0, (1, 2), opening=OPENING))
+    assert sequences.extend(1, Extend(5, 7, (1, 2), 3)) == Need(5, 2, 9)
+    assert sequences.extend(1, Extend(6, 0, (), 3)) == Need(6, 0, 0)
+
+
+def test_links_do_not_see_each_other() -> None:
+    sequences = opened()
+    sequences.extend(1, Extend(5, 0, (1, 2, 3), opening=OPENING))
+    assert sequences.extend(2, Extend(5, 3, (4,))) == Need(5, 0, 4)
+    sequences.extend(2, Extend(5, 0, (9,), opening=OPENING))
+    assert sequences.close_link(1) == [(1, 5)]
+    assert sequences.close_link(1) == []
+    assert not sequences.has_link(1)
+    assert held(sequences.extend(2, Extend(5, 1, (4,)))).receiver.real_len == 2
+
+
+def test_too_long_is_refused_and_stays_so() -> None:
+    sequences = opened(max_length=4)
+    sequences.extend(1, Extend(5, 0, (1, 2, 3), opening=OPENING))
+    assert held(sequences.extend(1, Extend(5, 3, (4, 5)))).refused
+    assert held(sequences.extend(1, Extend(5, 3, (4,)))).refused
+    assert not held(sequences.extend(1, Extend(6, 0, (1, 2, 3, 4), opening=OPENING))).refused
+
+
+def test_one_too_many_is_refused_without_being_kept() -> None:
+    sequences = opened(per_link=2)
+    for seq in (1, 2):
+        assert not held(sequences.extend(1, Extend(seq, 0, (1,), opening=OPENING))).refused
+    assert held(sequences.extend(1, Extend(3, 0, (1,), opening=OPENING))).refused
+    assert len(sequences) == 2
+    sequences.drop((1, 2))
+    assert not held(sequences.extend(1, Extend(3, 0, (1,), opening=OPENING))).refused
+
+
+def test_dropping_forgets_and_may_be_repeated() -> None:
+    sequences = opened()
+    sequences.extend(1, Extend(5, 0, (1, 2), opening=OPENING))
+    for _ in range(2):
+        sequences.drop((1, 5))
+    assert sequences.extend(1, Extend(5, 2, (3,))) == Need(5, 0, 3)

@@ -1,0 +1,201 @@
+import math
+
+import pytest
+import torch
+
+from drafter_svc.worker import Answers, BulkMessage, RoundMessage
+from specwire.draft import Ack, Draft, Extend, Need, Opening
+from tests.drafter_svc.parts import GREEDY, MAX_LENGTH, Parts, Text, greedy, random_text
+
+
+@pytest.fixture
+def parts() -> Parts:
+    parts = Parts()
+    parts.worker.open_link(1)
+    parts.worker.open_link(2)
+    return parts
+
+
+def round_of(
+    *sent: tuple[Extend, torch.Tensor], link: int = 1, closes: tuple[int, ...] = ()
+) -> RoundMessage:
+    features = torch.cat([rows for _, rows in sent]) if sent else None
+    return RoundMessage(link, tuple(extend for extend, _ in sent), features, closes, 0.0)
+
+
+def serve(parts: Parts, *rounds: RoundMessage) -> Answers:
+    """The answers to link 1."""
+    return parts.worker.serve(rounds).get(1, Answers())
+
+
+def only(answers: Answers) -> Draft:
+    assert not answers.needs
+    (draft,) = answers.drafts
+    return draft
+
+
+def check(parts: Parts, draft: Draft, text: Text, base: int, length: int) -> None:
+    assert draft.base == base
+    assert list(draft.tokens) == parts.slow_draft(text, base, length, greedy).tokens
+
+
+def test_generation_with_partial_acceptance(parts: Parts) -> None:
+    text = random_text(40, 1)
+    at = 0
+    for stop, length in [(9, 4), (10, 4), (13, 1), (18, 7)]:
+        answers = serve(parts, round_of(text.extend(5, at, stop, length)))
+        check(parts, only(answers), text, stop, length)
+        at = stop
+
+
+def test_a_gap_is_answered_by_need_and_filled_by_a_replay(parts: Parts) -> None:
+    text = random_text(20, 2)
+    serve(parts, round_of(text.extend(5, 0, 6, 2)))
+    answers = serve(parts, round_of(text.extend(5, 9, 11, 3)))
+    assert answers == Answers([], [Need(5, 6, 11)])
+    # More than is missing: what is held already is skipped.
+    check(parts, only(serve(parts, round_of(text.extend(5, 4, 11, 3)))), text, 11, 3)
+
+
+def test_queued_extends_fold_and_only_the_newest_base_is_drafted(parts: Parts) -> None:
+    text = random_text(20, 3)
+    rounds = [text.extend(5, 0, 6, 2), text.extend(5, 6, 8, 5), text.extend(5, 8, 9, 3)]
+    check(parts, only(serve(parts, *(round_of(sent) for sent in rounds))), text, 9, 3)
+
+
+def test_a_wish_that_entries_overtook_is_answered_at_the_newest_base(parts: Parts) -> None:
+    text = random_text(130, 4)
+    # As many entries as the slab has rows: the guesses need more.
+    overtaking = [round_of(text.extend(5, 60, 128)), round_of(text.extend(5, 50, 55))]
+    answers = serve(parts, round_of(text.extend(5, 0, 60, 9)), *overtaking)
+    check(parts, only(answers), text, 128, 9)
+
+
+def test_sequences_of_all_links_share_a_batch_and_nothing_else(parts: Parts) -> None:
+    ours, theirs = random_text(12, 5), random_text(12, 6)
+    answers = parts.worker.serve(
+        [
+            round_of(ours.extend(5, 0, 11, 4)),
+            round_of(theirs.extend(5, 0, 7, 2), link=2),
+            round_of(theirs.extend(5, 0, 7, 2), link=3),
+        ]
+    )
+    check(parts, only(answers[1]), ours, 11, 4)
+    check(parts, only(answers[2]), theirs, 7, 2)
+    assert set(answers) == {1, 2}
+
+
+def test_closing_frees_and_may_be_repeated(parts: Parts) -> None:
+    text = random_text(12, 7)
+    serve(parts, round_of(text.extend(5, 0, 6, 2)))
+    for _ in range(2):
+        assert serve(parts, round_of(closes=(5, 77))) == Answers()
+    assert parts.cache.bytes_used == 0
+    assert serve(parts, round_of(text.extend(5, 6, 7, 2))).needs == [Need(5, 0, 7)]
+
+
+def test_a_lost_link_frees_its_sequences(parts: Parts) -> None:
+    text = random_text(12, 8)
+    serve(parts, round_of(text.extend(5, 0, 6)), round_of(text.extend(6, 0, 6), link=2))
+    held = parts.cache.bytes_used
+    parts.worker.close_link(1)
+    assert parts.cache.bytes_used == held // 2
+    assert serve(parts, round_of(text.extend(5, 6, 7, 2))) == Answers()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_features_that_are_not_finite_refuse_their_sequence_only(
+    parts: Parts, value: float
+) -> None:
+    good, bad = random_text(12, 9), random_text(12, 10)
+    bad.features[3, 7] = value
+    answers = serve(parts, round_of(bad.extend(5, 0, 6, 2), good.extend(6, 0, 6, 2)))
+    assert answers.drafts[0] == Draft(5, 6, ())
+    check(parts, answers.drafts[1], good, 6, 2)
+    # It stays refused: an empty draft settles every further request.
+    assert only(serve(parts, round_of(bad.extend(5, 6, 8, 4)))) == Draft(5, 8, ())
+    assert parts.worker.fill([bulk_of(bad.extend(5, 8, 11))]) == [Ack(5, 11, 11, 3)]
+    serve(parts, round_of(closes=(5,)))
+    check(parts, only(serve(parts, round_of(good.extend(5, 0, 6, 2)))), good, 6, 2)
+
+
+def test_too_long_refuses_the_sequence_only(parts: Parts) -> None:
+    long, short = random_text(MAX_LENGTH + 9, 11), random_text(12, 12)
+    serve(parts, round_of(long.extend(5, 0, MAX_LENGTH)))
+    answers = serve(
+        parts,
+        round_of(long.extend(5, MAX_LENGTH, MAX_LENGTH + 1, 2), short.extend(6, 0, 6, 2)),
+    )
+    assert answers.drafts[0] == Draft(5, MAX_LENGTH + 1, ())
+    check(parts, answers.drafts[1], short, 6, 2)
+    assert len(parts.cache) == 1
+
+
+def test_the_longest_sequence_still_drafts(parts: Parts) -> None:
+    text = random_text(MAX_LENGTH + 1, 13)
+    draft = only(serve(parts, round_of(text.extend(5, 0, MAX_LENGTH, 16))))
+    check(parts, draft, text, MAX_LENGTH, 16)
+
+
+def test_eviction_is_answered_by_need_and_a_replay_gives_the_same_draft() -> None:
+    parts = Parts(rows=128)
+    parts.worker.open_link(1)
+    texts = [random_text(50, seed) for seed in range(3)]
+    before = [only(serve(parts, round_of(t.extend(i, 0, 40, 3)))) for i, t in enumerate(texts)]
+    # Sequence 0 was evicted for sequence 2.
+    answers = serve(parts, round_of(texts[0].extend(0, 40, 41, 3)))
+    assert answers == Answers([], [Need(0, 0, 41)])
+    assert only(serve(parts, round_of(texts[0].extend(0, 0, 40, 3)))) == before[0]
+
+
+def test_what_does_not_fit_is_refused_without_touching_others() -> None:
+    parts = Parts(rows=128)
+    parts.worker.open_link(1)
+    texts = [random_text(60, seed) for seed in range(3)]
+    sent = [text.extend(seq, 0, 45, 3) for seq, text in enumerate(texts)]
+    answers = serve(parts, round_of(*sent))
+    drafts = {draft.seq: draft for draft in answers.drafts}
+    assert drafts[2].tokens == ()
+    for seq in (0, 1):
+        check(parts, drafts[seq], texts[seq], 45, 3)
+
+
+def test_penalties_see_entries_however_they_came(parts: Parts) -> None:
+    opening = Opening(3, 4, repetition_penalty=2.5, frequency_penalty=1.0)
+    text = random_text(30, 14)
+    text.tokens[1:] = [int(parts.target_ids[i % 7]) for i in range(29)]
+    at_once = only(serve(parts, round_of(text.extend(5, 0, 20, 5, opening))))
+    parts.worker.fill([bulk_of(text.extend(6, 0, 9, opening=opening))])
+    serve(parts, round_of(text.extend(6, 8, 15)))
+    in_pieces = only(serve(parts, round_of(text.extend(6, 12, 20, 5))))
+    assert in_pieces.tokens == at_once.tokens
+    plain = only(serve(parts, round_of(text.extend(7, 0, 20, 5))))
+    assert plain.tokens != at_once.tokens
+
+
+def bulk_of(sent: tuple[Extend, torch.Tensor], link: int = 1) -> BulkMessage:
+    extend, features = sent
+    return BulkMessage(link, extend, features, len(extend.tokens))
+
+
+def test_bulk_is_acknowledged_by_what_is_held(parts: Parts) -> None:
+    text = random_text(60, 15)
+    pieces = [bulk_of(text.extend(5, 0, 20)), bulk_of(text.extend(5, 20, 50))]
+    assert parts.worker.fill(pieces) == [Ack(5, 20, 20, 20), Ack(5, 50, 50, 30)]
+    assert parts.worker.fill([bulk_of(text.extend(5, 10, 20))]) == [Ack(5, 50, 20, 10)]
+    assert parts.worker.fill([bulk_of(text.extend(5, 55, 58))]) == [Ack(5, 50, 58, 3)]
+    assert parts.worker.fill([bulk_of(text.extend(5, 0, 9), link=4)]) == [None]
+    check(parts, only(serve(parts, round_of(text.extend(5, 50, 52, 3)))), text, 52, 3)
+    # A round may bring nothing but the wish.
+    check(parts, only(serve(parts, round_of(text.extend(5, 52, 52, 4)))), text, 52, 4)
+
+
+def test_a_bulk_message_splits_into_pieces() -> None:
+    text = random_text(30, 16)
+    first, rest = bulk_of(text.extend(5, 4, 25)).split(8)
+    assert (first.extend.start, first.extend.stop, len(first.features)) == (4, 12, 8)
+    assert rest is not None
+    assert (rest.extend.start, rest.extend.stop, rest.rows) == (12, 25, 21)
+    assert first.extend.tokens + rest.extend.tokens == tuple(text.tokens[5:26])
+    assert rest.split(13) == (rest, None)
+    assert GREEDY not in (first.extend.opening, rest.extend.opening)

@@ -1,0 +1,54 @@
+"""What a drafter starts from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from drafter_svc.train.initial import default_aux_layers, drafter_config, initial_drafter
+from drafter_svc.train.target import load_target
+
+
+def test_aux_layers_are_inputs_of_low_middle_and_high_layers() -> None:
+    assert default_aux_layers(30) == (2, 15, 27)
+    assert default_aux_layers(32) == (2, 16, 29)
+
+
+@pytest.mark.parametrize("layers", range(4, 80))
+def test_aux_layers_are_distinct_and_never_the_final_state(layers: int) -> None:
+    low, middle, high = default_aux_layers(layers)
+    assert 0 < low < middle < high < layers
+
+
+def test_a_target_that_is_too_shallow_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 4"):
+        default_aux_layers(3)
+
+
+def test_an_untrained_drafter_reads_the_highest_state_with_the_targets_head(
+    tiny_llama: Path,
+) -> None:
+    target = load_target(str(tiny_llama))
+    draft_ids = torch.arange(50) * 2 - torch.arange(50) // 10
+    drafter = initial_drafter(drafter_config(target, 50), target, draft_ids, 0)
+    features = torch.randn(5, 96)
+    with torch.no_grad():
+        hidden = drafter.layer(
+            torch.randn(5, 32),
+            drafter.fuse(features),
+            torch.arange(5),
+            lambda q, k, v: q.flatten(1),
+        )
+        high = torch.nn.functional.rms_norm(features[:, 64:], (32,), eps=1e-6)
+        final = target.model.model.norm.float()(high)
+        expected = final @ target.head[draft_ids].float().T
+    torch.testing.assert_close(drafter.logits(hidden), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_initial_weights_depend_on_the_seed_only(tiny_llama: Path) -> None:
+    target, draft_ids = load_target(str(tiny_llama)), torch.arange(50)
+    config = drafter_config(target, 50)
+    one, same, other = (initial_drafter(config, target, draft_ids, s) for s in (0, 0, 1))
+    weights = [drafter.midlayer.self_attn.q_proj.weight for drafter in (one, same, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])

@@ -44,7 +44,6 @@ async def answer(request: Request, job: Job, form: Format, identity: str) -> Res
 
     The status is decided by the first piece: what fails before it is an HTTP error.
     """
-    headers = {SESSION_HEADER: job.session_id}
     head = {
         "id": identity,
         "object": form.chunk_name if job.body.stream else form.object_name,
@@ -53,6 +52,21 @@ async def answer(request: Request, job: Job, form: Format, identity: str) -> Res
         "system_fingerprint": job.model.system_fingerprint,
     }
     pieces = job.run()
+    try:
+        return await _answer(request, job, form, head, pieces)
+    except ApiError as error:
+        error.headers[SESSION_HEADER] = job.session_id
+        raise
+
+
+async def _answer(
+    request: Request,
+    job: Job,
+    form: Format,
+    head: dict[str, Any],
+    pieces: AsyncGenerator[tuple[int, Piece]],
+) -> Response:
+    headers = {SESSION_HEADER: job.session_id}
     if not job.body.stream:
         document = await until_gone(request, _collect(job, form, pieces))
         return Response(

@@ -64,5 +64,5 @@ class Fleet:
                 f"it serves {model.wire.name} ({model.fingerprint[:16]}), "
                 f"the others {old.wire.name} ({old.fingerprint[:16]})"
             )
-        if old is None or old.fingerprint != model.fingerprint:
+        if old is None or not others:
             self._model = model

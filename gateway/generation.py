@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from gateway.detokenize import Detokenizer
+from gateway.spent import Spent
 from gateway.stops import StopFinder
 from specwire.errors import DataLoss, InvalidRequest
 from specwire.tensor import unpack_floats
 from specwire.v1 import verifier_pb2
 
 FinishReason = Literal["stop", "length"]
-
-TIMINGS = tuple(verifier_pb2.Timings.DESCRIPTOR.fields_by_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,36 +33,6 @@ class Piece:
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
-
-
-@dataclass(slots=True)
-class Spent:
-    """What a generation took: drafts, rounds, microseconds."""
-
-    cached_tokens: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    rounds: int = 0
-    drafted_rounds: int = 0
-    proposed_at: list[int] = field(default_factory=list)
-    accepted_at: list[int] = field(default_factory=list)
-    timings: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TIMINGS, 0))
-
-    def add(self, other: Spent) -> None:
-        self.cached_tokens += other.cached_tokens
-        self.accepted += other.accepted
-        self.rejected += other.rejected
-        self.rounds += other.rounds
-        self.drafted_rounds += other.drafted_rounds
-        self.proposed_at = _sum(self.proposed_at, other.proposed_at)
-        self.accepted_at = _sum(self.accepted_at, other.accepted_at)
-        for name, value in other.timings.items():
-            self.timings[name] += value
-
-
-def _sum(a: Sequence[int], b: Sequence[int]) -> list[int]:
-    longer, shorter = (a, b) if len(a) >= len(b) else (b, a)
-    return [n + (shorter[i] if i < len(shorter) else 0) for i, n in enumerate(longer)]
 
 
 class Generation:
@@ -146,7 +115,7 @@ class Generation:
             raise DataLoss(f"{-known} tokens are missing.")
         ids = tokens.ids[known:]
         logprobs = _logprobs(tokens)[known:] if tokens.HasField("logprobs") else ()
-        self._running.add(_round(tokens))
+        self._running.add(Spent.of_round(tokens))
         text = ""
         taken = 0
         for token in ids:
@@ -168,18 +137,8 @@ class Generation:
         return self._stops.push(text)
 
     def _finish(self, finish: verifier_pb2.Finish) -> Piece:
-        usage = finish.usage
         # The verifier's own count, instead of what was seen round by round.
-        self._running = Spent(
-            usage.cached_prompt_tokens,
-            usage.accepted_draft_tokens,
-            usage.rejected_draft_tokens,
-            usage.rounds,
-            usage.drafted_rounds,
-            list(usage.proposed_at),
-            list(usage.accepted_at),
-            {name: getattr(finish.timings, name) for name in TIMINGS},
-        )
+        self._running = Spent.of_stream(finish)
         stopped = finish.reason == verifier_pb2.FINISH_REASON_STOP
         return self._end("stop" if stopped else "length")
 
@@ -189,18 +148,6 @@ class Generation:
             text += self._stops.flush()
         self.finish_reason = "stop" if self._stops.found else reason
         return Piece(text, finish_reason=self.finish_reason)
-
-
-def _round(tokens: verifier_pb2.Tokens) -> Spent:
-    """What one round took."""
-    return Spent(
-        accepted=tokens.accepted,
-        rejected=tokens.drafted - tokens.accepted,
-        rounds=1,
-        drafted_rounds=int(tokens.drafted > 0),
-        proposed_at=[1] * tokens.drafted,
-        accepted_at=[int(position < tokens.accepted) for position in range(tokens.drafted)],
-    )
 
 
 def _logprobs(tokens: verifier_pb2.Tokens) -> list[TokenLogprob]:

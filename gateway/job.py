@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -11,13 +10,16 @@ from typing import Any
 
 from gateway.detokenize import Detokenizer
 from gateway.errors import ApiError
-from gateway.generation import Generation, Piece, Spent
-from gateway.metrics import Metrics
+from gateway.generation import Generation, Piece
+from gateway.merge import merge
 from gateway.model import ServedModel
-from gateway.runner import Placement, Runner
+from gateway.placement import Placement
+from gateway.runner import Runner
 from gateway.schema.common import GenerationBody
 from gateway.services import Services
+from gateway.spent import Spent
 from gateway.stops import StopFinder
+from gateway.stopwatch import Stopwatch
 from specwire import logs
 from specwire.v1 import verifier_pb2
 
@@ -74,10 +76,10 @@ class Job:
                 for choice in range(self.body.n)
             ]
             self.generations = [runner.generation for runner in runners]
-            watch = [Watch(services.metrics, self.arrived) for _ in runners]
+            watches = [Stopwatch(services.metrics, self.arrived) for _ in runners]
             async with aclosing(merge([runner.run() for runner in runners])) as pieces:
                 async for index, piece in pieces:
-                    watch[index].see(piece, self.generations[index])
+                    watches[index].see(piece, self.generations[index])
                     if self.first_token is None and piece.tokens:
                         self.first_token = time.monotonic()
                     self.failovers = sum(runner.moves for runner in runners)
@@ -193,63 +195,3 @@ class Job:
 
 def _micros(seconds: float) -> int:
     return round(seconds * 1e6)
-
-
-class Watch:
-    """Measures one choice as the client sees it."""
-
-    def __init__(self, metrics: Metrics, arrived: float) -> None:
-        self._metrics = metrics
-        self._arrived = arrived
-        self._first: float | None = None
-        self._last = arrived
-
-    def see(self, piece: Piece, generation: Generation) -> None:
-        now = time.monotonic()
-        if piece.tokens:
-            if self._first is None:
-                self._first = now
-                self._metrics.time_to_first_token.observe(now - self._arrived)
-            else:
-                self._metrics.chunk_gap.observe(now - self._last)
-            self._last = now
-        if piece.finish_reason is not None:
-            self._metrics.e2e_latency.observe(now - self._arrived)
-            self._metrics.success.labels(piece.finish_reason).inc()
-            if self._first is not None and len(generation.output) > 1:
-                gap = (self._last - self._first) / (len(generation.output) - 1)
-                self._metrics.time_per_output_token.observe(gap)
-
-
-async def merge(streams: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[tuple[int, Piece]]:
-    """Yield (index, piece) of all streams as they come; the first failure ends them all."""
-    if len(streams) == 1:
-        async with aclosing(streams[0]) as only:
-            async for piece in only:
-                yield 0, piece
-        return
-    arrived: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue(len(streams))
-
-    async def pump(index: int, stream: AsyncGenerator[Piece]) -> None:
-        try:
-            async with aclosing(stream):
-                async for piece in stream:
-                    await arrived.put((index, piece))
-            await arrived.put((index, None))
-        except Exception as error:
-            await arrived.put((index, error))
-
-    pumps = [asyncio.create_task(pump(i, stream)) for i, stream in enumerate(streams)]
-    try:
-        running = len(pumps)
-        while running:
-            index, item = await arrived.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                running -= 1
-            else:
-                yield index, item
-    finally:
-        for task in pumps:
-            task.cancel()

@@ -57,6 +57,8 @@ class ServedModel:
             "created": self.created,
             "owned_by": "holdcourse",
             "root": self.wire.name,
+            "dtype": self.wire.dtype,
+            "fingerprint": self.fingerprint,
             "parent": None,
             "max_model_len": self.max_len,
         }

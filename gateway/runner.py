@@ -15,8 +15,8 @@ from gateway.backoff import Backoff
 from gateway.fleet import Fleet
 from gateway.generation import Generation, Piece
 from gateway.metrics import Metrics
-from gateway.model import ServedModel
-from gateway.sessions import Session, Sessions
+from gateway.placement import Placement
+from gateway.sessions import Session
 from specwire import logs
 from specwire.errors import DataLoss
 from specwire.v1 import verifier_pb2
@@ -27,47 +27,14 @@ Status = grpc.StatusCode
 
 # A request that breaks verifiers must not be carried through all of them.
 MAX_CRASHES = 2
-# Tries without a new token.
-MAX_FAILOVERS = 100
-MAX_TRIES = 3
+# Further calls without a new token, while there is none at all and later.
+MAX_TRIES_FOR_NOTHING = 3
+MAX_TRIES = 10
 # The verifier broke, and nothing says that the request is to blame.
 LOST = {Status.UNAVAILABLE, Status.DATA_LOSS, Status.CANCELLED, Status.ABORTED}
 BUSY = {Status.RESOURCE_EXHAUSTED}
 FENCED = {Status.FAILED_PRECONDITION}
 CRASHED = {Status.INTERNAL, Status.UNKNOWN}
-
-
-class Placement:
-    """Where the choices of one request run. They move together."""
-
-    def __init__(
-        self, fleet: Fleet, sessions: Sessions, model: ServedModel, session_id: str
-    ) -> None:
-        self._fleet = fleet
-        self._sessions = sessions
-        self.model = model
-        self.session_id = session_id
-        self._moving = asyncio.Lock()
-        self._current: Session | None = None
-
-    @property
-    def current(self) -> Session | None:
-        return self._current
-
-    async def place(self, failed: Session | None = None) -> Session | None:
-        """Return where to run after `failed`; None while no verifier is live."""
-        async with self._moving:
-            if self._current is not failed:
-                return self._current
-            avoid = (failed.verifier,) if failed is not None else ()
-            candidates = self._fleet.candidates(self.model, avoid=avoid)
-            if not candidates:
-                return None
-            if failed is not None and candidates[0] != failed.verifier:
-                # The session's record still names the verifier that failed.
-                candidates = [address for address in candidates if address != failed.verifier]
-            self._current = await self._sessions.place(self.session_id, candidates)
-            return self._current
 
 
 @dataclass
@@ -169,7 +136,7 @@ class Runner:
         code = failure.code
         self._tries += 1
         # As long as nothing was generated, the client may as well try again.
-        limit = MAX_FAILOVERS if self.generation.output else MAX_TRIES
+        limit = MAX_TRIES if self.generation.output else MAX_TRIES_FOR_NOTHING
         if (
             code not in LOST | BUSY | FENCED | CRASHED
             or crashes >= MAX_CRASHES

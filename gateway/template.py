@@ -84,8 +84,9 @@ def from_files(files: Mapping[str, bytes]) -> ChatTemplate | None:
     else:
         source = config.get("chat_template")
     if isinstance(source, list):
-        source = {item["name"]: item["template"] for item in source}.get("default")
-    if not isinstance(source, str):
+        named = [item for item in source if isinstance(item, dict)]
+        source = next((item.get("template") for item in named if item.get("name") == "default"), "")
+    if not isinstance(source, str) or not source:
         return None
     special = {name: _token_text(config.get(name)) for name in SPECIAL_TOKENS}
     return ChatTemplate(source, {name: text for name, text in special.items() if text is not None})
@@ -93,9 +94,12 @@ def from_files(files: Mapping[str, bytes]) -> ChatTemplate | None:
 
 def tokenizer_config(files: Mapping[str, bytes]) -> dict[str, Any]:
     """Read tokenizer_config.json; empty where there is none."""
-    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    try:
+        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    except ValueError as error:
+        raise TemplateError(f"tokenizer_config.json cannot be read: {error}.") from error
     if not isinstance(config, dict):
-        raise TemplateError("tokenizer_config.json is not an object")
+        raise TemplateError("tokenizer_config.json is not an object.")
     return config
 
 

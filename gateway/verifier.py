@@ -11,8 +11,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gateway.backoff import Backoff
 from gateway.model import ServedModel
-from gateway.template import TemplateError
-from gateway.tokenizer import TokenizerError
 from specwire import logs
 from specwire.v1 import verifier_pb2, verifier_pb2_grpc
 
@@ -74,7 +72,13 @@ class Verifier:
             except grpc.aio.AioRpcError as error:
                 reached = error.code() not in (Status.UNAVAILABLE, Status.DEADLINE_EXCEEDED)
                 self.suspect(error.code().name if reached else "cannot be reached")
-            except (BadDescriptionError, TemplateError, TokenizerError) as error:
+            except asyncio.CancelledError:
+                # grpc raises this also when the other end cancelled.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                self.suspect("it cancelled a call")
+            except ValueError as error:
                 if self.reason != str(error):
                     log.error("verifier refused", verifier=self.address, reason=str(error))
                 self.suspect(str(error))
@@ -84,7 +88,7 @@ class Verifier:
         await self._channel.close()
 
     async def _describe(self) -> None:
-        """Fetch the model's description, and the tokenizer's files if the model is new here."""
+        """Fetch the model's description, and the tokenizer's files unless nothing has changed."""
         files: dict[str, bytearray] = {}
         whole: set[str] = set()
         wire: verifier_pb2.Model | None = None
@@ -96,7 +100,7 @@ class Verifier:
                 raise BadDescriptionError("its description cannot be decoded")
             if frame.HasField("model"):
                 wire = frame.model
-                if self.model is not None and self.model.fingerprint == wire.fingerprint:
+                if self.model is not None and self.model.wire == wire:
                     call.cancel()
                     break
                 continue
@@ -107,13 +111,12 @@ class Verifier:
                 raise BadDescriptionError(f"its tokenizer is over {MAX_TOKENIZER_BYTES} bytes")
         if wire is None:
             raise BadDescriptionError("it describes no model")
-        model = self.model
-        if model is None or model.fingerprint != wire.fingerprint:
-            if missing := set(wire.tokenizer_files) - whole:
-                raise BadDescriptionError(f"it did not send all of {', '.join(sorted(missing))}")
-            contents = {name: bytes(data) for name, data in files.items()}
-            model = await asyncio.to_thread(ServedModel, wire, contents)
-        self.model = model
+        if self.model is not None and self.model.wire == wire:
+            return
+        if missing := set(wire.tokenizer_files) - whole:
+            raise BadDescriptionError(f"it did not send all of {', '.join(sorted(missing))}")
+        contents = {name: bytes(data) for name, data in files.items()}
+        self.model = await asyncio.to_thread(ServedModel, wire, contents)
 
     async def _follow_health(self, backoff: Backoff) -> None:
         async for status in self._health.Watch(health_pb2.HealthCheckRequest()):

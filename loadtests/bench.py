@@ -27,9 +27,9 @@ from loadtests.arms import (
 from loadtests.client import Client, Served
 from loadtests.command import run
 from loadtests.peer import Peer
-from loadtests.prompts import load_prompts
+from loadtests.prompts import Prompt, load_prompts
 from loadtests.provenance import provenance
-from loadtests.report import print_report
+from loadtests.report import console, print_report
 from loadtests.summary import Summary, summarize
 from specwire.settings import Settings, setting
 
@@ -75,11 +75,12 @@ class BenchSettings(Settings):
 async def main() -> int:
     """Run the benchmark; returns 1 if a request failed."""
     settings = BenchSettings.read(PROGRAM)
+    prompts = load_prompts(settings.prompts, settings.limit)
     origin = provenance()
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(Client(settings.url, settings.api_key))
         served = await client.served()
-        tasks = await _tasks(settings, client)
+        tasks = await _tasks(client, prompts)
         sampling = Sampling(settings.max_tokens, settings.temperature)
         arms: list[Arm] = [RestArm(client, sampling, False), RestArm(client, sampling, True)]
         if settings.peer_target:
@@ -88,14 +89,13 @@ async def main() -> int:
             arms.append(PeerArm(peer, sampling))
         runs = await _measure(settings, arms, tasks)
     summary = summarize(runs, greedy=settings.temperature == 0)
-    print_report(Console(), summary)
+    print_report(console(), summary)
     if settings.output:
         _write(Path(settings.output), settings, origin, served, summary, runs)
     return 1 if summary.errors else 0
 
 
-async def _tasks(settings: BenchSettings, client: Client) -> list[Task]:
-    prompts = load_prompts(settings.prompts, settings.limit)
+async def _tasks(client: Client, prompts: list[Prompt]) -> list[Task]:
     return [
         Task(prompt, tuple(await client.tokenize(prompt.text)), seed)
         for seed, prompt in enumerate(prompts)

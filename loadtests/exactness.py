@@ -16,6 +16,7 @@ from loadtests.kill import Kill, read_pid
 from loadtests.modes import KILLED, MODES, Ask, Case, Mode, Output, ask_server
 from loadtests.peer import Peer
 from loadtests.prompts import load_prompts
+from loadtests.report import console
 from loadtests.result import Result
 from loadtests.verdict import Verdict
 from specwire.settings import Settings, StartError, setting
@@ -61,15 +62,16 @@ class Check:
             StartError: the stack or the target is not what is needed.
         """
         settings = self._settings
+        prompts = load_prompts(settings.prompts, settings.limit)
+        pid = read_pid(settings.kill_drafter) if settings.kill_drafter else None
         served = await self._client.served()
         if served.dtype.removeprefix("torch.") != "float32":
             raise StartError(
                 f"The verifier runs {served.dtype}; start the stack with HOLDCOURSE_DTYPE=float32."
             )
-        pid = read_pid(settings.kill_drafter) if settings.kill_drafter else None
         asks = [
             Ask(prompt, await self._client.tokenize(prompt.text), settings.max_tokens)
-            for prompt in load_prompts(settings.prompts, settings.limit)
+            for prompt in prompts
         ]
         long = replace(asks[0], max_tokens=settings.kill_max_tokens, ignore_eos=True)
         cases = await self._references(served, asks if pid is None else [*asks, long])
@@ -152,7 +154,7 @@ async def main() -> int:
     async with Client(settings.url, settings.api_key) as client:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             verdict = await Check(settings, client, progress).run()
-    verdict.print(Console())
+    verdict.print(console())
     return 1 if verdict.faults else 0
 
 

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from statistics import median
 
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.rounds import PARTS
+from loadtests.arms import SPECULATIVE
+from loadtests.rounds import PARTS, Rounds
 from loadtests.stats import Ratio
 from loadtests.summary import Agreement, ArmSummary, Spread, Summary
 
 NONE = "-"
 
 
+# Columns of a report that goes to a file or a pipe.
+WIDTH = 100
+
+
+def console() -> Console:
+    """The console that reports are printed on."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
+
+
 def print_report(console: Console, summary: Summary) -> None:
     """Print all tables."""
     console.print(_speed(summary.arms))
-    console.print(_ratios(summary))
+    if summary.ratios:
+        console.print(_ratios(summary))
     for arm in summary.arms:
-        if arm.rounds is not None and arm.rounds.drafted_rounds:
-            console.print(_acceptance(arm))
+        if arm.name == SPECULATIVE and arm.rounds is not None:
+            console.print(_acceptance(arm.rounds))
     if any(arm.rounds for arm in summary.arms):
         console.print(_time(summary.arms))
     for agreement in summary.agreements:
@@ -59,10 +71,8 @@ def _interval(ratio: Ratio) -> str:
     return f"{ratio.low:.3f} .. {ratio.high:.3f}"
 
 
-def _acceptance(arm: ArmSummary) -> Table:
-    assert arm.rounds is not None
-    rounds = arm.rounds
-    table = _table(f"Acceptance ({arm.name})", "position", "proposed", "accepted", "cumulative")
+def _acceptance(rounds: Rounds) -> Table:
+    table = _table("Acceptance by chain position", "position", "proposed", "accepted", "cumulative")
     table.add_column("conditional", justify="right")
     counts = zip(rounds.proposed_at, rounds.accepted_at, strict=True)
     shares = zip(rounds.cumulative, rounds.conditional, strict=True)

@@ -99,8 +99,8 @@ class Drafting:
         for feed in self._feeds.values():
             feed.complete = feed.sequence.computed == 0
 
-    def receive(self, event: DraftEvent, now: float) -> None:
-        """Take what the drafter said."""
+    def receive(self, event: DraftEvent, arrived: float) -> None:
+        """Take what the drafter said, and when it arrived."""
         if isinstance(event, Proposals):
             for draft in event.drafts:
                 self._take(draft)
@@ -109,8 +109,7 @@ class Drafting:
                     feed.sender.need(need)
                     self.gathering.settle(need.seq)
             if any(draft.seq in self.waited.asked for draft in event.drafts):
-                self._policy.observe_draft(self.waited.length, now - self.waited.started)
-                self.waited.cost = event.cost
+                self._observe_answer(event.cost, arrived)
         elif isinstance(event, Ack):
             self._window_rows -= event.rows
             if feed := self._feeds.get(event.seq):
@@ -120,6 +119,14 @@ class Drafting:
             self._relink(event.welcome)
         elif isinstance(event, Unlinked):
             self._relink(None)
+
+    def _observe_answer(self, cost: DraftCost, arrived: float) -> None:
+        seconds = arrived - self.waited.started
+        # An answer that nobody waited for was made while the target kept the machine busy: it
+        # may prove that drafts are cheap, never that they are dear.
+        if self.waited.seqs or seconds < self._policy.expected_draft(self.waited.length):
+            self._policy.observe_draft(self.waited.length, seconds)
+        self.waited.cost = cost
 
     def observe(self, seq: int, proposed: int, accepted: int) -> None:
         """A draft was verified."""
@@ -159,7 +166,7 @@ class Drafting:
         longest = max((extend.draft_tokens for extend in extends), default=0)
         asked = frozenset(extend.seq for extend in extends)
         self.waited = Waited(asked, frozenset(awaited), now, longest)
-        known = self._policy.draft_seconds
+        known = self._policy.expected_draft(longest)
         patience = min(self._deadline, 4 * known + 0.002) if known else self._deadline
         self.gathering.await_(awaited, now + patience)
 

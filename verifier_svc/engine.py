@@ -79,7 +79,8 @@ class Engine:
         self._deliver = deliver
         self._metrics = metrics
         self._eos = target.eos_token_ids
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        # Each message with the time of its arrival, in seconds of perf_counter.
+        self._inbox: queue.SimpleQueue[tuple[float, Message]] = queue.SimpleQueue()
         self._outbox: Outbox = []
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -90,12 +91,12 @@ class Engine:
 
     def stop(self) -> None:
         """End the thread after its current step."""
-        self._inbox.put(Stop())
+        self.post(Stop())
         self._thread.join()
 
     def post(self, message: Message) -> None:
         """Hand over a message, from any thread."""
-        self._inbox.put(message)
+        self._inbox.put((time.perf_counter(), message))
 
     @property
     def alive(self) -> bool:
@@ -141,21 +142,21 @@ class Engine:
             wait = self._drafting.gathering.remaining(time.perf_counter())
             try:
                 if idle:
-                    message = self._inbox.get()
+                    arrived, message = self._inbox.get()
                 elif wait:
-                    message = self._inbox.get(timeout=wait)
+                    arrived, message = self._inbox.get(timeout=wait)
                 else:
-                    message = self._inbox.get_nowait()
+                    arrived, message = self._inbox.get_nowait()
             except queue.Empty:
                 return
-            self._handle(message)
+            self._handle(message, arrived)
             idle = idle and not self._scheduler.waiting and not self._stopped
 
-    def _handle(self, message: Message) -> None:
+    def _handle(self, message: Message, arrived: float) -> None:
         match message:
             case Submit(seq, generation):
                 sequence = Sequence(seq, generation, self._eos, self._max_model_len)
-                sequence.arrived = time.perf_counter()
+                sequence.arrived = arrived
                 self._scheduler.add(sequence)
             case Cancel(seq):
                 self._forget([seq])
@@ -164,9 +165,9 @@ class Engine:
             case Linked(_, welcome):
                 if not self._adopt(welcome.aux_layer_ids):
                     message = Unlinked("the target lacks the layers that it needs")
-                self._drafting.receive(message, time.perf_counter())
+                self._drafting.receive(message, arrived)
             case _:
-                self._drafting.receive(message, time.perf_counter())
+                self._drafting.receive(message, arrived)
 
     def _adopt(self, aux_layers: Items[int]) -> bool:
         """Capture what the drafter needs; False if the target does not have it."""

@@ -7,62 +7,53 @@ from collections.abc import Sequence as Items
 # Weight of the shared acceptance profile against a sequence's own rounds.
 _PRIOR_ROUNDS = 4.0
 _DECAY = 0.95
-# A cost remembers about 1 / (1 - this) observations.
-_COST_DECAY = 0.98
-# How much of a deviation is put down to the speed of the machine as a whole.
-_LEVEL_GAIN = 0.15
-# Variance of x from which on measurements outweigh the assumed slope.
-_PRIOR_SPREAD = 0.05
+# How fast the level of a cost, and its dependence on x, follow what is observed.
+_LEVEL_GAIN = 0.1
+_SLOPE_GAIN = 0.2
 # One choice in so many is plain: what plain decoding costs must stay known to be compared with.
 _PLAIN_INTERVAL = 48
 
 
 class LinearCost:
-    """Seconds as intercept + slope * x, fitted with forgetting; the slope starts at a prior."""
+    """Seconds as a line in x through their recent mean, kept as level and relative slope.
 
-    def __init__(self, prior_slope_share: float) -> None:
+    The level follows every observation, the slope only those away from the recent mean of x, so
+    that it is not forgotten while x stays what it is, and scales with the machine's speed.
+    """
+
+    def __init__(self, slope_share: float) -> None:
         """Take the slope assumed before x has varied, as a share of the mean cost."""
-        self._share = prior_slope_share
-        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+        self._share = slope_share
+        self._count = 0
+        self._x = self._y = 0.0
 
     @property
     def known(self) -> bool:
         """Whether there is any observation."""
-        return self._weight > 0
+        return self._count > 0
 
     def observe(self, x: float, seconds: float) -> None:
-        """Take one measurement; one far above the fit is a disturbance and counts as a mild one."""
+        """Take one measurement; one far above the line is a disturbance and counts as a mild one."""
         if self.known:
-            expected = max(self.predict(x), 1e-9)
+            expected = max(self.predict(x), 0.1 * self._y)
             seconds = min(seconds, 3 * expected)
-            # The machine's speed changes sooner than the line's shape: all that is known scales.
-            scale = max(seconds / expected, 1 / 3) ** _LEVEL_GAIN
-            self._y *= scale
-            self._xy *= scale
-        keep = _COST_DECAY if self._weight > 8 else 1.0
-        self._weight = keep * self._weight + 1
-        self._x = keep * self._x + x
-        self._y = keep * self._y + seconds
-        self._xx = keep * self._xx + x * x
-        self._xy = keep * self._xy + x * seconds
+            away = x - self._x
+            error = (seconds - self.predict(x)) / self._y
+            gain = max(_SLOPE_GAIN, 1 / self._count)
+            self._share = max(0.0, self._share + gain * away * error / (away * away + 1))
+        self._count += 1
+        gain = max(_LEVEL_GAIN, 1 / self._count)
+        self._x += gain * (x - self._x)
+        self._y += gain * (seconds - self._y)
 
     @property
     def slope(self) -> float:
         """Seconds per unit of x, never negative."""
-        if not self.known:
-            return 0.0
-        mean_x, mean_y = self._x / self._weight, self._y / self._weight
-        spread = self._xx / self._weight - mean_x * mean_x
-        joint = self._xy / self._weight - mean_x * mean_y
-        prior = _PRIOR_SPREAD * self._share * mean_y
-        return max(0.0, (joint + prior) / (spread + _PRIOR_SPREAD))
+        return self._share * self._y
 
     def predict(self, x: float) -> float:
         """Expected seconds at x, never negative; 0 where nothing is known."""
-        if not self.known:
-            return 0.0
-        mean_x, mean_y = self._x / self._weight, self._y / self._weight
-        return max(0.0, mean_y + self.slope * (x - mean_x))
+        return max(0.0, self._y + self.slope * (x - self._x))
 
 
 class Acceptance:
@@ -103,8 +94,8 @@ class DraftLengthPolicy:
         """Take the longest draft, and the one length to use where the choice is not wanted."""
         self._max_length = max_length
         self._fixed = fixed
-        self._verify = LinearCost(prior_slope_share=0.03)
-        self._draft = LinearCost(prior_slope_share=0.1)
+        self._verify = LinearCost(slope_share=0.03)
+        self._draft = LinearCost(slope_share=0.1)
         self._shared = Acceptance(max_length)
         self._choices = 0
 
@@ -135,7 +126,7 @@ class DraftLengthPolicy:
         if self._fixed is not None:
             return [min(self._fixed, cap) for cap in caps]
         self._choices += 1
-        if self._choices % _PLAIN_INTERVAL == 0:
+        if not self._verify.known or self._choices % _PLAIN_INTERVAL == 0:
             return [0] * len(caps)
         gains = [record.gains()[:cap] for record, cap in zip(records, caps, strict=True)]
         plain = len(gains) / max(self._verify.predict(len(gains)), 1e-9)

@@ -22,7 +22,7 @@ class Screen:
         self._console = console or Console()
         self._rows: dict[str, _Row] = {}
         self._live: Live | None = None
-        self._told = 0
+        self._told = -1  # per cent
 
     def say(self, text: str) -> None:
         """Prints one line as it is."""
@@ -30,13 +30,15 @@ class Screen:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Shows how far a download is: in place on a terminal, else a line for each quarter."""
-        percent = min(100, 100 * done // total)
+        percent, told = min(100, 100 * done // total), self._told
+        if percent <= told:
+            return
+        self._told = percent
+        line = f"{what}: {percent:3} % of {total / 1e6:.0f} MB"
         if self._console.is_terminal:
-            end = "\n" if percent == 100 else "\r"
-            self._console.print(f"{what}: {percent:3} % of {total / 1e6:.0f} MB", end=end)
-        elif percent // 25 > self._told:
-            self.say(f"{what}: {percent} % of {total / 1e6:.0f} MB")
-        self._told = max(self._told, percent // 25)
+            self._console.print(line, end="\n" if percent == 100 else "\r")
+        elif percent // 25 > told // 25:
+            self.say(line)
 
     def watch(self, names: list[str]) -> None:
         """Begins to show the states of these parts."""

@@ -39,7 +39,7 @@ def load_embedding(source: TargetSource, dtype: torch.dtype, trust_remote_code: 
 def _from_gguf(path: Path) -> Tensor:
     for tensor in gguf.GGUFReader(path).tensors:
         if tensor.name == _GGUF_NAME:
-            return torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
+            return torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
     raise ValueError(f"it has no tensor {_GGUF_NAME}.")
 
 

@@ -36,6 +36,10 @@ def print_report(console: Console, summary: Summary) -> None:
             console.print(_acceptance(arm.rounds))
     if any(arm.rounds for arm in summary.arms):
         console.print(_time(summary.arms))
+    for arm in summary.arms:
+        if arm.rounds is not None and arm.rounds.failovers:
+            moved = f"{arm.name}: {arm.rounds.failovers} failovers; its numbers are disturbed."
+            console.print(moved, style="red")
     for agreement in summary.agreements:
         console.print(describe(agreement))
     for error in dict.fromkeys(summary.errors):

@@ -33,6 +33,8 @@ class Rounds:
     # Milliseconds per round, by the names in `PARTS`, and as the client saw them.
     parts_ms: Mapping[str, float]
     client_ms: float
+    # Generations moved to another verifier, or begun again on the same one.
+    failovers: int
 
     @classmethod
     def of(cls, results: Iterable[Result]) -> Rounds | None:
@@ -50,6 +52,7 @@ class Rounds:
             _sum([result.report["accepted_at"] for result in told]),
             {part: total / rounds / 1e3 for part, total in sums.items()},
             sum(result.decode_seconds for result in told) / rounds * 1e3,
+            sum(result.report["failovers"] for result in told),
         )
 
     @property

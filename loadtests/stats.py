@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 
 RESAMPLES = 2000
 COVERAGE = 0.95
@@ -50,10 +50,9 @@ def paired_ratio(
     units = _grouped(ratios, 1)
     low = high = None
     if len(ratios) > 1:
-        generator = random.Random(seed)
-        resamples = [_resample(units, generator) for _ in range(RESAMPLES)]
+        resamples = _resample(units, np.random.default_rng(seed))
         tail = 50 * (1 - COVERAGE)
-        low, high = percentile(resamples, tail), percentile(resamples, 100 - tail)
+        low, high = (float(np.percentile(resamples, p)) for p in (tail, 100 - tail))
     return Ratio(
         median(median(values) for values in units),
         low,
@@ -71,6 +70,13 @@ def _grouped(ratios: Mapping[Key, float], part: int) -> list[list[float]]:
     return list(groups.values())
 
 
-def _resample(units: list[list[float]], generator: random.Random) -> float:
-    drawn = generator.choices(units, k=len(units))
-    return median(median(generator.choices(values, k=len(values))) for values in drawn)
+def _resample(units: list[list[float]], generator: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Medians over units of RESAMPLES resamples, [RESAMPLES]."""
+    counts = np.array([len(values) for values in units])
+    most = counts.max()
+    table = np.array([values + [0.0] * (most - len(values)) for values in units])
+    drawn = generator.integers(len(units), size=(RESAMPLES, len(units)))
+    inner = generator.random((*drawn.shape, most)) * counts[drawn][..., None]
+    values = table[drawn[..., None], inner.astype(int)]
+    medians: npt.NDArray[np.float64] = np.median(np.median(values, axis=2), axis=1)
+    return medians

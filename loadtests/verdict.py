@@ -75,6 +75,8 @@ class Verdict:
             for output in outputs
             if isinstance(output.answer, RequestFailed)
         ]
+        if rounds and rounds.failovers:
+            self.notes.append(f"{mode.name}: {rounds.failovers} failovers.")
         self._check_drafts(mode, rounds)
 
     def _check_drafts(self, mode: Mode, rounds: Rounds | None) -> None:

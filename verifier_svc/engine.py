@@ -212,6 +212,8 @@ class Engine:
         """Commit what was drawn for a sequence, and emit it."""
         proposed, accepted, start = len(sequence.draft), len(drawn) - 1, len(sequence)
         kept = sequence.commit(drawn, accepted)
+        # Draft tokens beyond an end token were right and yet are not part of the output.
+        accepted = min(accepted, len(kept))
         sequence.usage.count_round(proposed, accepted)
         self._drafting.observe(sequence.id, proposed, accepted)
         self._metrics.count_round(proposed, accepted, len(kept))

@@ -33,12 +33,12 @@ class LinearCost:
         return self._count > 0
 
     def observe(self, x: float, seconds: float) -> None:
-        """Take one measurement; one far above the line is a disturbance and counts as a mild one."""
+        """Take one measurement; one far above the line counts as a mild disturbance."""
         if self.known:
             expected = max(self.predict(x), 0.1 * self._y)
             seconds = min(seconds, 3 * expected)
             away = x - self._x
-            error = (seconds - self.predict(x)) / self._y
+            error = (seconds - self.predict(x)) / max(self._y, 1e-9)
             gain = max(_SLOPE_GAIN, 1 / self._count)
             self._share = max(0.0, self._share + gain * away * error / (away * away + 1))
         self._count += 1
@@ -116,10 +116,9 @@ class DraftLengthPolicy:
         """The answer to a request for drafts of `length` took this long."""
         self._draft.observe(length, seconds)
 
-    @property
-    def draft_seconds(self) -> float:
-        """Expected time of a draft of the longest length; 0 where nothing is known."""
-        return self._draft.predict(self._max_length)
+    def expected_draft(self, length: int) -> float:
+        """Expected seconds until drafts of `length` are there; 0 where nothing is known."""
+        return self._draft.predict(length)
 
     def choose(self, records: Items[Acceptance], caps: Items[int]) -> list[int]:
         """The draft length of each sequence, given its record and the most that it may use."""

@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+)
 
 from specwire.handshake import Shape
 from specwire.target import TargetSource
@@ -85,8 +91,10 @@ class Target:
         """Capture the input to these layers from now on.
 
         Raises:
-            TargetError: a layer that the target does not have.
+            TargetError: no layer, or one that the target does not have.
         """
+        if not aux_layers:
+            raise TargetError("aux_layer_ids: at least one layer is needed.")
         for index in aux_layers:
             if not 0 <= index < self.num_layers:
                 raise TargetError(
@@ -167,6 +175,7 @@ def load_target(
             attn_implementation=NAME,
             trust_remote_code=trust_remote_code,
             **source.arguments,
+            **({"quantization_config": GgufConfig(dequantize=True)} if source.gguf_file else {}),
         )
     except TargetError:
         raise

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from specwire import noise
 from specwire import torch as wire_torch
-from specwire.torch import exponentials
+from specwire.torch import exponentials, vocabulary_exponentials
 
 # Random123's published known answers for philox4x32, 10 rounds: counter, key, output.
 KNOWN_ANSWERS = [
@@ -93,6 +93,13 @@ def test_exponentials_broadcast_over_seeds_positions_and_tokens() -> None:
     assert grid.shape == (3, 5, 7)
     one = exponentials(torch.tensor(2), torch.tensor(4), torch.tensor([6]), torch.tensor(0))
     assert grid[2, 4, 6] == one[0]
+
+
+@pytest.mark.parametrize("vocab", [1, 3, 4, 97, 1024])
+def test_the_noise_of_a_vocabulary_is_that_of_its_tokens(vocab: int) -> None:
+    seed, position, choice = noise.signed64(2**64 - 5), 1000, 3
+    whole = vocabulary_exponentials(seed, position, choice, torch.zeros(vocab))
+    assert torch.equal(whole, exponentials(seed, position, torch.arange(vocab), choice))
 
 
 @pytest.mark.parametrize("word", [0, 1, 2**32 - 2, 2**32 - 1])

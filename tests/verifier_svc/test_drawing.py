@@ -41,21 +41,13 @@ def gaussian(vocab: int, spread: float, seed: int) -> torch.Tensor:
     ("vocab", "spread"),
     [(2, 1.0), (64, 1.0), (65, 3.0), (97, 0.0), (1000, 0.01), (5000, 1.0), (5000, 8.0)],
 )
-def test_the_short_race_is_won_by_the_winner_of_the_whole_race(vocab: int, spread: float) -> None:
+def test_draws_are_won_by_the_winner_of_the_reference_race(vocab: int, spread: float) -> None:
     logits = gaussian(vocab, spread, vocab)
     reference = logits.double().numpy()
     for seed in range(100):
         wide = (seed * 0x9E3779B97F4A7C15) % 2**64
         won = draw(logits, Sampling(seed=wide), position=seed + 7, choice=seed % 3)
         assert won == whole_race(reference, wide, seed + 7, seed % 3)
-
-
-def test_winners_come_from_beyond_the_leaders_too() -> None:
-    """Of 5000 equal tokens the 64 that lead by a hair win about 1 draw in 78."""
-    logits = torch.zeros(5000)
-    logits[:64] = 1e-3
-    wins = [draw(logits, Sampling(seed=s), position=0, choice=0) for s in range(60)]
-    assert sum(w >= 64 for w in wins) > 50
 
 
 @settings(max_examples=60, deadline=None)
@@ -75,10 +67,9 @@ def test_any_temperature_and_seed(
 
 
 def test_ties_go_to_the_lowest_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "verifier_svc.drawing.exponentials",
-        lambda seed, position, ids, choice: torch.ones_like(ids, dtype=torch.float64),
-    )
+    ones = torch.ones(300, dtype=torch.float64)
+    monkeypatch.setattr("verifier_svc.drawing.vocabulary_exponentials", lambda *_: ones)
+    monkeypatch.setattr("verifier_svc.drawing.exponentials", lambda *_: ones[:3])
     logits = torch.zeros(300)
     assert race(None, logits, 0, 0, 0) == 0
     logits[:5] = -1.0
@@ -116,7 +107,9 @@ def test_draws_depend_on_seed_position_and_choice() -> None:
         return draw(logits, Sampling(seed=seed), position=position, choice=choice)
 
     assert drawn() == drawn()
-    assert len({drawn(), drawn(seed=1), drawn(seed=1 << 40), drawn(position=1), drawn(choice=1)}) == 5
+    assert (
+        len({drawn(), drawn(seed=1), drawn(seed=1 << 40), drawn(position=1), drawn(choice=1)}) == 5
+    )
 
 
 def reference_truncate(scaled: Scores, sampling: Sampling) -> list[int]:
@@ -126,7 +119,8 @@ def reference_truncate(scaled: Scores, sampling: Sampling) -> list[int]:
         ids = ids[: sampling.top_k]
     weights = [math.exp(scaled[i] - scaled[ids[0]]) for i in ids]
     shares = [weight / math.fsum(weights) for weight in weights]
-    kept, before = [], 0.0
+    kept: list[int] = []
+    before = 0.0
     for i, share in zip(ids, shares, strict=True):
         within = sampling.top_p >= 1 or before < sampling.top_p
         if not kept or (within and share >= sampling.min_p * shares[0]):

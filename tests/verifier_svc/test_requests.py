@@ -17,14 +17,15 @@ VOCAB, CONTEXT, DRAFT = 97, 64, 8
 
 def request(**sampling: object) -> pb.GenerateRequest:
     return pb.GenerateRequest(
-        request_id="r", tokens=[3, 4, 5], output_start=3, sampling=pb.Sampling(**sampling)  # type: ignore[arg-type]
+        request_id="r",
+        tokens=[3, 4, 5],
+        output_start=3,
+        sampling=pb.Sampling(**sampling),  # type: ignore[arg-type]
     )
 
 
 def decode(message: pb.GenerateRequest) -> Generation:
-    return requests.decode(
-        message, vocab_size=VOCAB, max_model_len=CONTEXT, max_draft_tokens=DRAFT
-    )
+    return requests.decode(message, vocab_size=VOCAB, max_model_len=CONTEXT, max_draft_tokens=DRAFT)
 
 
 def refusal(message: pb.GenerateRequest) -> str:

@@ -50,7 +50,7 @@ def test_commit_keeps_all_but_the_last_drawn_token_computed(accepted: int) -> No
     assert made.tokens == [5, 6, 7, *drawn]
     assert made.decoding
     assert made.entries == len(made) - 1
-    assert made.draft == ()
+    assert not made.draft
     assert made.usage.completion_tokens == accepted + 1
     assert made.finish is None
 

@@ -1,0 +1,144 @@
+"""Putting a drafter together from files, and what stops it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from drafter_svc.checkpoint import save_checkpoint
+from drafter_svc.embedding import load_embedding
+from drafter_svc.load import load_drafter
+from drafter_svc.settings import DrafterSettings
+from specwire.settings import StartError
+from specwire.target import TargetSource
+from tests.drafter_svc.tiny import tiny_config, tiny_drafter
+
+ROOT = Path(__file__).parents[2]
+
+
+def checkpoint(folder: Path, **changes: Any) -> str:
+    values = {"hidden_size": 32, "target_hidden_size": 32, "vocab_size": 97, "head_dim": 8}
+    config = tiny_config(**(values | changes))
+    save_checkpoint(folder, tiny_drafter(config), torch.arange(config.draft_vocab_size) * 2)
+    return str(folder)
+
+
+def settings(checkpoint: str, target: Path | str, **values: Any) -> DrafterSettings:
+    return DrafterSettings(checkpoint=checkpoint, target=str(target), **values)
+
+
+def table(folder: Path) -> torch.Tensor:
+    return load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+
+
+def test_a_drafter_announces_what_it_is(tmp_path: Path, tiny_llama: Path) -> None:
+    drafter = load_drafter(settings(checkpoint(tmp_path), tiny_llama, dtype="float32"), "9.9")
+    description = drafter.description
+    assert description.target_fingerprint == "feed"
+    assert list(description.aux_layer_ids) == [1, 2, 3]
+    assert (description.vocab_size, description.draft_vocab_size) == (97, 40)
+    assert (description.target_hidden_size, description.hidden_size) == (32, 32)
+    assert (description.fc_norm, description.norm_output) == (True, True)
+    assert (description.max_length, description.max_draft_tokens) == (128, 16)
+    assert (description.dtype, description.version) == ("float32", "9.9")
+    drafter.worker.warm_up()
+
+
+def test_memory_for_kv_bounds_the_length(tmp_path: Path, tiny_llama: Path) -> None:
+    row_bytes = 2 * 2 * 8 * 4
+    small = settings(checkpoint(tmp_path), tiny_llama, dtype="float32", kv_memory=100 * row_bytes)
+    assert load_drafter(small, "").description.max_length == 100 - 16
+    with pytest.raises(StartError, match="--kv-memory"):
+        load_drafter(small.model_copy(update={"kv_memory": 16 * row_bytes}), "")
+
+
+@pytest.mark.parametrize(("field", "value"), [("vocab_size", 98), ("hidden_size", 16)])
+def test_embeddings_of_another_shape_are_another_target(
+    tmp_path: Path, tiny_llama: Path, field: str, value: int
+) -> None:
+    width = {"hidden_size": value, "target_hidden_size": value} if field == "hidden_size" else {}
+    folder = checkpoint(tmp_path, **({field: value} | width))
+    with pytest.raises(StartError, match="made for another target"):
+        load_drafter(settings(folder, tiny_llama), "")
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path, tiny_llama: Path) -> None:
+    with pytest.raises(StartError, match=r"cannot read .*absent/config\.json"):
+        load_drafter(settings(str(tmp_path / "absent"), tiny_llama), "")
+
+
+def test_a_missing_target_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="there is no folder"):
+        load_drafter(settings(checkpoint(tmp_path), "./nowhere"), "")
+
+
+def test_embeddings_of_a_folder(tiny_llama: Path) -> None:
+    read = load_embedding(TargetSource(str(tiny_llama)), torch.float32, False)
+    assert torch.equal(read, table(tiny_llama))
+
+
+def test_embeddings_of_a_folder_in_shards(tmp_path: Path, tiny_llama: Path) -> None:
+    LlamaForCausalLM.from_pretrained(tiny_llama).save_pretrained(tmp_path, max_shard_size="20KB")
+    assert not (tmp_path / "model.safetensors").exists()
+    read = load_embedding(TargetSource(str(tmp_path)), torch.float32, False)
+    assert torch.equal(read, table(tiny_llama))
+
+
+def test_embeddings_of_a_gguf_file(tmp_path: Path, tiny_llama: Path) -> None:
+    path = tmp_path / "target.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("token_embd.weight", table(tiny_llama).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    read = load_embedding(TargetSource.parse(str(path)), torch.float32, False)
+    assert torch.equal(read, table(tiny_llama))
+
+
+@pytest.mark.parametrize("name", ["target.gguf", "model/config.json"])
+def test_a_damaged_target_is_one_sentence(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"not a model")
+    source = TargetSource.parse(str(path if path.suffix == ".gguf" else path.parent))
+    with pytest.raises(StartError, match=r"^Cannot read the embeddings of") as caught:
+        load_embedding(source, torch.float32, False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["--target", "."], "--checkpoint or HOLDCOURSE_DRAFTER is required"),
+        (["--checkpoint", ".", "--target", ".", "--max-draft-tokens", "0"], "--max-draft-tokens"),
+        (["--checkpoint", ".", "--target", ".", "--dtype", "int8"], "--dtype"),
+        (["--checkpoint", ".", "--target", ".", "--device", "tpu"], "--device"),
+    ],
+)
+def test_a_bad_setting_is_named(flags: list[str], part: str) -> None:
+    with pytest.raises(StartError) as caught:
+        DrafterSettings.read("drafter_svc", flags, {})
+    assert part in str(caught.value)
+
+
+def test_the_program_stops_with_one_sentence() -> None:
+    command = [sys.executable, "-m", "drafter_svc", "--listen", "127.0.0.1:0"]
+    result = subprocess.run(
+        [*command, "--metrics-port", "0", "--checkpoint", "/nowhere", "--target", "."],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "proto")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("drafter_svc: cannot read /nowhere/config.json")

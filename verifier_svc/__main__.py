@@ -11,7 +11,6 @@ from specwire.v1 import verifier_pb2 as pb
 from specwire.v1.verifier_pb2_grpc import add_VerifierServiceServicer_to_server
 from verifier_svc.build import build_engine, build_target, model_length
 from verifier_svc.drafter_client import DrafterClient
-from verifier_svc.engine import Engine
 from verifier_svc.metrics import Metrics
 from verifier_svc.requests import MAX_TOP_LOGPROBS
 from verifier_svc.service import Dispatcher, VerifierServicer
@@ -52,24 +51,20 @@ async def main() -> None:
     if port is not None:
         port.start(engine.post)
     _log.info("target loaded", target=target.name, fingerprint=target.fingerprint[:12])
+    # A verifier that cannot run must not look alive: its process ends with its engine.
     serve = asyncio.create_task(
         serving.serve(server, settings.listen, grace=settings.drain_grace_s)
     )
-    watch = asyncio.create_task(_watch(engine))
-    done, _ = await asyncio.wait({serve, watch}, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        task.result()
-    watch.cancel()
-    if port is not None:
-        await port.close()
-    engine.stop()
-
-
-async def _watch(engine: Engine) -> None:
-    """End the process with the engine: a verifier that cannot run must not look alive."""
-    while engine.alive:
-        await asyncio.sleep(0.5)
-    raise RuntimeError("The engine's thread has ended.")
+    died = asyncio.create_task(asyncio.to_thread(engine.join))
+    try:
+        await asyncio.wait({serve, died}, return_when=asyncio.FIRST_COMPLETED)
+        if not serve.done():
+            raise RuntimeError("The engine's thread has ended.")
+        serve.result()
+    finally:
+        if port is not None:
+            await port.close()
+        engine.stop()
 
 
 def describe(settings: VerifierSettings, target: Target, files: list[str]) -> pb.Model:

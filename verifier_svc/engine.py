@@ -92,6 +92,10 @@ class Engine:
     def stop(self) -> None:
         """End the thread after its current step."""
         self.post(Stop())
+        self.join()
+
+    def join(self) -> None:
+        """Wait for the thread to end."""
         self._thread.join()
 
     def post(self, message: Message) -> None:

@@ -27,9 +27,7 @@ class Head:
         self._divisor = getattr(config, "logits_scaling", None) or 1.0
         self._factor = getattr(config, "logit_scale", None) or 1.0
         self._cap = getattr(config, "final_logit_softcapping", None)
-        self._rough = None
-        if packable(linear):
-            self._rough = PackedLinear(linear)
+        self._rough = PackedLinear(self._weight, bias) if packable(self._weight) else None
         if self._weight.device.type == "cpu":
             self._weight = self._weight.float()
         self.vocab_size: int = weight.shape[0]

@@ -97,18 +97,17 @@ def _exponential(word: torch.Tensor) -> torch.Tensor:
     return -torch.log1p(-(word.double() + 0.5) * 2.0**-32)
 
 
-def packable(module: torch.nn.Module) -> bool:
-    """Whether a module is a linear layer that runs faster from packed weights."""
+def packable(weight: torch.Tensor) -> bool:
+    """Whether a product with this weight is faster once packed: bf16 on a CPU that has it."""
     return (
-        isinstance(module, torch.nn.Linear)
-        and module.weight.device.type == "cpu"
-        and module.weight.dtype == torch.bfloat16
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        weight.device.type == "cpu"
+        and weight.dtype == torch.bfloat16
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
 
 
 class PackedLinear(torch.nn.Module):
-    """A linear layer of bf16 weights on a CPU, laid out once as oneDNN's kernels read them.
+    """A linear layer of bf16 weights [out, in] on a CPU, laid out as oneDNN's kernels read them.
 
     torch's own linear lays them out anew in every call, which costs small batches half as
     much again as the product itself.
@@ -117,25 +116,24 @@ class PackedLinear(torch.nn.Module):
     # Rows for which the layout is chosen; others work with it.
     _ROWS = 8
 
-    def __init__(self, linear: torch.nn.Module) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         super().__init__()
-        weight, bias = linear.weight, getattr(linear, "bias", None)
-        assert isinstance(weight, torch.Tensor)
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), self._ROWS)
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(
+            weight.detach().contiguous(), self._ROWS
+        )
         self._bias = None if bias is None else bias.detach()
+        self._product = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Map [..., in_features] to [..., out_features]."""
-        linear: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows, self._packed, self._bias, "none", [], ""
-        )
-        return linear
+        """Map [..., in] to [..., out]."""
+        product: torch.Tensor = self._product(rows, self._packed, self._bias, "none", [], "")
+        return product
 
 
 def pack_linears(module: torch.nn.Module) -> None:
     """Replace the linear layers inside `module` by packed ones, where that is faster."""
-    for child_name, child in list(module.named_children()):
-        if packable(child):
-            setattr(module, child_name, PackedLinear(child))
+    for name, child in list(module.named_children()):
+        if isinstance(child, torch.nn.Linear) and packable(child.weight):
+            setattr(module, name, PackedLinear(child.weight, child.bias))
         else:
             pack_linears(child)

@@ -134,7 +134,7 @@ def test_a_rows_result_does_not_depend_on_the_draft_behind_it(
     (alone,) = run(target, cache, (one, 20, text[20:21]))
     for count in range(2, 9):
         (rows,) = run(target, cache, (one, 20, text[20 : 20 + count]))
-        torch.testing.assert_close(rows[:1], alone, rtol=1e-6, atol=2e-6)
+        torch.testing.assert_close(rows[:1], alone, rtol=1e-5, atol=2e-5)
 
 
 def test_only_the_sequences_own_slots_are_written(target: Target, cache: KVCache) -> None:

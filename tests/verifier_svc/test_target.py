@@ -1,0 +1,271 @@
+"""Which targets are served, what is captured, and the output head."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3NextConfig,
+)
+
+from specwire.target import TargetSource
+from specwire.torch import target_fingerprint
+from tests.support.tiny_llama import write_tiny_llama
+from verifier_svc.blocks import BlockPool
+from verifier_svc.cache import KVCache
+from verifier_svc.generation import Generation, Sampling
+from verifier_svc.scheduler import Work
+from verifier_svc.sequence import Sequence
+from verifier_svc.target import (
+    Target,
+    TargetError,
+    default_aux_layers,
+    load_target,
+    load_tokenizer_files,
+)
+
+TINY: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+}
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> Target:
+    return load_target(
+        TargetSource.parse(str(folder)),
+        dtype=dtype,
+        device=torch.device("cpu"),
+        trust_remote_code=False,
+    )
+
+
+def save(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    return folder
+
+
+def run(target: Target, tokens: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and captured features of all positions of one sequence."""
+    cache = KVCache(
+        blocks=8, layers=target.num_layers, kv_heads=target.kv_heads, head_dim=target.head_dim,
+        feature_width=target.feature_width, dtype=target.dtype, device=target.device,
+    )  # fmt: skip
+    sequence = Sequence(0, Generation("", tuple(tokens), 1, Sampling()), frozenset(), 128)
+    sequence.extent = BlockPool(8).take(8)
+    with torch.inference_mode():
+        hidden = target.run([Work(sequence, 0, tuple(tokens), len(tokens))], cache)
+        logits = target.head.logits(hidden)
+    return logits, cache.read_features(sequence.slot, 0, len(tokens))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+TOKENS = [5, 9, 60, 0, 33, 33, 12, 7, 41, 2]
+
+
+@pytest.mark.parametrize("aux_layers", [(0,), (0, 1, 2), (2, 0), (1, 1)])
+def test_captured_features_are_the_inputs_of_the_aux_layers_in_order(
+    tiny_llama: Path, aux_layers: tuple[int, ...]
+) -> None:
+    target = load(tiny_llama)
+    target.capture(aux_layers)
+    logits, features = run(target, TOKENS)
+    reference = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    with torch.inference_mode():
+        out = reference(torch.tensor([TOKENS]), output_hidden_states=True)
+    wanted = torch.cat([out.hidden_states[layer][0] for layer in aux_layers], -1)
+    assert target.feature_width == wanted.shape[1]
+    torch.testing.assert_close(features, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits, out.logits[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("aux_layers", [(4,), (0, 99), (-1,), ()])
+def test_layers_that_are_not_there_cannot_be_captured(
+    tiny_llama: Path, aux_layers: tuple[int, ...]
+) -> None:
+    target = load(tiny_llama)
+    before = target.aux_layers
+    with pytest.raises(TargetError, match=r"^aux_layer_ids: "):
+        target.capture(aux_layers)
+    assert target.aux_layers == before
+    run(target, TOKENS)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4, 30, 80])
+def test_default_aux_layers_exist(layers: int) -> None:
+    low, middle, high = default_aux_layers(layers)
+    assert 0 <= min(low, middle, high)
+    assert max(low, middle, high) < layers
+    if layers >= 30:
+        assert (low, middle, high) == (2, layers // 2, layers - 3)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_and_untied_heads(tmp_path: Path, tied: bool) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=tied)).float()
+    target = load(save(model, tmp_path))
+    logits, _ = run(target, TOKENS)
+    with torch.inference_mode():
+        wanted = model(torch.tensor([TOKENS])).logits[0]
+    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+    assert target.vocab_size == 61
+    assert target.fingerprint == target_fingerprint(model)
+    assert target.shape.hidden_size == 32
+
+
+def test_biases_and_a_head_dim_of_its_own(tmp_path: Path) -> None:
+    """Qwen2 has biases; the loader reads where its heads are wider than hidden_size says."""
+    model = Qwen2ForCausalLM(Qwen2Config(**TINY, use_sliding_window=False)).float()
+    target = load(save(model, tmp_path / "qwen2"))
+    with torch.inference_mode():
+        wanted = model(torch.tensor([TOKENS])).logits[0]
+    torch.testing.assert_close(run(target, TOKENS)[0], wanted, rtol=1e-4, atol=1e-4)
+
+    wide = LlamaForCausalLM(LlamaConfig(**TINY, head_dim=16, attention_bias=True)).float()
+    target = load(save(wide, tmp_path / "wide"))
+    assert target.head_dim == 16
+    with torch.inference_mode():
+        wanted = wide(torch.tensor([TOKENS])).logits[0]
+    torch.testing.assert_close(run(target, TOKENS)[0], wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_argmax_is_that_of_fp32_logits(tiny_llama: Path, dtype: torch.dtype) -> None:
+    target = load(tiny_llama, dtype)
+    hidden = torch.randn(200, 32).to(dtype)
+    with torch.inference_mode():
+        logits = target.head.logits(hidden)
+        best = target.head.argmax(hidden)
+    assert logits.dtype == torch.float32
+    exact = hidden.double() @ target.model.get_output_embeddings().weight.double().T
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-4, atol=1e-4)
+    gaps = exact.topk(2).values.diff().abs().squeeze(-1)
+    clear = [i for i in range(200) if gaps[i] > 1e-5]
+    assert len(clear) > 190
+    assert [best[i] for i in clear] == [int(exact[i].argmax()) for i in clear]
+
+
+def test_bf16_logits_of_one_row_do_not_tie(tmp_path: Path) -> None:
+    """Two tokens whose logits differ by less than a bf16 step: the larger in fp32 wins."""
+    folder = write_tiny_llama(tmp_path)
+    target = load(folder, torch.bfloat16)
+    weight = target.model.get_output_embeddings().weight
+    hidden = torch.zeros(1, 32, dtype=torch.bfloat16)
+    hidden[0, :2] = torch.tensor([64.0, 0.0078125])
+    with torch.inference_mode():
+        weight[:, :2] = 0.0
+        weight[[11, 70], 0] = 1.0
+        weight[70, 1] = 1.0
+        head = type(target.head)(target.model.get_output_embeddings(), target.config)
+        assert head.argmax(hidden) == [70]
+        assert int(head.logits(hidden).argmax()) == 70
+
+
+def mistral() -> Any:
+    return MistralForCausalLM(MistralConfig(**TINY, sliding_window=64))
+
+
+def gpt2() -> Any:
+    return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=61))
+
+
+def mamba() -> Any:
+    return MambaForCausalLM(MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=61))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [(mistral, "sliding_window"), (gpt2, "GPT2"), (mamba, "Mamba")],
+)
+def test_other_architectures_are_refused_by_name(
+    tmp_path: Path, make: Callable[[], Any], sentence: str
+) -> None:
+    folder = save(make(), tmp_path)
+    with pytest.raises(TargetError, match=f"^target: .*{sentence}") as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (Qwen3NextConfig(num_hidden_layers=4), "linear_attention"),
+        (Gemma2Config(num_hidden_layers=2), "sliding_attention"),
+    ],
+)
+def test_layer_types_are_refused_from_the_configuration_alone(
+    tmp_path: Path, config: Any, kind: str
+) -> None:
+    """Before any weight is read: there are none."""
+    config.save_pretrained(tmp_path)
+    with pytest.raises(TargetError, match=f"^target: layers of type {kind} cannot be served"):
+        load(tmp_path)
+
+
+def test_what_is_no_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=r"^target: .* cannot be loaded: ") as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+    (tmp_path / "config.json").write_text("{broken")
+    with pytest.raises(TargetError, match=r"^target: .* cannot be loaded: "):
+        load(tmp_path)
+
+
+def test_broken_weights_are_refused_in_one_sentence(tmp_path: Path, tiny_llama: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_llama / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(TargetError, match=r"^target: .* cannot be loaded: ") as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_end_tokens_come_from_the_generation_config_or_the_config(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    assert load(tiny_llama).eos_token_ids == {1}
+    folder = write_tiny_llama(tmp_path)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [1, 7]}))
+    assert load(folder).eos_token_ids == {1, 7}
+
+
+def test_tokenizer_files_are_those_from_which_text_becomes_tokens(tiny_llama: Path) -> None:
+    files = load_tokenizer_files(TargetSource.parse(str(tiny_llama)), trust_remote_code=False)
+    assert set(files) == {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert json.loads(files["tokenizer.json"])["model"]["vocab"]["<|im_start|>"] == 0
+
+
+def test_a_target_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**TINY))
+    with pytest.raises(TargetError, match=r"^target: .*tokenizer"):
+        load_tokenizer_files(
+            TargetSource.parse(str(save(model, tmp_path))), trust_remote_code=False
+        )

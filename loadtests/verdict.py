@@ -107,7 +107,11 @@ class Verdict:
 
     def print(self, console: Console) -> None:
         """Print the table, what is worth knowing, and the verdict."""
-        table = Table(title="Greedy text against transformers in fp32", title_justify="left")
+        table = Table(
+            title="Greedy text against transformers in fp32",
+            title_justify="left",
+            caption_justify="left",
+        )
         for column in COLUMNS:
             table.add_column(column, justify="left" if column == "mode" else "right")
         for row in self.rows:

@@ -71,7 +71,7 @@ def run(target: Target, cache: KVCache, *pieces: tuple[Generating, int, Sequence
     works = [Work(s, position, tuple(tokens), len(tokens)) for s, position, tokens in pieces]
     with torch.inference_mode():
         logits = target.head.logits(target.run(works, cache))
-    return logits.split([len(work.tokens) for work in works])
+    return torch.split(logits, [len(work.tokens) for work in works])
 
 
 def close(got: torch.Tensor, wanted: torch.Tensor) -> None:

@@ -127,10 +127,10 @@ class DrafterClient:
         ):
             drafts = DrafterServiceStub(channel).Draft(self._draft_requests(hello))
             answers = aiter(drafts)
-            welcome = self._check(_whole(await anext(answers)).welcome)
+            welcome = self._check(_whole(await anext(answers, None)).welcome)
             bulk = DrafterServiceStub(bulk_channel).Bulk(self._bulk_requests(hello))
             acks = aiter(bulk)
-            _whole(await anext(acks))
+            _whole(await anext(acks, None))
             logger.info("drafter linked: checkpoint %s", welcome.checkpoint_hash[:12])
             self._deliver(Linked(self._link, welcome))
             readers = [
@@ -177,7 +177,7 @@ class DrafterClient:
 
 
 def _whole(message: _Message | None) -> _Message:
-    """A streamed message; grpc.aio yields None for one that could not be decoded."""
+    """A streamed message; None stands for one that could not be decoded, or for none at all."""
     if message is None:
-        raise DataLoss("a message of the drafter could not be decoded.")
+        raise DataLoss("a message of the drafter is missing or could not be decoded.")
     return message

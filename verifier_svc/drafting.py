@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -76,7 +77,8 @@ class Drafting:
         self._deadline = deadline
         self._feeds: dict[int, Feed] = {}
         self._closes: list[int] = []
-        self._window_rows = 0
+        # Bulk rows that are not acknowledged, by sequence.
+        self._unacknowledged: Counter[int] = Counter()
         self._link = 0
         self.welcome: Welcome | None = None
         self.gathering = Gathering()
@@ -90,9 +92,13 @@ class Drafting:
 
     def close(self, seq: int) -> None:
         """A sequence has ended."""
-        if self._feeds.pop(seq, None) is not None:
+        if self._feeds.pop(seq, None) is None:
+            return
+        self.gathering.settle(seq)
+        # Bulk rows that arrived after the Close would open the sequence again: their
+        # acknowledgement closes it.
+        if self.welcome is not None and not self._unacknowledged[seq]:
             self._closes.append(seq)
-            self.gathering.settle(seq)
 
     def recapture(self) -> None:
         """Features come from other layers from now on: sequences in flight stay plain."""
@@ -111,14 +117,21 @@ class Drafting:
             if any(draft.seq in self.waited.asked for draft in event.drafts):
                 self._observe_answer(event.cost, arrived)
         elif isinstance(event, Ack):
-            self._window_rows -= event.rows
-            if feed := self._feeds.get(event.seq):
-                feed.sender.acknowledge(event)
+            self._acknowledge(event)
         elif isinstance(event, Linked):
             self._link = event.link
             self._relink(event.welcome)
         elif isinstance(event, Unlinked):
             self._relink(None)
+
+    def _acknowledge(self, ack: Ack) -> None:
+        self._unacknowledged[ack.seq] -= ack.rows
+        if self._unacknowledged[ack.seq] <= 0:
+            del self._unacknowledged[ack.seq]
+        if feed := self._feeds.get(ack.seq):
+            feed.sender.acknowledge(ack)
+        elif self._port is not None and ack.seq not in self._unacknowledged:
+            self._port.round(self._link, (), (), (ack.seq,))
 
     def _observe_answer(self, cost: DraftCost, arrived: float) -> None:
         seconds = arrived - self.waited.started
@@ -190,12 +203,12 @@ class Drafting:
         row_bytes = self._cache.features.shape[1] * self._cache.features.element_size()
         if feed.sender.entries > self.welcome.max_length:
             return
-        while (self._window_rows + _BULK_ROWS) * row_bytes <= _WINDOW_BYTES:
+        while (self._unacknowledged.total() + _BULK_ROWS) * row_bytes <= _WINDOW_BYTES:
             span = feed.sender.next_bulk(_BULK_ROWS)
             if span is None:
                 return
             extend = self._extend(feed, span.start, span.stop, 0)
-            self._window_rows += len(span)
+            self._unacknowledged[extend.seq] += len(span)
             self._port.bulk(self._link, extend, self._features(extend))
 
     def _extend(self, feed: Feed, start: int, stop: int, wish: int) -> Extend:
@@ -236,7 +249,7 @@ class Drafting:
         self.welcome = welcome
         self.gathering.settle_all()
         self.waited = Waited()
-        self._window_rows = 0
+        self._unacknowledged.clear()
         self._closes = []
         for feed in self._feeds.values():
             feed.sender.reset()

@@ -39,12 +39,12 @@ def gaussian(vocab: int, spread: float, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("vocab", "spread"),
-    [(2, 1.0), (64, 1.0), (65, 3.0), (97, 0.0), (1000, 0.01), (5000, 1.0), (5000, 8.0)],
+    [(2, 1.0), (64, 1.0), (65, 3.0), (97, 0.0), (1000, 0.01), (3000, 1.0), (3000, 8.0)],
 )
 def test_draws_are_won_by_the_winner_of_the_reference_race(vocab: int, spread: float) -> None:
     logits = gaussian(vocab, spread, vocab)
     reference = logits.double().numpy()
-    for seed in range(100):
+    for seed in range(60):
         wide = (seed * 0x9E3779B97F4A7C15) % 2**64
         won = draw(logits, Sampling(seed=wide), position=seed + 7, choice=seed % 3)
         assert won == whole_race(reference, wide, seed + 7, seed % 3)

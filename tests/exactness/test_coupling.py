@@ -1,0 +1,121 @@
+"""Coupled drafts at T = 1: accepted as often as drafts drawn with shared noise can be.
+
+Where target and drafter race with the same noise over p and q, they agree with a chance between
+(1 - TV) / (1 + TV) and 1 - TV, TV their total variation distance (Daliri et al. 2024). 1 - TV is
+what rejection sampling reaches; drafting the drafter's most likely token q* is accepted with p(q*).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from drafter_svc.drawing import CANDIDATES, DraftVocabulary
+from drafter_svc.drawing import draw as draw_draft
+from specwire.draft import Opening
+from specwire.torch import exponentials
+from verifier_svc.drawing import draw
+from verifier_svc.generation import Sampling
+
+VOCAB, DRAWS = 97, 20_000
+CONTEXTS = 4
+# How far the drafter's logits are from the target's, and its draft temperature.
+DRAFTERS = {"near": (0.5, 1.0), "far": (1.5, 1.2)}
+
+
+@pytest.fixture(scope="module")
+def logits(tiny_llama: Path) -> torch.Tensor:
+    """The target's at the positions of one text, [CONTEXTS, VOCAB]."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    text = torch.randint(2, VOCAB, (1, CONTEXTS), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        rows: torch.Tensor = model(text).logits[0].float()
+    return rows
+
+
+def target_draws(logits: torch.Tensor, position: int) -> npt.NDArray[np.int64]:
+    """The verifier's draws of all seeds; checked against its own function on some of them."""
+    noise = exponentials(torch.arange(DRAWS)[:, None], position, torch.arange(VOCAB), 0)
+    drawn: npt.NDArray[np.int64] = (noise * torch.exp(-logits.double())).argmin(-1).numpy()
+    for seed in range(0, DRAWS, 400):
+        assert drawn[seed] == draw(logits, Sampling(seed=seed), position=position, choice=0)
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def drawn(logits: torch.Tensor) -> list[npt.NDArray[np.int64]]:
+    """By context, what the verifier draws; the drawn token's position is 1, 2, ..."""
+    return [target_draws(row, position) for position, row in enumerate(logits, 1)]
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_coupled_acceptance_lies_within_its_bounds(
+    logits: torch.Tensor,
+    drawn: list[npt.NDArray[np.int64]],
+    name: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    distance, draft_temperature = DRAFTERS[name]
+    generator = torch.Generator().manual_seed(1)
+    guessed = logits + distance * torch.randn(logits.shape, generator=generator)
+    vocabulary = DraftVocabulary(torch.arange(VOCAB), VOCAB)
+    openings = [Opening(0, 1, seed=seed, temperature=1.0) for seed in range(DRAWS)]
+    lines = [f"{name} drafter: coupled, bounds, 1 - TV, argmax drafts"]
+    better = 0
+    for position, (p_row, q_row) in enumerate(zip(logits, guessed, strict=True), 1):
+        drafts = draw_draft(
+            q_row.expand(DRAWS, -1), openings, [position] * DRAWS, vocabulary, draft_temperature
+        ).numpy()
+        accepted = float((drafts == drawn[position - 1]).mean())
+        # The drafter draws among its best candidates only.
+        candidates = q_row.double().topk(CANDIDATES)
+        q = torch.zeros(VOCAB, dtype=torch.float64)
+        q[candidates.indices] = torch.softmax(candidates.values / draft_temperature, -1)
+        p = torch.softmax(p_row.double(), -1)
+        tv = float((p - q).abs().sum() / 2)
+        low, high = (1 - tv) / (1 + tv), 1 - tv
+        argmax = float(p[q.argmax()])
+        lines.append(
+            f"  position {position}: {accepted:.3f} in [{low:.3f}, {high:.3f}], {high:.3f}, "
+            f"{argmax:.3f}"
+        )
+        error = 4 * math.sqrt(accepted * (1 - accepted) / DRAWS)
+        assert low - error <= accepted <= high + error
+        better += accepted > argmax
+    with capsys.disabled():
+        print("\n" + "\n".join(lines))
+    if name == "near":
+        assert better > CONTEXTS / 2
+
+
+def test_a_drafter_that_is_the_target_is_always_accepted(
+    logits: torch.Tensor, drawn: list[npt.NDArray[np.int64]]
+) -> None:
+    """Unless the target draws a token beyond the drafter's candidates, 64 of 97 here."""
+    vocabulary = DraftVocabulary(torch.arange(VOCAB), VOCAB)
+    openings = [Opening(0, 1, seed=seed, temperature=1.0) for seed in range(DRAWS)]
+    drafts = draw_draft(logits[0].expand(DRAWS, -1), openings, [1] * DRAWS, vocabulary, 1.0)
+    among = np.isin(drawn[0], logits[0].topk(CANDIDATES).indices.numpy())
+    assert among.mean() > 0.8
+    assert (drafts.numpy() == drawn[0])[among].all()
+
+
+def test_without_shared_noise_acceptance_falls_below_the_bounds(
+    logits: torch.Tensor, drawn: list[npt.NDArray[np.int64]]
+) -> None:
+    """The bound is not loose enough to hold by itself: other seeds break it."""
+    generator = torch.Generator().manual_seed(1)
+    q_row = logits[0] + 0.5 * torch.randn(VOCAB, generator=generator)
+    vocabulary = DraftVocabulary(torch.arange(VOCAB), VOCAB)
+    openings = [Opening(0, 1, seed=DRAWS + seed, temperature=1.0) for seed in range(DRAWS)]
+    drafts = draw_draft(q_row.expand(DRAWS, -1), openings, [1] * DRAWS, vocabulary, 1.0)
+    p, q = torch.softmax(logits[0].double(), -1), torch.softmax(q_row.double(), -1)
+    tv = float((p - q).abs().sum() / 2)
+    accepted = float((drafts.numpy() == drawn[0]).mean())
+    assert accepted < (1 - tv) / (1 + tv) - 0.1

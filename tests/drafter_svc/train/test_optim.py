@@ -26,7 +26,7 @@ def test_updates_below_bf16_resolution_add_up() -> None:
         for parameter in drafter.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step(2e-4)  # a twentieth of bf16's spacing at 1
-        after.append(float(drafter.norm.weight[0]))
+        after.append(drafter.norm.weight[0].item())
     assert after[0] == 1.0
     assert after[-1] == pytest.approx(1 - 40 * 2e-4, abs=4e-3)
 

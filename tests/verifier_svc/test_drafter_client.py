@@ -1,0 +1,246 @@
+"""The link to a drafter over real gRPC on loopback, the drafter scripted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import grpc.aio
+import pytest
+import torch
+
+from specwire import codec
+from specwire.draft import Ack, Draft, DraftCost, DraftEvent, Extend, Linked, Proposals, Unlinked
+from specwire.handshake import Shape
+from specwire.torch import unpack
+from specwire.v1 import drafter_pb2 as pb
+from specwire.v1.drafter_pb2_grpc import (
+    DrafterServiceServicer,
+    add_DrafterServiceServicer_to_server,
+)
+from tests.support.ports import free_port
+from verifier_svc import drafter_client
+from verifier_svc.drafter_client import DrafterClient
+
+SHAPE = Shape("f" * 64, 97, 32)
+WELCOME = pb.DescribeResponse(
+    checkpoint_hash="c", target_fingerprint="f" * 64, aux_layer_ids=[1, 2], target_hidden_size=32,
+    vocab_size=97, draft_vocab_size=97, max_length=500, max_draft_tokens=8,
+)  # fmt: skip
+
+
+class Drafter(DrafterServiceServicer):
+    """Answers every round with `proposals(number)`, every bulk message with its Ack."""
+
+    def __init__(self) -> None:
+        self.welcome = pb.DescribeResponse()
+        self.welcome.CopyFrom(WELCOME)
+        self.hellos: list[pb.Hello] = []
+        self.rounds: list[pb.Round] = []
+        self.bulks: list[pb.BulkExtend] = []
+        self.silent = False
+        self.proposals: Callable[[int], pb.DraftResponse] = lambda number: codec.encode_proposals(
+            number, [Draft(1, 4, (5, 6), (0.5, 0.25))], [], DraftCost(1, 2)
+        )
+
+    async def Describe(  # noqa: N802
+        self, request: pb.DescribeRequest, context: Any
+    ) -> pb.DescribeResponse:
+        return self.welcome
+
+    async def Draft(  # noqa: N802
+        self, requests: AsyncIterator[pb.DraftRequest], context: Any
+    ) -> AsyncIterator[pb.DraftResponse]:
+        self.hellos.append((await anext(requests)).hello)
+        if self.silent:
+            return
+        yield pb.DraftResponse(welcome=self.welcome)
+        async for request in requests:
+            self.rounds.append(request.round)
+            yield self.proposals(request.round.number)
+
+    async def Bulk(  # noqa: N802
+        self, requests: AsyncIterator[pb.BulkRequest], context: Any
+    ) -> AsyncIterator[pb.BulkResponse]:
+        self.hellos.append((await anext(requests)).hello)
+        yield pb.BulkResponse(welcome=self.welcome)
+        async for request in requests:
+            self.bulks.append(request.extend)
+            extend = request.extend.extend
+            stop = extend.start + len(extend.tokens)
+            yield codec.encode_ack(Ack(extend.seq, stop, stop, len(extend.tokens)))
+
+
+class Events:
+    """What the engine would be told."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[DraftEvent] = asyncio.Queue()
+
+    async def next(self, kind: type[Any]) -> Any:
+        """The next event of a kind; what comes before it is dropped."""
+        async with asyncio.timeout(10):
+            while not isinstance(event := await self.queue.get(), kind):
+                pass
+        return event
+
+
+@asynccontextmanager
+async def serving(drafter: Drafter, port: int) -> AsyncIterator[grpc.aio.Server]:
+    server = grpc.aio.server()
+    add_DrafterServiceServicer_to_server(drafter, server)
+    server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop(0)
+
+
+Connect = Callable[[int], AbstractAsyncContextManager[tuple[DrafterClient, Events]]]
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
+    monkeypatch.setattr(drafter_client, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(drafter_client, "_REFUSED_RETRY_SECONDS", 0.05)
+
+    @asynccontextmanager
+    async def connected(port: int) -> AsyncIterator[tuple[DrafterClient, Events]]:
+        client, events = DrafterClient(f"127.0.0.1:{port}", SHAPE), Events()
+        client.start(events.queue.put_nowait)
+        try:
+            yield client, events
+        finally:
+            await client.close()
+
+    return connected
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_rounds_bulk_rows_and_their_answers_travel(connect: Connect) -> None:
+    drafter, port = Drafter(), free_port()
+    async with serving(drafter, port), connect(port) as (client, events):
+        linked = await events.next(Linked)
+        assert linked.welcome == codec.decode_welcome(WELCOME)
+        hello = pb.Hello(
+            link_id=linked.link, target_fingerprint="f" * 64, vocab_size=97, hidden_size=32
+        )
+        assert drafter.hellos == [hello, hello]
+        rows = torch.randn(3, 64)
+        extend, other = Extend(1, 4, (7, 8), 3), Extend(2, 9, (6,), 1)
+        client.round(linked.link, [extend, other], [rows[:2], rows[2:]], [44])
+        assert await events.next(Proposals) == Proposals(
+            (Draft(1, 4, (5, 6), (0.5, 0.25)),), (), DraftCost(1, 2)
+        )
+        (round_,) = drafter.rounds
+        assert (round_.number, list(round_.closes)) == (1, [44])
+        assert [codec.decode_extend(e, 97, 500) for e in round_.extends] == [extend, other]
+        assert torch.equal(unpack(round_.features, "features"), rows)
+        client.bulk(linked.link, Extend(1, 6, (1, 2, 3)), rows)
+        assert await events.next(Ack) == Ack(1, 9, 9, 3)
+        client.round(linked.link, (), (), (45,))
+        await until(lambda: len(drafter.rounds) == 2)
+        assert drafter.rounds[1].number == 2
+
+
+async def test_what_is_meant_for_an_earlier_link_is_dropped(connect: Connect) -> None:
+    drafter, port = Drafter(), free_port()
+    async with serving(drafter, port), connect(port) as (client, events):
+        linked = await events.next(Linked)
+        client.round(linked.link - 1, (), (), (1,))
+        client.bulk(linked.link - 1, Extend(1, 6, (1,)), torch.zeros(1, 64))
+        client.round(linked.link, (), (), (2,))
+        await until(lambda: drafter.rounds)
+        assert list(drafter.rounds[0].closes) == [2]
+        assert drafter.bulks == []
+
+
+async def test_a_drafter_that_dies_is_linked_again_under_a_new_id(connect: Connect) -> None:
+    port = free_port()
+    async with connect(port) as (_, events):
+        assert await events.next(Unlinked)  # nobody is there yet
+        links = []
+        for _ in range(2):
+            async with serving(Drafter(), port):
+                links.append((await events.next(Linked)).link)
+            assert await events.next(Unlinked)
+        assert links[0] != links[1]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "word"),
+    [("vocab_size", 98, "vocab_size"), ("target_hidden_size", 33, "hidden_size"),
+     ("target_fingerprint", "a" * 64, "fingerprint")],
+)  # fmt: skip
+async def test_a_drafter_for_another_target_is_refused_in_one_sentence(
+    connect: Connect, field: str, value: object, word: str
+) -> None:
+    drafter, port = Drafter(), free_port()
+    setattr(drafter.welcome, field, value)
+    async with serving(drafter, port), connect(port) as (_, events):
+        reason = (await events.next(Unlinked)).reason
+        assert reason.startswith("The drafter was made for another target: ")
+        assert word in reason
+        setattr(drafter.welcome, field, getattr(WELCOME, field))
+        await events.next(Linked)  # an upgrade at the same address is found
+
+
+def skipped_number(drafter: Drafter) -> None:
+    proposals = drafter.proposals
+    drafter.proposals = lambda number: proposals(number + 1)
+
+
+def wrong_frame(drafter: Drafter) -> None:
+    drafter.proposals = lambda number: pb.DraftResponse(welcome=WELCOME)
+
+
+def broken_tensor(drafter: Drafter) -> None:
+    def proposals(number: int) -> pb.DraftResponse:
+        message = codec.encode_proposals(number, [Draft(1, 4, (5,), (0.5,))], [], DraftCost())
+        message.proposals.drafts[0].confidence.data = b"abc"
+        return message
+
+    drafter.proposals = proposals
+
+
+@pytest.mark.parametrize("fault", [skipped_number, wrong_frame, broken_tensor])
+async def test_a_broken_answer_ends_the_link_and_a_new_one_is_made(
+    connect: Connect, fault: Callable[[Drafter], None]
+) -> None:
+    drafter, port = Drafter(), free_port()
+    fault(drafter)
+    async with serving(drafter, port), connect(port) as (client, events):
+        first = await events.next(Linked)
+        client.round(first.link, (), (), (1,))
+        await events.next(Unlinked)
+        assert (await events.next(Linked)).link != first.link
+
+
+async def test_a_drafter_that_hangs_up_without_a_word_is_tried_again(connect: Connect) -> None:
+    drafter, port = Drafter(), free_port()
+    drafter.silent = True
+    async with serving(drafter, port), connect(port) as (_, events):
+        await events.next(Unlinked)
+        drafter.silent = False
+        await events.next(Linked)
+
+
+async def test_what_is_no_drafter_is_no_drafter(connect: Connect) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    handler: Callable[[Any, Any], Awaitable[None]] = hang_up
+    server = await asyncio.start_server(handler, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, connect(port) as (_, events):
+        await events.next(Unlinked)
+        await events.next(Unlinked)

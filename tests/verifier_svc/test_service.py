@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -300,39 +301,58 @@ async def test_a_refused_request_fences_nothing(serve: Serve) -> None:
         await served.generate(request(session_id="s", epoch=1))
 
 
-async def test_overload_is_refused_at_once_and_passes(serve: Serve) -> None:
+@pytest.fixture
+def gate(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """While it is cleared, the engine stands still in the middle of a step."""
+    target, opened = target_of(tiny_llama), threading.Event()
+    run = target.run
+
+    def wait(*args: Any) -> torch.Tensor:
+        assert opened.wait(20)
+        return run(*args)
+
+    monkeypatch.setattr(target, "run", wait)
+    opened.set()
+    return opened
+
+
+async def opened(served: Served, calls: int) -> None:
+    """Wait until so many calls are in the service."""
+    async with asyncio.timeout(10):
+        while served.dispatcher.calls < calls:
+            await asyncio.sleep(0.002)
+
+
+async def test_overload_is_refused_at_once_and_passes(serve: Serve, gate: threading.Event) -> None:
     async with serve("--max-sequences", "1", "--max-waiting", "1") as served:
-        calls = [served.stub.Generate(request(sampling={"max_tokens": 500})) for _ in range(2)]
-        await calls[0].read()
-        async with asyncio.timeout(10):
-            while served.dispatcher.calls < 2:
-                await asyncio.sleep(0.005)
+        gate.clear()
+        calls = [asyncio.create_task(served.generate(request())) for _ in range(2)]
+        await opened(served, 2)
         code, details = await served.refusal(request())
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert details == "2 generations are running or queued already."
+        gate.set()
         for call in calls:
-            call.cancel()
+            assert len(ids_of(await call)) == 12
         await served.idle()
         assert len(ids_of(await served.generate(request()))) == 12
 
 
-async def test_draining_refuses_new_calls_and_finishes_those_in_flight(serve: Serve) -> None:
+async def test_draining_refuses_new_calls_and_finishes_those_in_flight(
+    serve: Serve, gate: threading.Event
+) -> None:
     async with serve("--max-sequences", "1") as served:
-        running = served.stub.Generate(request(sampling={"max_tokens": 60}))
-        first = await running.read()
-        waiting = asyncio.create_task(served.generate(request()))
-        async with asyncio.timeout(10):
-            while served.dispatcher.calls < 2:
-                await asyncio.sleep(0.002)
+        gate.clear()
+        calls = [asyncio.create_task(served.generate(request())) for _ in range(2)]
+        await opened(served, 2)
         report = await served.stub.Drain(pb.DrainRequest())
         assert (report.running, report.waiting) == (1, 1)
         code, details = await served.refusal(request())
         assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "The verifier is draining.")
-        frames = [first]
-        while (frame := await running.read()) is not grpc.aio.EOF:
-            frames.append(frame)
-        assert len(ids_of(frames)) == 60
-        assert len(ids_of(await waiting)) == 12
+        gate.set()
+        for call in calls:
+            assert len(ids_of(await call)) == 12
+        await served.idle()
         report = await served.stub.Drain(pb.DrainRequest())
         assert (report.running, report.waiting) == (0, 0)
 

@@ -47,6 +47,7 @@ async def main() -> None:
         pb.DESCRIPTOR.services_by_name["VerifierService"].full_name,
         lambda s: add_VerifierServiceServicer_to_server(servicer, s),
     )
+    servicer.on_drain = server.drain
     engine.start()
     if port is not None:
         port.start(engine.post)

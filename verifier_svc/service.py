@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc.aio
@@ -84,6 +84,8 @@ class VerifierServicer(VerifierServiceServicer):
         self._metrics = metrics
         self._epochs: OrderedDict[str, int] = OrderedDict()
         self.draining = False
+        # What a Drain leads to beside refusing new generations.
+        self.on_drain: Callable[[], Awaitable[None]] | None = None
 
     async def DescribeModel(
         self, request: pb.DescribeModelRequest, context: Context
@@ -135,6 +137,8 @@ class VerifierServicer(VerifierServiceServicer):
 
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
         self.draining = True
+        if self.on_drain is not None:
+            await self.on_drain()
         waiting = max(0, self._dispatcher.calls - self._model.max_sequences)
         return pb.DrainResponse(running=self._dispatcher.calls - waiting, waiting=waiting)
 

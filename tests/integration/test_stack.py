@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from specwire.v1 import drafter_pb2, verifier_pb2
 from specwire.v1.drafter_pb2_grpc import DrafterServiceStub
 from specwire.v1.verifier_pb2_grpc import VerifierServiceStub
-from tests.integration.conftest import Cluster, wait_until
+from tests.integration.conftest import Cluster, grpc_serving, wait_until
 
 PROMPT = [0, *range(20, 60)]
 LENGTH = 400
@@ -273,6 +273,20 @@ def test_verifier_killed_in_mid_answer_is_failed_over(cluster: Cluster) -> None:
                 cluster.start_verifier()
     assert "".join(pieces) == whole["choices"][0]["text"]
     cluster.wait()
+
+
+def test_drain_refuses_what_is_new_and_says_so_in_health(
+    cluster: Cluster, stub: VerifierServiceStub, expected: list[int]
+) -> None:
+    running = stub.Generate(request())
+    first = next(running)
+    answer = stub.Drain(verifier_pb2.DrainRequest())
+    assert answer.running == 1
+    assert not grpc_serving(cluster.verifier)
+    with pytest.raises(grpc.RpcError) as refusal:
+        list(stub.Generate(request()))
+    assert _code(refusal.value) is grpc.StatusCode.UNAVAILABLE
+    assert collect(iter([first, *running]))[0] == expected
 
 
 def test_everything_drains_on_sigterm(cluster: Cluster) -> None:

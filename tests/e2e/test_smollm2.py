@@ -93,18 +93,18 @@ def test_text_is_that_of_transformers_at_every_draft_length(
 def test_two_turns_in_one_session_with_accepted_drafts(stack: str) -> None:
     client: Any = OpenAI(base_url=f"{stack}/v1", api_key="none", max_retries=0)
     headers = {"x-session-id": "two-turns"}
-    messages = [{"role": "user", "content": "Count from one to thirty in words."}]
+    messages = [{"role": "user", "content": PROMPTS[0]}]
     stream = client.chat.completions.create(
         model="default", messages=messages, max_tokens=64, temperature=0, stream=True,
         extra_headers=headers, stream_options={"include_usage": True},
     )  # fmt: skip
     chunks = list(stream)
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
-    assert "two" in text.lower()
+    assert len(text.split()) > 20
     assert chunks[-1].usage.completion_tokens_details.accepted_prediction_tokens > 0
     messages += [
         {"role": "assistant", "content": text},
-        {"role": "user", "content": "Thank you. Now in digits."},
+        {"role": "user", "content": "What happens next?"},
     ]
     second = client.chat.completions.create(
         model="default", messages=messages, max_tokens=32, temperature=0, extra_headers=headers

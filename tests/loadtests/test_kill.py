@@ -14,9 +14,14 @@ from specwire.settings import StartError
 @pytest.fixture
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     """A process whose command line names the drafter."""
-    command = [sys.executable, "-S", "-c", "import time; time.sleep(60)", "drafter_svc"]
-    process = subprocess.Popen(command)
+    program = "import time; print(flush=True); time.sleep(60)"
+    command = [sys.executable, "-S", "-c", program, "drafter_svc"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    # Once it has written, it has its own command line and no longer that of its parent.
+    process.stdout.readline()
     yield process
+    process.stdout.close()
     process.kill()
     process.wait()
 

@@ -297,7 +297,8 @@ async def test_an_older_epoch_of_a_session_is_fenced_off(serve: Serve) -> None:
 
 async def test_a_refused_request_fences_nothing(serve: Serve) -> None:
     async with serve() as served:
-        await served.refusal(request((5, 97), session_id="s", epoch=9))
+        code, _ = await served.refusal(request((5, 97), session_id="s", epoch=9))
+        assert code is grpc.StatusCode.INVALID_ARGUMENT
         await served.generate(request(session_id="s", epoch=1))
 
 

@@ -18,10 +18,11 @@ class Divergence:
     prompt: str
     position: int  # in the output
     gap: float  # how far the worse of the two tokens is below the best one, in logits
+    limit: float  # under which a gap is a near-tie, in logits
 
     @property
     def near_tie(self) -> bool:
-        return self.gap < NEAR_TIE
+        return self.gap < self.limit
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
@@ -38,7 +39,7 @@ def equal(one: Result, other: Result) -> bool:
 
 
 def divergences(
-    prompt: str, first: int, served: Sequence[float], reference: Sequence[float]
+    prompt: str, first: int, served: Sequence[float], reference: Sequence[float], limit: float
 ) -> list[Divergence]:
     """Find what two different outputs differ in, the rest of the served one teacher-forced.
 
@@ -47,17 +48,18 @@ def divergences(
         first: index of the first difference.
         served: by token, how far it is below the best one in logits; 0 for the best.
         reference: the same for the reference's output, whose tokens up to `first` are the same.
+        limit: under which a gap is a near-tie, in logits.
     """
     gaps = [*served]
     # Two tokens that differ are a divergence, even where one forward has them exactly equal.
     gaps[first] = max(served[first], reference[first])
     return [
-        Divergence(prompt, position, gap)
+        Divergence(prompt, position, gap, limit)
         for position, gap in enumerate(gaps)
         if position == first or not gap <= 0  # so that NaN is one
     ]
 
 
 def allowed_near_ties(tokens: int) -> int:
-    """How many near-ties so many compared tokens may have: 1 in 10,000, and 1 in fewer."""
+    """How many near-ties so many fp32 tokens may have: 1 in 10,000, and 1 in fewer."""
     return max(1, tokens // TOKENS_PER_NEAR_TIE)

@@ -71,8 +71,8 @@ class Output:
         assert isinstance(self.answer, Result)
         return self.case.scored[self.answer.tokens, self.answer.finish_reason]
 
-    async def score(self, peer: Peer) -> None:
-        """Have the target judge an output that differs."""
+    async def score(self, peer: Peer, limit: float) -> None:
+        """Have the target judge an output that differs; a gap under `limit` is a near-tie."""
         assert isinstance(self.answer, Result)
         case, answer = self.case, self.answer
         key = answer.tokens, answer.finish_reason
@@ -85,6 +85,7 @@ class Output:
             len(answer.tokens) if first is None else first,
             await peer.score(prompt, answer.tokens, answer.finish_reason == "stop"),
             await peer.score(prompt, case.reference.tokens, case.reference.finish_reason == "stop"),
+            limit,
         )
 
 

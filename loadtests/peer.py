@@ -96,6 +96,12 @@ class Peer:
         )
         return gaps
 
+    async def noise(self, prompt: Sequence[int], output: Sequence[int]) -> float:
+        """Largest change of a top-two gap between cached decoding and one forward, in logits."""
+        tokens = [*prompt, *output]
+        largest: float = await self._ask("noise", tokens=tokens, start=len(prompt))
+        return largest
+
     async def _ask(self, operation: str, **arguments: Any) -> Any:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"operation": operation, **arguments}).encode())

@@ -82,8 +82,8 @@ class Reference:
 
         One more value, for an end token after the last, where the output `stopped` there.
         """
+        logits = self._logits(tokens)[start - 1 :]
         inputs = torch.tensor([tokens], device=self.model.device)
-        logits = self.model(inputs).logits[0, start - 1 :].float()
         given = logits[:-1].gather(1, inputs[0, start:, None])[:, 0]
         gaps = logits[:-1].amax(-1) - given
         if stopped:
@@ -91,6 +91,30 @@ class Reference:
             gaps = torch.cat([gaps, end[None]])
         values: list[float] = gaps.tolist()
         return values
+
+    @torch.inference_mode()
+    def noise(self, tokens: Sequence[int], start: int) -> float:
+        """How much the logit gap of the top two tokens changes with the shape of the forward.
+
+        The largest change from `start` on, between one forward over all `tokens` and decoding
+        them one by one behind a cache.
+        """
+        together = self._logits(tokens)[start - 1 : -1]
+        out = self.model(torch.tensor([tokens[:start]], device=self.model.device), use_cache=True)
+        rows = [out.logits[0, -1]]
+        for token in tokens[start:-1]:
+            step = torch.tensor([[token]], device=self.model.device)
+            out = self.model(step, past_key_values=out.past_key_values, use_cache=True)
+            rows.append(out.logits[0, -1])
+        best = together.topk(2).indices
+        one, other = (logits.gather(1, best) for logits in (together, torch.stack(rows).float()))
+        return float((one.diff() - other.diff()).abs().max())
+
+    def _logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        """fp32 `[len(tokens), vocab]` of one forward."""
+        inputs = torch.tensor([tokens], device=self.model.device)
+        logits: torch.Tensor = self.model(inputs).logits[0].float()
+        return logits
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from loadtests.compare import allowed_near_ties, divergences, equal, first_difference
+from loadtests.compare import NEAR_TIE, allowed_near_ties, divergences, equal, first_difference
 from loadtests.reference import Reference
 from loadtests.result import Result
 
@@ -48,6 +48,7 @@ def test_a_swapped_token_is_a_near_tie_only_if_it_is_one(
         0,
         reference.score([*PROMPT, *served], len(PROMPT), False),
         reference.score([*PROMPT, *expected], len(PROMPT), False),
+        NEAR_TIE,
     )
     assert [d.position for d in found] == [0]
     assert found[0].gap == pytest.approx(below, abs=1e-5)
@@ -63,6 +64,7 @@ def test_the_text_after_a_divergence_is_judged_too(reference: Reference) -> None
         3,
         reference.score([*PROMPT, *served], len(PROMPT), False),
         reference.score([*PROMPT, *expected], len(PROMPT), False),
+        NEAR_TIE,
     )
     assert {3, 8} <= {d.position for d in found}
     assert not found[0].near_tie
@@ -75,16 +77,25 @@ def test_an_output_that_ends_too_early_diverges_at_its_end(reference: Reference)
         6,
         reference.score([*PROMPT, *expected[:6]], len(PROMPT), True),
         reference.score([*PROMPT, *expected], len(PROMPT), False),
+        NEAR_TIE,
     )
     assert [d.position for d in found] == [6]
     assert not found[0].near_tie
 
 
 def test_exact_ties_and_nan_are_divergences() -> None:
-    (tie,) = divergences("81", 1, [0.0, 0.0, 0.0], [0.0, 0.0])
+    (tie,) = divergences("81", 1, [0.0, 0.0, 0.0], [0.0, 0.0], NEAR_TIE)
     assert tie.near_tie
-    broken = divergences("81", 1, [0.0, 0.0, float("nan")], [0.0, 0.0])
+    broken = divergences("81", 1, [0.0, 0.0, float("nan")], [0.0, 0.0], NEAR_TIE)
     assert [d.near_tie for d in broken] == [True, False]
+
+
+def test_noise_is_what_the_shape_of_a_forward_does_to_its_gaps(tiny_llama: Path) -> None:
+    noise = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        reference = Reference(AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=dtype).eval())
+        noise[dtype] = reference.noise([*PROMPT, *generated(reference)], len(PROMPT))
+    assert noise[torch.float32] < NEAR_TIE < noise[torch.bfloat16] < 1
 
 
 def test_equality_is_of_tokens_and_of_how_they_ended() -> None:

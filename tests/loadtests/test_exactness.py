@@ -112,14 +112,29 @@ async def test_refused_requests_are_faults(
     assert "FAULT  off: prompt 82 failed: 400" in capsys.readouterr().out
 
 
-async def test_it_refuses_another_dtype_and_other_weights(
+async def test_beyond_fp32_the_measured_noise_tells_near_ties_from_wrong_tokens(
+    reference: Reference,
+    behaviour: Behaviour,
+    check: Check,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = answer(reference)
+    wrong = [*right[:11], (right[11] + 1) % 97]
+    behaviour.answers = {"one": right, "two": wrong}
+    behaviour.dtype = "bfloat16"
+    below = reference.score([*PROMPT, *wrong], len(PROMPT), False)[11]
+    for noise, code in ((below * 0.99, 1), (below * 1.01, 0)):
+        monkeypatch.setattr(reference, "noise", lambda noise=noise, **_: noise)
+        assert await check() == code
+    assert "1 near-ties" in capsys.readouterr().out
+
+
+async def test_it_refuses_other_weights(
     reference: Reference, behaviour: Behaviour, check: Check
 ) -> None:
     behaviour.fingerprint = "0" * 64
     with pytest.raises(StartError, match="is not the model that is served"):
-        await check()
-    behaviour.dtype = "bfloat16"
-    with pytest.raises(StartError, match="The verifier runs bfloat16"):
         await check()
 
 

@@ -1,0 +1,27 @@
+"""Fixtures of the engine's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.running_engine import greedy_texts, target_of
+from tests.support.scripted_drafter import Propose, ScriptedDrafter, welcome_for
+from tests.verifier_svc.engine_parts import LENGTH, PROMPTS, Texts
+
+
+@pytest.fixture(scope="module")
+def texts(tiny_llama: Path) -> Texts:
+    """What transformers generates, end tokens ignored."""
+    return greedy_texts(tiny_llama, PROMPTS, LENGTH)
+
+
+@pytest.fixture
+def drafter(tiny_llama: Path) -> Callable[..., ScriptedDrafter]:
+    def make(propose: Propose, **options: Any) -> ScriptedDrafter:
+        return ScriptedDrafter(welcome_for(target_of(tiny_llama)), propose, **options)
+
+    return make

@@ -36,9 +36,10 @@ class Rope:
             exponents = torch.arange(0, head_dim, 2, device="cpu") / head_dim
             self._frequencies, self._scale = theta**-exponents, 1.0
         else:
-            self._frequencies, self._scale = _scaled(
-                head_dim, theta, scaling, max_position_embeddings
-            )
+            with torch.device("cpu"):  # modules may be built on another, or on none
+                self._frequencies, self._scale = _scaled(
+                    head_dim, theta, scaling, max_position_embeddings
+                )
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines, fp32 ``[..., T, 1, head_dim]``, of int64 ``[..., T]``."""

@@ -118,12 +118,13 @@ def test_every_toggle_combination_loads_and_computes_the_same(python: str, tmp_p
     assert chained[1] < TOLERANCE, chained
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 WRITTEN: list[dict[str, Any]] = [
     {},
     {"fc_norm": False, "norm_before_fc": True, "norm_before_residual": True},
     {"num_hidden_layers": 2, "attention_bias": True, "norm_output": False},
     {"qk_norm": True, "sliding_window": 6},
-    {"draft_vocab_size": 97, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    {"draft_vocab_size": 97, "rope_scaling": YARN},
     {"own_embeddings": True},
 ]
 

@@ -1,4 +1,4 @@
-"""KV of the drafter's one layer: a slab of rows for each sequence, within a memory budget.
+"""The drafter's KV: a slab of rows for each sequence, within a memory budget.
 
 The first rows of a slab belong to real entries, the rows behind them to the guesses of the chain
 that runs; the next real rows overwrite them.
@@ -23,8 +23,8 @@ class CacheFullError(Exception):
 class Slot:
     """What is kept of one sequence.
 
-    ``kv`` is ``[rows, 2 * kv_heads, d]``, keys first; ``hidden`` ``[H]`` is the layer's output for
-    the last real entry, from which a chain starts.
+    ``kv`` is ``[rows, layers * 2 * kv_heads, d]``, in each layer keys first; ``hidden`` ``[H]`` is
+    the last layer's output for the last real entry, from which a chain starts.
     """
 
     kv: Tensor
@@ -37,7 +37,7 @@ class KvCache:
     def __init__(
         self, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device, budget: int
     ) -> None:
-        """Take the shape of a row, and the bytes that all rows may take."""
+        """Take the shape of a row, KV heads of all layers, and the bytes that all rows may take."""
         self._row = (2 * kv_heads, head_dim)
         self._dtype, self._device = dtype, device
         self.budget_rows = budget // (2 * kv_heads * head_dim * dtype.itemsize)

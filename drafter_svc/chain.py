@@ -60,6 +60,8 @@ class Chain:
         self._drafter = drafter
         self._vocabulary = vocabulary
         self._kv_heads = drafter.config.num_key_value_heads
+        self._layers = drafter.config.num_hidden_layers
+        self._window = drafter.config.sliding_window
 
     def prepare(self, features: Tensor | None) -> Tensor:
         """Features of any dtype and device as `Rows` take them; None stands for no rows."""
@@ -87,14 +89,17 @@ class Chain:
         features = [rows.features for rows in batch]
         state = self._drafter.fuse(features[0] if len(features) == 1 else torch.cat(features))
 
-        def attend(queries: Tensor, kv: Tensor) -> Tensor:
+        def attend(queries: Tensor, kv: Tensor, layer: int) -> Tensor:
             out = queries.new_empty(len(queries), queries.shape[1] * queries.shape[2])
             at = 0
             for rows, count in zip(batch, counts, strict=True):
                 piece = slice(at, at + count)
                 stop = rows.start + count
-                rows.slot.kv[rows.start : stop] = kv[piece]
-                out[piece] = self._attend_causal(queries[piece], rows.slot.kv[:stop])
+                slab = self._slab(rows.slot, layer)
+                slab[rows.start : stop] = kv[piece]
+                out[piece] = self._attend_causal(
+                    queries[piece], slab[self._oldest(rows.start) : stop]
+                )
                 at += count
             return out
 
@@ -176,16 +181,27 @@ class Chain:
     def _single_attend(self, batch: Sequence[ChainRequest], step: int) -> Attend:
         """One row per sequence, behind all that its slab holds."""
 
-        def attend(queries: Tensor, kv: Tensor) -> Tensor:
+        def attend(queries: Tensor, kv: Tensor, layer: int) -> Tensor:
             out = []
             for i, request in enumerate(batch):
                 at = request.base - 1 + step
-                slab = request.slot.kv
+                slab = self._slab(request.slot, layer)
                 slab[at] = kv[i]
-                out.append(self._attend(queries[i : i + 1], slab[: at + 1]))
+                out.append(self._attend(queries[i : i + 1], slab[self._oldest(at) : at + 1]))
             return out[0] if len(out) == 1 else torch.cat(out)
 
         return attend
+
+    def _slab(self, slot: Slot, layer: int) -> Tensor:
+        """The rows of one layer, ``[rows, 2 * kv_heads, d]``."""
+        if self._layers == 1:
+            return slot.kv
+        width = 2 * self._kv_heads
+        return slot.kv[:, layer * width : (layer + 1) * width]
+
+    def _oldest(self, position: int) -> int:
+        """The first entry that the one at ``position`` sees."""
+        return 0 if self._window is None else max(0, position + 1 - self._window)
 
     def _attend(self, queries: Tensor, kv: Tensor, mask: Tensor | None = None) -> Tensor:
         """Queries ``[n, heads, d]`` over ``kv`` ``[keys, 2 * kv_heads, d]``: ``[n, heads * d]``.
@@ -202,12 +218,15 @@ class Chain:
         return out.view(kv_heads, n, -1, d).transpose(0, 1).reshape(n, heads * d)
 
     def _attend_causal(self, queries: Tensor, kv: Tensor) -> Tensor:
-        """The last rows of a sequence, each over what lies before it and itself."""
+        """The last rows of a sequence, each over what it sees of ``kv``: the past and itself."""
         n, keys = len(queries), len(kv)
         if n == 1:
             return self._attend(queries, kv)
         group = queries.shape[1] // self._kv_heads
         device = queries.device
         last = torch.arange(keys - n, keys, device=device).repeat_interleave(group)
-        mask = torch.arange(keys, device=device) <= last[:, None]
+        past = torch.arange(keys, device=device)
+        mask = past <= last[:, None]
+        if self._window is not None:
+            mask &= past > last[:, None] - self._window
         return self._attend(queries, kv, mask)

@@ -1,17 +1,17 @@
-"""The drafter's configuration and its flat ``config.json`` (the layout of SpecForge and SGLang)."""
+"""The drafter's configuration, whatever format it was read from (``drafter_svc.formats``)."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-ARCHITECTURE = "LlamaForCausalLMEagle3"
+from drafter_svc.rope import SCALINGS
 
-_INT_FIELDS = (
+INT_FIELDS = (
     "hidden_size",
     "target_hidden_size",
     "intermediate_size",
+    "num_hidden_layers",
     "num_attention_heads",
     "num_key_value_heads",
     "head_dim",
@@ -19,47 +19,7 @@ _INT_FIELDS = (
     "vocab_size",
     "draft_vocab_size",
 )
-_FLOAT_FIELDS = ("rms_norm_eps", "rope_theta")
-_BOOL_FIELDS = ("fc_norm", "norm_output", "norm_before_residual")
-_KINDS: dict[type, str] = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "a string",
-    dict: "an object",
-    list: "a list",
-}
-_AUX_LAYERS = "eagle_aux_hidden_state_layer_ids"
-
-# Keys that describe the architecture by a value this drafter has only one of. They may be left
-# out; any other value means that the checkpoint computes something else.
-_FIXED: dict[str, Any] = {
-    "model_type": "llama",
-    "num_hidden_layers": 1,
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "tie_word_embeddings": False,
-    "rope_scaling": None,
-    "norm_before_fc": False,
-}
-# Keys that other writers add and that change nothing in the forward pass.
-_IGNORED = frozenset(
-    {
-        "attention_dropout",
-        "bos_token_id",
-        "dtype",
-        "eos_token_id",
-        "initializer_range",
-        "pad_token_id",
-        "pretraining_tp",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-    }
-)
-
-T = TypeVar("T")
+FLOAT_FIELDS = ("rms_norm_eps", "rope_theta")
 
 
 class CheckpointError(ValueError):
@@ -68,12 +28,21 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class DrafterConfig:
-    """Shapes and switches of an EAGLE-3.1 drafter with one decoder layer.
+    """Shapes and switches of an EAGLE-3 or EAGLE-3.1 drafter.
 
-    ``aux_layers`` are in the *input to layer* convention: index ``i`` names ``hidden_states[i]``
-    of the target, which is the output of its layer ``i - 1``. ``vocab_size`` is the target's.
+    ``aux_layers`` are in the *input to layer* convention: index ``i`` names the state that enters
+    layer ``i`` of the target, which is the output of layer ``i - 1``; ``i`` = its number of layers
+    names the last state before the final norm. ``vocab_size`` is the target's.
     ``draft_temperature`` (t_d) divides the draft logits when the drafter samples: a drafter is
     flatter than its target. ``training`` records how the weights were made.
+
+    Normalizations: ``fc_norm`` is one RMSNorm per captured state and ``norm_before_fc`` one over
+    all of them side by side; ``norm_output`` recycles the state after the final norm;
+    ``norm_before_residual`` lets the normed state enter the residual stream; ``qk_norm`` norms
+    queries and keys per head, as Qwen3 does. ``attention_bias`` is a bias on all four projections.
+    ``sliding_window`` is the number of keys that a query sees, its own included; None is all.
+    ``rope_scaling`` has ``rope_type`` linear, llama3 or yarn with its parameters.
+    ``own_embeddings``: the drafter brings its embeddings instead of reading its target's.
 
     Raises ``CheckpointError`` on values that contradict each other.
     """
@@ -96,134 +65,76 @@ class DrafterConfig:
     target_fingerprint: str
     draft_temperature: float = 1.0
     training: Mapping[str, Any] = field(default_factory=dict)
+    num_hidden_layers: int = 1
+    norm_before_fc: bool = False
+    qk_norm: bool = False
+    attention_bias: bool = False
+    sliding_window: int | None = None
+    rope_scaling: Mapping[str, Any] | None = None
+    own_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        for name in _INT_FIELDS:
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1")
-        for name in (*_FLOAT_FIELDS, "draft_temperature"):
-            value = getattr(self, name)
-            _require(math.isfinite(value) and value > 0, f"{name} must be positive and finite")
-        _require(
-            self.hidden_size == self.target_hidden_size,
+        self._check_numbers()
+        require(
+            self.hidden_size == self.target_hidden_size or self.own_embeddings,
             f"hidden_size is {self.hidden_size} but target_hidden_size is "
-            f"{self.target_hidden_size}: the drafter reads the target's embeddings, so the widths "
-            "must be equal",
+            f"{self.target_hidden_size}: a drafter that reads the target's embeddings must be as "
+            "wide as the target, so add the drafter's own embed_tokens.weight",
         )
-        _require(
+        require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"num_attention_heads {self.num_attention_heads} is not a multiple of "
             f"num_key_value_heads {self.num_key_value_heads}",
         )
-        _require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} must be even for RoPE")
-        _require(
+        require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} must be even for RoPE")
+        require(
             self.draft_vocab_size <= self.vocab_size,
             f"draft_vocab_size {self.draft_vocab_size} exceeds vocab_size {self.vocab_size}",
         )
+        require(
+            not (self.fc_norm and self.norm_before_fc),
+            "fc_norm and norm_before_fc are both true, one norm of the captured states is enough",
+        )
         ascending = list(self.aux_layers) == sorted(set(self.aux_layers))
-        _require(
+        require(
             bool(self.aux_layers) and ascending and self.aux_layers[0] >= 0,
-            f"{_AUX_LAYERS} must be strictly ascending and not negative, got "
+            "eagle_aux_hidden_state_layer_ids must be strictly ascending and not negative, got "
             f"{list(self.aux_layers)}",
         )
+        if self.rope_scaling is not None:
+            _check_scaling(self.rope_scaling)
 
-    def to_json(self) -> str:
-        """The text of ``config.json``."""
-        flat: dict[str, Any] = {"architectures": [ARCHITECTURE], **_FIXED}
-        for name in (*_INT_FIELDS, *_FLOAT_FIELDS, *_BOOL_FIELDS):
-            flat[name] = getattr(self, name)
-        flat["torch_dtype"] = "bfloat16"
-        flat["eagle_config"] = {"use_aux_hidden_state": True, _AUX_LAYERS: list(self.aux_layers)}
-        flat["holdcourse"] = {
-            "target_fingerprint": self.target_fingerprint,
-            "draft_temperature": self.draft_temperature,
-            "training": dict(self.training),
-        }
-        return json.dumps(flat, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "DrafterConfig":
-        """Read ``config.json``.
-
-        Raises ``CheckpointError`` for text that is not a JSON object and for any key that is
-        missing, unknown, of the wrong type, or at odds with this architecture.
-        """
-        flat = _Section(_parse(text), "config.json")
-        _check_fixed(flat)
-        values: dict[str, Any] = {name: flat.take(name, int) for name in _INT_FIELDS}
-        values |= {name: flat.take(name, float) for name in _FLOAT_FIELDS}
-        values |= {name: flat.take(name, bool) for name in _BOOL_FIELDS}
-
-        eagle = _Section(flat.take("eagle_config", dict), "eagle_config")
-        _require(
-            eagle.take("use_aux_hidden_state", bool),
-            "eagle_config.use_aux_hidden_state must be true",
+    def _check_numbers(self) -> None:
+        for name in INT_FIELDS:
+            require(getattr(self, name) >= 1, f"{name} must be at least 1")
+        for name in (*FLOAT_FIELDS, "draft_temperature"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value > 0, f"{name} must be positive and finite")
+        require(
+            self.sliding_window is None or self.sliding_window >= 1,
+            "sliding_window must be at least 1",
         )
-        layers = eagle.take(_AUX_LAYERS, list)
-        _require(
-            all(type(layer) is int for layer in layers),
-            f"eagle_config: {_AUX_LAYERS} must hold integers, got {layers!r}",
-        )
-        values["aux_layers"] = tuple(layers)
-        eagle.finish()
-
-        own = _Section(flat.take("holdcourse", dict), "holdcourse")
-        values["target_fingerprint"] = own.take("target_fingerprint", str)
-        values["draft_temperature"] = own.take("draft_temperature", float)
-        values["training"] = own.take("training", dict)
-        own.finish()
-        flat.finish()
-        return cls(**values)
 
 
-class _Section:
-    """One JSON object whose keys must all be taken."""
-
-    def __init__(self, values: Mapping[str, Any], name: str) -> None:
-        self._values = dict(values)
-        self._name = name
-
-    def take(self, key: str, kind: type[T]) -> T:
-        """A required value; an integer is taken for a float, true is not taken for 1."""
-        _require(key in self._values, f"{self._name} has no {key}")
-        value = self._values.pop(key)
-        if kind is float and type(value) is int:
-            value = float(value)
-        _require(type(value) is kind, f"{self._name}: {key} must be {_KINDS[kind]}, got {value!r}")
-        return value  # type: ignore[no-any-return]
-
-    def pop(self, key: str, default: Any) -> Any:
-        return self._values.pop(key, default)
-
-    def finish(self) -> None:
-        unknown = ", ".join(sorted(self._values))
-        _require(not unknown, f"{self._name} has keys that this drafter does not know: {unknown}")
-
-
-def _check_fixed(flat: _Section) -> None:
-    architectures = flat.take("architectures", list)
-    _require(
-        architectures == [ARCHITECTURE],
-        f'config.json: architectures must be ["{ARCHITECTURE}"], got {architectures!r}',
+def _check_scaling(scaling: Mapping[str, Any]) -> None:
+    kind = scaling.get("rope_type")
+    require(
+        kind in SCALINGS,
+        f"rope_scaling: rope_type is {kind!r}, this drafter computes {', '.join(SCALINGS)} only",
     )
-    for key, expected in _FIXED.items():
-        value = flat.pop(key, expected)
-        _require(
-            value == expected,
-            f"config.json: {key} is {value!r}, this drafter computes {expected!r} only",
-        )
-    for key in _IGNORED:
-        flat.pop(key, None)
+    known = SCALINGS[str(kind)]
+    unknown = ", ".join(sorted(scaling.keys() - known - {"rope_type"}))
+    require(not unknown, f"rope_scaling: {kind} does not take {unknown}")
+    needed = known if kind == "llama3" else {"factor"}
+    missing = ", ".join(sorted(needed - scaling.keys()))
+    require(not missing, f"rope_scaling: {kind} has no {missing}")
+    for name, value in scaling.items():
+        numeric = type(value) in (int, float) and math.isfinite(value)
+        if name not in ("rope_type", "truncate") and value is not None:
+            require(numeric and value > 0, f"rope_scaling: {name} must be a positive number")
 
 
-def _parse(text: str) -> Mapping[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"config.json is not valid JSON: {error}") from None
-    _require(isinstance(value, dict), "config.json must hold one JSON object")
-    return value  # type: ignore[no-any-return]
-
-
-def _require(condition: bool, sentence: str) -> None:
+def require(condition: bool, sentence: str) -> None:
+    """Raise ``CheckpointError`` with the sentence unless the condition holds."""
     if not condition:
         raise CheckpointError(sentence)

@@ -4,47 +4,50 @@ A chain step is short enough that each operator call counts. Projections that re
 are one product, RoPE is a table, and the target's embeddings are normalized once at the start.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from drafter_svc.eagle import EagleDrafter, rope
-from drafter_svc.linear import pack_linear
+from drafter_svc.config import DrafterConfig
+from drafter_svc.eagle import EagleDrafter
+from drafter_svc.linear import Linear, pack_linear
+from drafter_svc.rope import Rope
 
-#: Queries ``[T, heads, d]`` and the rows' own keys and values ``[T, 2 * kv_heads, d]``, keys
-#: first, RoPE applied, give ``[T, heads * d]``.
-Attend = Callable[[Tensor, Tensor], Tensor]
+#: Queries ``[T, heads, d]``, the rows' own keys and values ``[T, 2 * kv_heads, d]``, keys first,
+#: RoPE applied, and the layer's number give ``[T, heads * d]``.
+Attend = Callable[[Tensor, Tensor, int], Tensor]
 
 
 class FusedDrafter:
-    """An ``EagleDrafter`` with its target's embeddings, over packed rows ``[T, ...]``."""
+    """An ``EagleDrafter`` with its embeddings, over packed rows ``[T, ...]``."""
 
     def __init__(self, module: EagleDrafter, embedding: Tensor, positions: int) -> None:
-        """Take the target's embedding ``[vocab, H]`` and how many positions can occur."""
-        config, layer = module.config, module.midlayer
-        attention, mlp = layer.self_attn, layer.mlp
+        """Take the embedding ``[vocab, H]`` and how many positions can occur."""
+        config, first = module.config, module.midlayer
         self.config = config
         self.dtype, self.device = module.fc.weight.dtype, module.fc.weight.device
         self._eps = config.rms_norm_eps
         self._fc = pack_linear(module.fc.weight)
         norms = list(module.fc_norm.parameters())
         self._fc_norm = torch.stack(tuple(norms)) if norms else None
+        self._input_norm = module.input_norm.weight if config.norm_before_fc else None
         embedding = embedding.to(self.device, self.dtype)
-        self._embedding = self._norm(embedding, layer.input_layernorm.weight)
-        self._hidden_norm = layer.hidden_norm.weight
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        self._qkv = pack_linear(torch.cat([p.weight for p in projections]))
-        self._o = pack_linear(attention.o_proj.weight)
-        self._post_norm = layer.post_attention_layernorm.weight
-        self._gate_up = pack_linear(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))
-        self._down = pack_linear(mlp.down_proj.weight)
+        self._embedding = self._norm(embedding, first.input_layernorm.weight)
+        self._hidden_norm = first.hidden_norm.weight
+        self._first = _FusedLayer(first, config, 0)
+        self._further = [
+            (layer.input_layernorm.weight, _FusedLayer(layer, config, number))
+            for number, layer in enumerate(module.layers.values(), start=1)
+        ]
         self._final_norm = module.norm.weight
         self._lm_head = pack_linear(module.lm_head.weight)
-        cosines, sines = rope(
-            torch.arange(positions, device=self.device), config.head_dim, config.rope_theta
+        rope = Rope(
+            config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
         )
+        cosines, sines = rope(torch.arange(positions, device=self.device))
         half = config.head_dim // 2
         self._cos = cosines.to(self.dtype)
         self._sin = torch.cat([-sines[..., :half], sines[..., half:]], dim=-1).to(self.dtype)
@@ -58,30 +61,72 @@ class FusedDrafter:
             chunks = features.view(-1, *self._fc_norm.shape)
             normed = functional.rms_norm(chunks, chunks.shape[-1:], None, self._eps)
             features = (normed * self._fc_norm).flatten(-2)
+        if self._input_norm is not None:
+            features = self._norm(features, self._input_norm)
         return self._fc(features)
 
     def layer(self, tokens: Tensor, state: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """The decoder layer's output ``[T, H]``, before the final norm.
+        """The output ``[T, H]`` of the last decoder layer, before the final norm.
 
         ``tokens`` are target ids and ``positions`` the entries' own, both int64 ``[T]``.
         """
-        config = self.config
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         normed = self._norm(state, self._hidden_norm)
         embeds = functional.embedding(tokens, self._embedding)
-        qkv = self._qkv(torch.cat([embeds, normed], dim=-1))
-        qkv = qkv.view(len(tokens), -1, config.head_dim)
-        rotated = qkv[:, : heads + kv_heads]
-        first, second = rotated.chunk(2, dim=-1)
-        swapped = torch.cat([second, first], dim=-1)
-        cosines, sines = self._cos[positions], self._sin[positions]
-        torch.addcmul(rotated * cosines, swapped, sines, out=rotated)
-        attended = self._o(attend(qkv[:, :heads], qkv[:, heads:]))
-        hidden = (normed if config.norm_before_residual else state) + attended
-        gate, up = self._gate_up(self._norm(hidden, self._post_norm)).chunk(2, dim=-1)
-        return hidden + self._down(functional.silu(gate) * up)
+        rotation = self._cos[positions], self._sin[positions]
+        residual = normed if self.config.norm_before_residual else state
+        hidden = self._first.run(torch.cat([embeds, normed], dim=-1), residual, rotation, attend)
+        for weight, further in self._further:
+            hidden = further.run(self._norm(hidden, weight), hidden, rotation, attend)
+        return hidden
 
     def finish(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The state that the next step recycles ``[T, H]`` and the fp32 logits ``[T, draft]``."""
         normed = self._norm(hidden, self._final_norm)
         return normed if self.config.norm_output else hidden, self._lm_head(normed).float()
+
+
+class _FusedLayer:
+    """A decoder layer from its normed input on."""
+
+    def __init__(self, layer: Any, config: DrafterConfig, number: int) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self._number, self._eps, self._dim = number, config.rms_norm_eps, config.head_dim
+        self._heads = config.num_attention_heads
+        self._rotated = self._heads + config.num_key_value_heads
+        self._qkv = _pack([attention.q_proj, attention.k_proj, attention.v_proj])
+        self._qk_norm: Tensor | None = None
+        if config.qk_norm:
+            counts = torch.tensor([self._heads, config.num_key_value_heads])
+            pair = torch.stack([attention.q_norm.weight, attention.k_norm.weight])
+            self._qk_norm = pair.repeat_interleave(counts.to(pair.device), dim=0)
+        self._o = _pack([attention.o_proj])
+        self._post_norm = layer.post_attention_layernorm.weight
+        self._gate_up = _pack([mlp.gate_proj, mlp.up_proj])
+        self._down = _pack([mlp.down_proj])
+
+    def run(
+        self, rows: Tensor, residual: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend
+    ) -> Tensor:
+        """The layer's output ``[T, H]``; ``residual`` is what its attention adds to."""
+        qkv = self._qkv(rows).view(len(rows), -1, self._dim)
+        rotated = qkv[:, : self._rotated]
+        turned = rotated
+        if self._qk_norm is not None:
+            normed = functional.rms_norm(rotated, rotated.shape[-1:], None, self._eps)
+            turned = normed * self._qk_norm
+        first, second = turned.chunk(2, dim=-1)
+        swapped = torch.cat([second, first], dim=-1)
+        cosines, sines = rotation
+        torch.addcmul(turned * cosines, swapped, sines, out=rotated)
+        attended = self._o(attend(qkv[:, : self._heads], qkv[:, self._heads :], self._number))
+        hidden = residual + attended
+        normed = functional.rms_norm(hidden, hidden.shape[-1:], self._post_norm, self._eps)
+        gate, up = self._gate_up(normed).chunk(2, dim=-1)
+        return hidden + self._down(functional.silu(gate) * up)
+
+
+def _pack(layers: Sequence[nn.Linear]) -> Linear:
+    """Linear layers that read the same rows, as one product."""
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    weight = torch.cat([layer.weight for layer in layers]) if len(layers) > 1 else layers[0].weight
+    return pack_linear(weight, torch.cat(biases) if biases else None)

@@ -11,8 +11,8 @@ from specwire.torch import PackedLinear, packable
 Linear = Callable[[Tensor], Tensor]
 
 
-def pack_linear(weight: Tensor) -> Linear:
+def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """A product with ``weight`` ``[out, in]``, which the caller may drop afterwards."""
     if packable(weight):
-        return PackedLinear(weight).forward
-    return lambda rows: functional.linear(rows, weight)
+        return PackedLinear(weight, bias).forward
+    return lambda rows: functional.linear(rows, weight, bias)

@@ -48,14 +48,9 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
     except (CheckpointError, ValueError) as error:
         raise StartError(f"{str(error).rstrip('.')}.") from None
     config = loaded.config
-    embedding = load_embedding(source, dtype, settings.trust_remote_code)
-    expected = (config.vocab_size, config.hidden_size)
-    if tuple(embedding.shape) != expected:
-        raise StartError(
-            f"The checkpoint was made for another target: embeddings of {source.name} are "
-            f"{list(embedding.shape)}, {list(expected)} in the checkpoint."
-        )
-    cache = KvCache(config.num_key_value_heads, config.head_dim, dtype, device, settings.kv_memory)
+    embedding = _embedding(loaded, source, dtype, settings.trust_remote_code)
+    kv_heads = config.num_hidden_layers * config.num_key_value_heads
+    cache = KvCache(kv_heads, config.head_dim, dtype, device, settings.kv_memory)
     max_length = min(config.max_position_embeddings, cache.budget_rows - settings.max_draft_tokens)
     if max_length < 1:
         raise StartError(f"--kv-memory: {settings.kv_memory} bytes hold no sequence.")
@@ -68,6 +63,22 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
         settings.max_draft_tokens,
     )
     return Drafter(worker, _describe(loaded, settings, dtype, max_length, version))
+
+
+def _embedding(
+    loaded: LoadedDrafter, source: TargetSource, dtype: torch.dtype, trust_remote_code: bool
+) -> torch.Tensor:
+    config = loaded.config
+    if config.own_embeddings:
+        return loaded.module.embed_tokens.weight
+    embedding = load_embedding(source, dtype, trust_remote_code)
+    expected = (config.vocab_size, config.hidden_size)
+    if tuple(embedding.shape) != expected:
+        raise StartError(
+            f"The checkpoint was made for another target: embeddings of {source.name} are "
+            f"{list(embedding.shape)}, {list(expected)} in the checkpoint."
+        )
+    return embedding
 
 
 def _describe(

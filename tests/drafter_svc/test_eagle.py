@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from drafter_svc.config import DrafterConfig
-from drafter_svc.eagle import EagleDrafter, rope, rotate
+from drafter_svc.eagle import EagleDrafter
+from drafter_svc.rope import Rope, rotate
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 
 TOGGLES = list(itertools.product([False, True], repeat=3))
@@ -92,10 +93,11 @@ def test_queries_and_keys_are_turned_by_their_position() -> None:
 
 def test_scores_depend_on_the_distance_only() -> None:
     query, key = torch.randn(1, 1, 8), torch.randn(1, 1, 8)
+    rope = Rope(8, 1e4)
 
     def score(at: int, past: int) -> Tensor:
-        turned = rotate(query, rope(torch.tensor([at]), 8, 1e4))
-        return (turned * rotate(key, rope(torch.tensor([past]), 8, 1e4))).sum()
+        turned = rotate(query, rope(torch.tensor([at])))
+        return (turned * rotate(key, rope(torch.tensor([past])))).sum()
 
     torch.testing.assert_close(score(9, 4), score(105, 100), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(score(9, 4), score(9, 5), rtol=1e-3)

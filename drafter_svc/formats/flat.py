@@ -1,0 +1,147 @@
+"""The flat ``config.json`` of SafeAILab, SpecForge, SGLang, vLLM and NeMo Automodel.
+
+All keys lie at the top, those about captured states in ``eagle_config`` (or at the top too). This
+project's own files are of this kind, with a section ``holdcourse``.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from drafter_svc.config import DrafterConfig, require
+from drafter_svc.formats.facts import Facts
+from drafter_svc.formats.layer import IGNORED, read_layers, write_layers
+from drafter_svc.formats.section import Section
+
+ARCHITECTURE = "LlamaForCausalLMEagle3"
+AUX_LAYERS = "eagle_aux_hidden_state_layer_ids"
+_ARCHITECTURES = frozenset(
+    {
+        ARCHITECTURE,
+        "Eagle3LlamaForCausalLM",  # vLLM
+        "LlamaEagle3DraftModel",  # NeMo Automodel
+        "LlamaForCausalLM",  # SafeAILab's first
+        "Qwen2ForCausalLM",
+        "Qwen3ForCausalLM",
+    }
+)
+_TOGGLES = ("fc_norm", "norm_output", "norm_before_fc", "norm_before_residual")
+# What can be said to switch off parts that this drafter always has, or on what it never has.
+_FIXED = {"bias": False, "parallel_drafting": False}
+_EAGLE_FIXED = {
+    "use_aux_hidden_state": True,
+    "use_input_layernorm_in_first_layer": True,
+    "use_last_layernorm": True,
+    "use_mtp_layernorm": False,
+    "parallel_draft_step": 1,
+}
+
+
+def read_flat(values: Mapping[str, Any]) -> Facts:
+    """Take a flat config. Raises ``CheckpointError`` for keys unknown, missing or at odds."""
+    flat = Section(values, "config.json")
+    architectures = flat.default("architectures", list, [])
+    require(
+        len(architectures) <= 1 and set(architectures) <= _ARCHITECTURES,
+        f'config.json: architectures must be ["{ARCHITECTURE}"], got {architectures!r}',
+    )
+    own = flat.optional("holdcourse", dict)
+    layers = read_layers(flat)
+    flat.fixed(_FIXED)
+    eagle = Section(flat.default("eagle_config", dict, {}), "eagle_config")
+    eagle.fixed(_EAGLE_FIXED)
+    toggles = _read_toggles(flat, eagle)
+    facts = Facts(
+        layers,
+        norm_before_residual=toggles.pop("norm_before_residual"),
+        aux_layers=_read_aux_layers(flat, eagle),
+        output_bias=layers.pop("output_bias"),
+        tied=flat.default("tie_word_embeddings", bool, False),
+    )
+    facts.values |= {name: bool(value) for name, value in toggles.items()}
+    for name, default in (
+        ("target_hidden_size", "hidden_size"),
+        ("draft_vocab_size", "vocab_size"),
+    ):
+        facts.values[name] = flat.default(name, int, layers[default])
+    captured = flat.optional("num_aux_hidden_states", int)
+    require(
+        captured is None or facts.aux_layers is None or captured == len(facts.aux_layers),
+        f"config.json: num_aux_hidden_states is {captured} but {AUX_LAYERS} are "
+        f"{list(facts.aux_layers or ())}",
+    )
+    flat.drop(IGNORED)
+    eagle.finish()
+    flat.finish()
+    if own is not None:
+        read_own(facts, own)
+    return facts
+
+
+def write_flat(config: DrafterConfig) -> str:
+    """The text of a ``config.json`` that vLLM, SGLang and `read_flat` take."""
+    flat: dict[str, Any] = {"architectures": [ARCHITECTURE], **write_layers(config)}
+    for name in ("target_hidden_size", "draft_vocab_size", *_TOGGLES):
+        flat[name] = getattr(config, name)
+    flat["torch_dtype"] = "bfloat16"
+    # vLLM reads the ids at the top, SGLang in eagle_config.
+    flat[AUX_LAYERS] = list(config.aux_layers)
+    flat["eagle_config"] = {"use_aux_hidden_state": True, AUX_LAYERS: list(config.aux_layers)}
+    flat["holdcourse"] = write_own(config)
+    return json.dumps(flat, indent=2) + "\n"
+
+
+def write_own(config: DrafterConfig) -> dict[str, Any]:
+    """What no other format has room for.
+
+    The section's presence also says that aux layers are inputs to layers.
+    """
+    return {
+        "target_fingerprint": config.target_fingerprint,
+        "draft_temperature": config.draft_temperature,
+        "training": dict(config.training),
+    }
+
+
+def read_own(facts: Facts, values: Mapping[str, Any]) -> None:
+    """Take what `write_own` wrote."""
+    section = Section(values, "holdcourse")
+    facts.target_fingerprint = section.take("target_fingerprint", str)
+    facts.draft_temperature = section.take("draft_temperature", float)
+    facts.training = section.take("training", dict)
+    facts.aux_convention, facts.own = "input", True
+    section.finish()
+
+
+def read_aux_list(section: Section) -> tuple[int, ...] | None:
+    """Aux layer ids as they are written."""
+    layers = section.optional(AUX_LAYERS, list)
+    require(
+        layers is None or all(type(layer) is int for layer in layers),
+        f"{section.name}: {AUX_LAYERS} must hold integers, got {layers!r}",
+    )
+    return None if layers is None else tuple(layers)
+
+
+def _read_aux_layers(flat: Section, eagle: Section) -> tuple[int, ...] | None:
+    outer, inner = read_aux_list(flat), read_aux_list(eagle)
+    require(
+        outer is None or inner is None or outer == inner,
+        f"config.json: {AUX_LAYERS} are {list(outer or ())} at the top and {list(inner or ())} in "
+        "eagle_config",
+    )
+    return inner if outer is None else outer
+
+
+def _read_toggles(flat: Section, eagle: Section) -> dict[str, bool | None]:
+    toggles: dict[str, bool | None] = {}
+    for name in _TOGGLES:
+        # SGLang's first releases called it use_aux_norm.
+        names = (name, "use_aux_norm") if name == "fc_norm" else (name,)
+        outer, inner = flat.agreed(names, bool), eagle.agreed(names, bool)
+        require(
+            outer is None or inner is None or outer == inner,
+            f"config.json: {name} is {outer} at the top and {inner} in eagle_config",
+        )
+        toggles[name] = inner if outer is None else outer
+    return toggles

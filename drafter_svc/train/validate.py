@@ -1,0 +1,284 @@
+"""Proof that a drafter fits its target.
+
+Shapes, vocabulary and fingerprint are compared first. Then the drafter predicts the target's own
+greedy text, teacher-forced, under nine readings of its checkpoint: features from the layers that
+it names, one before or one behind, and tokens paired as declared, one earlier or one later. A
+checkpoint that was read right agrees with the target best at (0, 0).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from drafter_svc.checkpoint import LoadedDrafter, load_checkpoint
+from drafter_svc.config import DrafterConfig
+from drafter_svc.formats.facts import Given
+from drafter_svc.formats.found import find
+from drafter_svc.train.target import Target, load_target
+
+#: How many paired standard errors (0, 0) must be ahead of each other reading.
+STANDARD_ERRORS = 3.0
+_AROUND = (-1, 0, 1)
+_FEWEST = 64
+_PROMPTS = (
+    "Explain how a bicycle stays upright while it moves.",
+    "Write a short letter to a friend about a rainy weekend.",
+    "List three reasons why people learn a second language.",
+    "Tell me a story about a lighthouse keeper and a lost ship.",
+    "Write a Python function that returns the median of a list of numbers.",
+    "A train leaves at 9:40 and arrives at 12:15. How long does the trip take?",
+    "Summarize what happens when water boils.",
+    "Give me a recipe for a simple vegetable soup.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One reading; ``ahead`` is how much better (0, 0) agrees, ``error`` its standard error."""
+
+    offset: int
+    shift: int
+    agreement: float
+    ahead: float
+    error: float
+
+    @property
+    def is_declared(self) -> bool:
+        """Whether this is the checkpoint's own reading."""
+        return self.offset == 0 and self.shift == 0
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether (0, 0) is better beyond noise."""
+        return self.ahead > STANDARD_ERRORS * self.error
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Agreement of all readings over the same positions."""
+
+    positions: int
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What was checked, and the reason why the drafter does not fit, if it does not."""
+
+    checks: tuple[str, ...]
+    probe: Probe | None = None
+    reason: str | None = None
+
+    def lines(self) -> Iterator[str]:
+        """What people read."""
+        yield from self.checks
+        if self.probe is not None:
+            yield ""
+            yield f"First-step agreement over {self.probe.positions} positions, and how far the"
+            yield "declared reading (0, 0) is ahead, with the paired standard error:"
+            yield "aux offset  token shift  agreement  ahead by"
+            for row in self.probe.rows:
+                ahead = "" if row.is_declared else f"{row.ahead:+.3f} +- {row.error:.3f}"
+                yield f"{row.offset:>10}  {row.shift:>11}  {row.agreement:>9.3f}  {ahead}"
+        yield ""
+        yield "It fits." if self.reason is None else f"It does not fit: {self.reason}."
+
+
+def validate(
+    path_or_id: str, target_name: str, given: Given, prompts: str | None, tokens: int
+) -> Fit:
+    """Compare a checkpoint with a target; ``prompts`` is a file of one prompt a line.
+
+    Raises ``CheckpointError``, ``ValueError`` and ``OSError`` for what cannot be read.
+    """
+    if tokens < 8:
+        raise ValueError(f"--tokens is {tokens}, the probe needs answers of at least 8")
+    texts = _PROMPTS if prompts is None else _read_prompts(prompts)
+    named = find(path_or_id).facts.target_fingerprint
+    target = load_target(target_name)
+    given = replace(given, target_fingerprint=named or target.fingerprint)
+    loaded = load_checkpoint(path_or_id, dtype=torch.float32, given=given)
+    checks, reason = _compare(loaded.config, target, named)
+    if reason is not None:
+        return Fit(tuple(checks), reason=reason)
+    probe = run_probe(loaded, target, [_answer(target, text, tokens) for text in texts])
+    return Fit(tuple(checks), probe, _verdict(probe))
+
+
+def run_probe(
+    loaded: LoadedDrafter, target: Target, answers: Sequence[tuple[Tensor, int]]
+) -> Probe:
+    """Try all readings on texts: int64 ids ``[T]`` and the number of prompt tokens in each."""
+    config = loaded.config
+    layers = target.model.config.num_hidden_layers
+    offsets = [
+        o for o in _AROUND if config.aux_layers[0] + o >= 0 and config.aux_layers[-1] + o <= layers
+    ]
+    hits: dict[tuple[int, int], list[Tensor]] = {}
+    for ids, prompt in answers:
+        states, likeliest = _states(target, ids, config.aux_layers, offsets)
+        for offset in offsets:
+            features = torch.cat([states[layer + offset] for layer in config.aux_layers], dim=-1)
+            for shift in _AROUND:
+                hit = _agreement(loaded, target.embedding, ids, features, likeliest, shift)
+                hits.setdefault((offset, shift), []).append(hit[max(0, prompt - 1) :])
+    declared = torch.cat(hits[0, 0])
+    if len(declared) < _FEWEST:
+        raise ValueError(
+            f"the target's answers have {len(declared)} tokens to compare, the probe needs "
+            f"{_FEWEST}: give more --prompts or --tokens"
+        )
+    return Probe(len(declared), tuple(_row(k, torch.cat(v), declared) for k, v in hits.items()))
+
+
+def _row(reading: tuple[int, int], hits: Tensor, declared: Tensor) -> Row:
+    """Differences are paired by position, so that easy and hard text cancels out."""
+    difference = declared - hits
+    error = float(difference.std()) / len(difference) ** 0.5
+    return Row(*reading, float(hits.mean()), float(difference.mean()), error)
+
+
+def _verdict(probe: Probe) -> str | None:
+    near = [row for row in probe.rows if not row.is_declared and not row.is_behind]
+    if not near:
+        return None
+    best = max(probe.rows, key=lambda row: row.agreement)
+    if best.is_declared or -best.ahead <= STANDARD_ERRORS * best.error:
+        readings = ", ".join(f"({row.offset}, {row.shift})" for row in near)
+        return (
+            f"aux offset 0 and token shift 0 are not ahead of {readings} by more than "
+            f"{STANDARD_ERRORS:g} standard errors, so that a wrong reading would not show: train "
+            "the drafter further, or probe with more prompts or --tokens"
+        )
+    advice = "" if best.offset == 0 else f": aux layers are off by {best.offset:+d}"
+    advice += "" if best.shift == 0 else f": tokens are paired {best.shift:+d} off"
+    return f"aux offset {best.offset} and token shift {best.shift} agree best{advice}"
+
+
+@torch.no_grad()
+def _agreement(
+    loaded: LoadedDrafter,
+    embedding: nn.Embedding,
+    ids: Tensor,
+    features: Tensor,
+    likeliest: Tensor,
+    shift: int,
+) -> Tensor:
+    """For each position i in [0, T - 3): 1.0 where the drafter's first token is the target's.
+
+    Entry i pairs the feature of position i with token i + 1 + ``shift`` and stands for the token
+    behind that one.
+    """
+    module, config = loaded.module, loaded.config
+    positions = torch.arange(len(ids) - 3)
+    tokens = ids[(positions + 1 + shift)]
+    table = module.embed_tokens if config.own_embeddings else embedding
+    embeds = table(tokens).to(module.fc.weight.dtype)
+    attend = _causal(len(positions), config.sliding_window)
+    hidden = module.layer(embeds, module.fuse(features[: len(positions)]), positions, attend)
+    drafted = loaded.target_ids[module.logits(hidden).argmax(-1)]
+    return (drafted == likeliest[positions + 1 + shift]).float()
+
+
+def _causal(length: int, window: int | None) -> Any:
+    rows = torch.arange(length)
+    distance = rows[:, None] - rows
+    mask = (distance >= 0) & (distance < (length if window is None else window))
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        heads = (tensor.transpose(0, 1)[None] for tensor in (queries, keys, values))
+        out = functional.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
+        return out[0].transpose(0, 1).flatten(-2)
+
+    return attend
+
+
+@torch.no_grad()
+def _states(
+    target: Target, ids: Tensor, aux_layers: Sequence[int], offsets: Sequence[int]
+) -> tuple[dict[int, Tensor], Tensor]:
+    """Inputs to all layers in question, fp32 ``[T, H]``, and the target's likeliest tokens."""
+    wanted = {layer + offset for layer in aux_layers for offset in offsets}
+    with _capturing(target.model.base_model, wanted) as states:
+        logits = target.model(ids[None], use_cache=False).logits[0]
+    return {layer: state[0].float() for layer, state in states.items()}, logits.argmax(-1)
+
+
+@contextmanager
+def _capturing(body: Any, wanted: set[int]) -> Iterator[dict[int, Tensor]]:
+    """What enters each of the layers, and the final norm as the layer behind the last one."""
+    states: dict[int, Tensor] = {}
+    modules = [*body.layers, body.norm]
+
+    def keep(layer: int) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            states[layer] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    hooks = [modules[i].register_forward_pre_hook(keep(i), with_kwargs=True) for i in wanted]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _compare(
+    config: DrafterConfig, target: Target, named: str | None
+) -> tuple[list[str], str | None]:
+    """Lines that say what agrees, and the first difference."""
+    own = target.model.config
+    vocab, width = target.embedding.weight.shape
+    pairs = [
+        ("vocabulary", config.vocab_size, vocab),
+        ("target_hidden_size", config.target_hidden_size, width),
+    ]
+    checks = []
+    for name, said, found in pairs:
+        if said != found:
+            return checks, f"{name} is {said} in the checkpoint and {found} in the target"
+        checks.append(f"{name}: {said}")
+    if config.aux_layers[-1] > own.num_hidden_layers:
+        last = config.aux_layers[-1]
+        return checks, f"aux layer {last} is not among the target's {own.num_hidden_layers}"
+    checks.append(f"aux layers: {list(config.aux_layers)} of {own.num_hidden_layers}")
+    if named is not None and named != target.fingerprint:
+        return checks, (
+            f"the checkpoint was made for target {named[:12]}, this one is "
+            f"{target.fingerprint[:12]}"
+        )
+    checks.append(f"fingerprint: {'the same' if named else 'the checkpoint names none'}")
+    return checks, None
+
+
+@torch.no_grad()
+def _answer(target: Target, text: str, tokens: int) -> tuple[Tensor, int]:
+    """The prompt with the target's greedy answer, int64 ``[T]``, and the prompt's length."""
+    tokenizer: Any = target.tokenizer
+    if tokenizer.chat_template:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+    prompt = tokenizer(
+        text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template
+    ).input_ids
+    ids = target.model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, do_sample=False,
+        pad_token_id=0,
+    )  # fmt: skip
+    return ids[0], prompt.shape[1]
+
+
+def _read_prompts(name: str) -> list[str]:
+    lines = [line.strip() for line in Path(name).read_text().splitlines()]
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ValueError(f"--prompts: {name} has no line of text")
+    return prompts

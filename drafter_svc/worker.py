@@ -13,7 +13,7 @@ from drafter_svc.chain import Chain, ChainRequest, Rows
 from drafter_svc.drawing import Penalties
 from drafter_svc.sequences import Held, Key, Sequences
 from specwire import logs
-from specwire.draft import Ack, Draft, Extend, Need, Opening
+from specwire.draft import Ack, Draft, DraftSource, Extend, Need, Opening
 
 _log = logs.get(__name__)
 
@@ -151,7 +151,7 @@ class Worker:
             metrics.NEEDS.inc()
             return taken
         held, fresh = taken
-        if extend.draft_tokens:
+        if extend.wish:
             batch.wishes[held.key] = (held, extend.stop)
         if held.refused:
             self._release(held.key)
@@ -198,18 +198,23 @@ class Worker:
             metrics.ROWS.labels(way).inc(sum(len(rows.tokens) for rows in batch.rows))
 
     def _draft(self, batch: _Batch, answers: dict[int, Answers]) -> None:
-        """Answer every wish: by a chain, or by an empty draft where there can be none."""
+        """Answer every wish: by lookup, by a chain, or by an empty draft where there is none."""
         requests: dict[Key, ChainRequest] = {}
         for key, (held, stop) in batch.wishes.items():
             if held.refused or not held.receiver.real_len:
                 answers[key[0]].drafts.append(Draft(key[1], stop, ()))
                 continue
-            length = held.receiver.take_request()
-            if length is not None:
+            wish, base = held.receiver.take_request(), held.receiver.real_len
+            if wish is None:
+                continue
+            found = _look_up(held, wish.lookup)
+            if wish.chain and not found:
                 requests[key] = ChainRequest(
-                    batch.slots[key], held.receiver.real_len, length, held.opening,
-                    self._penalties.get(key),
-                )  # fmt: skip
+                    batch.slots[key], base, wish.chain, held.opening, self._penalties.get(key)
+                )
+            else:
+                draft = Draft(key[1], base, found, source=DraftSource.LOOKUP)
+                answers[key[0]].drafts.append(draft)
         if not requests:
             return
         guesses = self._chain.draft(list(requests.values()))
@@ -219,7 +224,8 @@ class Worker:
             )
         metrics.BATCH_SIZE.observe(len(requests))
         metrics.CHAINS.inc(len(requests))
-        metrics.DRAFT_TOKENS.inc(sum(len(guess.tokens) for guess in guesses))
+        proposed = sum(len(guess.tokens) for guess in guesses)
+        metrics.DRAFT_TOKENS.labels(DraftSource.CHAIN).inc(proposed)
 
     def _drop(self, key: Key) -> None:
         self._sequences.drop(key)
@@ -229,3 +235,13 @@ class Worker:
         """Free what a sequence takes; its place among the sequences is not touched."""
         self._cache.free(key)
         self._penalties.pop(key, None)
+
+
+def _look_up(held: Held, count: int) -> tuple[int, ...]:
+    """What a lookup of ``count`` tokens proposes, possibly nothing."""
+    if held.index is None or not count:
+        return ()
+    found = held.index.propose(count)
+    metrics.LOOKUPS.labels("hit" if found else "miss").inc()
+    metrics.DRAFT_TOKENS.labels(DraftSource.LOOKUP).inc(len(found))
+    return found

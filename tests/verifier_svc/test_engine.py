@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from specwire.draft import Draft, DraftCost, Need, Opening, Proposals
+from specwire.draft import Draft, DraftCost, DraftSource, Need, Opening, Proposals
 from tests.support.running_engine import (
     Result,
     RunningEngine,
@@ -68,6 +69,9 @@ def check_usage(result: Result) -> None:
     assert usage.accepted_draft_tokens == sum(usage.accepted_at) == sum(e.accepted for e in rounds)
     proposed = usage.accepted_draft_tokens + usage.rejected_draft_tokens
     assert proposed == sum(usage.proposed_at) == sum(e.drafted for e in rounds)
+    looked_up = [e for e in rounds if e.source is DraftSource.LOOKUP]
+    assert sum(usage.lookup_proposed_at) == sum(e.drafted for e in looked_up)
+    assert sum(usage.lookup_accepted_at) == sum(e.accepted for e in looked_up)
     for emitted in rounds[:-1]:
         assert len(emitted.tokens) == emitted.accepted + 1
     # An end token inside a draft leaves no token after it.
@@ -109,6 +113,23 @@ def test_every_draft_length_gives_the_same_text(
     else:
         assert longest == int(length)
         assert all((usage.accepted_draft_tokens > 0) == (length != "0") for usage in usages)
+    assert not port.broken_promises
+
+
+@pytest.mark.parametrize("length", ["3", "auto"])
+def test_lookups_give_the_same_text_and_are_counted_apart(
+    tiny_llama: Path, texts: Texts, drafter: Callable[..., ScriptedDrafter], length: str
+) -> None:
+    port = drafter(good(texts, wrong=0.2))
+    port.welcome = replace(port.welcome, lookup_match=1)
+    with RunningEngine(tiny_llama, port, "--draft-length", length) as engine:
+        results = generate_all(engine)
+    for result, text in zip(results, texts, strict=True):
+        assert result.text == text
+        check_usage(result)
+    usages = [result.finished.usage for result in results]
+    looked_up = sum(sum(usage.lookup_proposed_at) for usage in usages)
+    assert 0 < looked_up < sum(sum(usage.proposed_at) for usage in usages)
     assert not port.broken_promises
 
 

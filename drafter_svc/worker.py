@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from drafter_svc import metrics
 from drafter_svc.cache import CacheFullError, KvCache, Slot
 from drafter_svc.chain import Chain, ChainRequest, Rows
 from drafter_svc.drawing import Penalties
+from drafter_svc.messages import Answers, BulkMessage, RoundMessage
 from drafter_svc.sequences import Held, Key, Sequences
 from specwire import logs
 from specwire.draft import Ack, Draft, DraftSource, Extend, Need, Opening
@@ -18,47 +19,6 @@ from specwire.draft import Ack, Draft, DraftSource, Extend, Need, Opening
 _log = logs.get(__name__)
 
 _WARM_UP: Key = (-1, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class RoundMessage:
-    """One round of one link; ``features`` are the rows of all ``extends`` in order, if any."""
-
-    link: int
-    extends: tuple[Extend, ...]
-    features: Tensor | None
-    closes: tuple[int, ...]
-    received: float
-
-
-@dataclass(frozen=True, slots=True)
-class BulkMessage:
-    """Rows beyond a round's worth, or a piece of them. The Ack tells of the whole message."""
-
-    link: int
-    extend: Extend
-    features: Tensor
-    rows: int
-
-    def split(self, limit: int) -> tuple["BulkMessage", "BulkMessage | None"]:
-        """The first ``limit`` rows, and the rest."""
-        extend = self.extend
-        if len(extend.tokens) <= limit:
-            return self, None
-        first = replace(extend, tokens=extend.tokens[:limit])
-        rest = replace(extend, start=first.stop, tokens=extend.tokens[limit:])
-        return (
-            replace(self, extend=first, features=self.features[:limit]),
-            replace(self, extend=rest, features=self.features[limit:]),
-        )
-
-
-@dataclass(slots=True)
-class Answers:
-    """What a batch has to say to one link."""
-
-    drafts: list[Draft] = field(default_factory=list)
-    needs: list[Need] = field(default_factory=list)
 
 
 @dataclass(slots=True)

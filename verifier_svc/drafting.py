@@ -173,7 +173,8 @@ class Drafting:
         longest = max((extend.wish.chain for extend in extends), default=0)
         asked = frozenset(extend.seq for extend in extends)
         self.waited = Waited(asked, frozenset(awaited), now, longest)
-        known = self._policy.expected_draft(longest)
+        # A line through longer chains may say that a lookup takes no time at all.
+        known = self._policy.expected_draft(max(1, longest))
         patience = min(self._deadline, 4 * known + 0.002) if known else self._deadline
         self.gathering.await_(awaited, now + patience)
 

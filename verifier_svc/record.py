@@ -48,9 +48,9 @@ class Record:
     """How a sequence's drafts fared, by source, and how often a lookup finds anything."""
 
     def __init__(self, length: int, shared: Record | None = None) -> None:
-        self.chain = Acceptance(length, shared and shared.chain)
-        self.lookup = Acceptance(length, shared and shared.lookup)
-        self._found = Acceptance(1, shared and shared._found)
+        self.chain: Acceptance = Acceptance(length, shared.chain if shared else None)
+        self.lookup: Acceptance = Acceptance(length, shared.lookup if shared else None)
+        self._found: Acceptance = Acceptance(1, shared._found if shared else None)
 
     def observe(self, source: DraftSource, proposed: int, accepted: int) -> None:
         """Take one draft that was verified."""

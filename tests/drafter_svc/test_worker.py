@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from drafter_svc import metrics
-from drafter_svc.worker import Answers, BulkMessage, RoundMessage
+from drafter_svc.messages import Answers, BulkMessage, RoundMessage
 from specwire.draft import Ack, Draft, DraftSource, Extend, Need, Opening
 from tests.drafter_svc.parts import GREEDY, MAX_LENGTH, Parts, Text, greedy, random_text
 

@@ -15,7 +15,8 @@ from queue import Empty, SimpleQueue
 from torch import Tensor
 
 from drafter_svc import metrics
-from drafter_svc.worker import Answers, BulkMessage, RoundMessage, Worker
+from drafter_svc.messages import Answers, BulkMessage, RoundMessage
+from drafter_svc.worker import Worker
 from specwire import logs
 from specwire.draft import Ack, DraftCost, Extend, Proposals
 

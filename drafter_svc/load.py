@@ -59,7 +59,7 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
     worker = Worker(
         Chain(fused, vocabulary),
         cache,
-        Sequences(_SEQUENCES_PER_LINK, max_length),
+        Sequences(_SEQUENCES_PER_LINK, max_length, settings.lookup_match),
         settings.max_draft_tokens,
     )
     return Drafter(worker, _describe(loaded, settings, dtype, max_length, version))
@@ -105,6 +105,7 @@ def _describe(
         max_draft_tokens=settings.max_draft_tokens,
         dtype=str(dtype).removeprefix("torch."),
         version=version,
+        lookup_match=settings.lookup_match,
     )
 
 

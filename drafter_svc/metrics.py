@@ -5,7 +5,10 @@ from prometheus_client import Counter, Gauge, Histogram
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 CHAINS = Counter("holdcourse_drafter_chains", "Chains run.")
-DRAFT_TOKENS = Counter("holdcourse_drafter_draft_tokens", "Tokens proposed.")
+LOOKUPS = Counter(
+    "holdcourse_drafter_lookups", "Searches for a repeated suffix by what they found.", ["result"]
+)
+DRAFT_TOKENS = Counter("holdcourse_drafter_draft_tokens", "Tokens proposed.", ["source"])
 ROWS = Counter("holdcourse_drafter_rows", "Real entries taken.", ["way"])
 NEEDS = Counter("holdcourse_drafter_needs", "Messages refused because they left a gap.")
 EVICTIONS = Counter("holdcourse_drafter_evictions", "Sequences evicted to make room.")

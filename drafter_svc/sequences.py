@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from drafter_svc.lookup import SuffixIndex
 from specwire.draft import Extend, Need, Opening
 from specwire.sequence import SequenceReceiver, Span
 
@@ -11,10 +12,14 @@ Key = tuple[int, int]
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """One sequence. A refused one is never served again; its requests get empty drafts."""
+    """One sequence. A refused one is never served again; its requests get empty drafts.
+
+    ``index`` knows the token of every entry and the one before them; None without lookups.
+    """
 
     key: Key
     opening: Opening
+    index: SuffixIndex | None = None
     receiver: SequenceReceiver = field(default_factory=SequenceReceiver)
     refused: bool = False
 
@@ -22,10 +27,15 @@ class Held:
 class Sequences:
     """The sequences of all links, by link id and sequence id."""
 
-    def __init__(self, per_link: int, max_length: int) -> None:
-        """Take how many sequences a link may hold, and how many entries a sequence."""
+    def __init__(self, per_link: int, max_length: int, lookup_match: int = 0) -> None:
+        """Take the limits.
+
+        A link may hold ``per_link`` sequences, a sequence ``max_length`` entries. A repeated
+        suffix of ``lookup_match`` tokens can be looked up; 0 indexes nothing.
+        """
         self._per_link = per_link
         self._max_length = max_length
+        self._lookup_match = lookup_match
         self._links: dict[int, dict[int, Held]] = {}
 
     def __len__(self) -> int:
@@ -53,7 +63,7 @@ class Sequences:
         if held is None:
             if message.start or message.opening is None:
                 return Need(message.seq, 0, message.stop)
-            held = Held((link, message.seq), message.opening)
+            held = self._open((link, message.seq), message.opening)
             if len(self._links[link]) < self._per_link:
                 self._links[link][message.seq] = held
             else:
@@ -62,10 +72,19 @@ class Sequences:
             held.refused = True
         if held.refused:
             return held, Span(message.stop, message.stop)
-        span = held.receiver.extend(message.start, message.stop, message.draft_tokens)
+        span = held.receiver.extend(message.start, message.stop, message.wish)
         if span is None:
             return Need(message.seq, held.receiver.real_len, message.stop)
+        if held.index is not None:
+            held.index.extend(message.tokens[span.start - message.start :])
         return held, span
+
+    def _open(self, key: Key, opening: Opening) -> Held:
+        if not self._lookup_match:
+            return Held(key, opening)
+        index = SuffixIndex(self._lookup_match)
+        index.extend([opening.first_token])
+        return Held(key, opening, index)
 
     def drop(self, key: Key) -> None:
         """A sequence has ended or was evicted; dropping an unknown one is no error."""

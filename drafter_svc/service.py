@@ -117,17 +117,16 @@ class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
                 raise InvalidRequest("bulk: only extends may follow the hello.")
             extend = self._decode(request.extend.extend)
             features = self._features(request.extend, [extend])
-            if features is None or extend.draft_tokens:
-                raise InvalidRequest("bulk: an extend must have tokens, and draft_tokens 0.")
+            if features is None or extend.wish:
+                raise InvalidRequest("bulk: an extend must have tokens, and no wish for a draft.")
             await link.bulk_room.acquire()
             self._engine.bulk(link.id, extend, features)
 
     def _decode(self, message: pb.Extend) -> Extend:
         limit = self._description.max_draft_tokens
-        if message.draft_tokens > limit:
-            raise InvalidRequest(
-                f"extend: draft_tokens must be at most {limit}, {message.draft_tokens} were asked."
-            )
+        for name in ("draft_tokens", "lookup_tokens"):
+            if (asked := getattr(message, name)) > limit:
+                raise InvalidRequest(f"extend: {name} must be at most {limit}, {asked} were asked.")
         return codec.decode_extend(message, self._description.vocab_size, _ANY_LENGTH)
 
     def _features(

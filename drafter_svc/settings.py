@@ -27,8 +27,17 @@ class DrafterSettings(Settings):
     kv_memory: Size = setting(
         "512MiB", "Memory for the sequences' KV.", env="HOLDCOURSE_DRAFTER_KV_MEMORY", gt=0
     )
-    max_draft_tokens: int = setting(16, "Longest chain that is served.", ge=1, le=64)
+    max_draft_tokens: int = setting(16, "Longest draft that is served.", ge=1, le=64)
+    lookup: str = setting(
+        "3", "Last tokens that must have occurred before for a lookup to propose what followed "
+        "them, in place of the chain; or off.", pattern=r"^(off|[1-9]|1[0-6])$",
+    )  # fmt: skip
     metrics_port: Port = setting(
         9102, "Port of Prometheus metrics; 0 serves none.", env="HOLDCOURSE_DRAFTER_METRICS_PORT"
     )
     trust_remote_code: bool = setting(False, "Run Python code that comes with the target.")
+
+    @property
+    def lookup_match(self) -> int:
+        """Shortest repeated suffix that is looked up; 0 for none."""
+        return 0 if self.lookup == "off" else int(self.lookup)

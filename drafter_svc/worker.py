@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,54 +11,14 @@ from drafter_svc import metrics
 from drafter_svc.cache import CacheFullError, KvCache, Slot
 from drafter_svc.chain import Chain, ChainRequest, Rows
 from drafter_svc.drawing import Penalties
+from drafter_svc.messages import Answers, BulkMessage, RoundMessage
 from drafter_svc.sequences import Held, Key, Sequences
 from specwire import logs
-from specwire.draft import Ack, Draft, Extend, Need, Opening
+from specwire.draft import Ack, Draft, DraftSource, Extend, Need, Opening
 
 _log = logs.get(__name__)
 
 _WARM_UP: Key = (-1, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class RoundMessage:
-    """One round of one link; ``features`` are the rows of all ``extends`` in order, if any."""
-
-    link: int
-    extends: tuple[Extend, ...]
-    features: Tensor | None
-    closes: tuple[int, ...]
-    received: float
-
-
-@dataclass(frozen=True, slots=True)
-class BulkMessage:
-    """Rows beyond a round's worth, or a piece of them. The Ack tells of the whole message."""
-
-    link: int
-    extend: Extend
-    features: Tensor
-    rows: int
-
-    def split(self, limit: int) -> tuple["BulkMessage", "BulkMessage | None"]:
-        """The first ``limit`` rows, and the rest."""
-        extend = self.extend
-        if len(extend.tokens) <= limit:
-            return self, None
-        first = replace(extend, tokens=extend.tokens[:limit])
-        rest = replace(extend, start=first.stop, tokens=extend.tokens[limit:])
-        return (
-            replace(self, extend=first, features=self.features[:limit]),
-            replace(self, extend=rest, features=self.features[limit:]),
-        )
-
-
-@dataclass(slots=True)
-class Answers:
-    """What a batch has to say to one link."""
-
-    drafts: list[Draft] = field(default_factory=list)
-    needs: list[Need] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -151,7 +111,7 @@ class Worker:
             metrics.NEEDS.inc()
             return taken
         held, fresh = taken
-        if extend.draft_tokens:
+        if extend.wish:
             batch.wishes[held.key] = (held, extend.stop)
         if held.refused:
             self._release(held.key)
@@ -198,18 +158,23 @@ class Worker:
             metrics.ROWS.labels(way).inc(sum(len(rows.tokens) for rows in batch.rows))
 
     def _draft(self, batch: _Batch, answers: dict[int, Answers]) -> None:
-        """Answer every wish: by a chain, or by an empty draft where there can be none."""
+        """Answer every wish: by lookup, by a chain, or by an empty draft where there is none."""
         requests: dict[Key, ChainRequest] = {}
         for key, (held, stop) in batch.wishes.items():
             if held.refused or not held.receiver.real_len:
                 answers[key[0]].drafts.append(Draft(key[1], stop, ()))
                 continue
-            length = held.receiver.take_request()
-            if length is not None:
+            wish, base = held.receiver.take_request(), held.receiver.real_len
+            if wish is None:
+                continue
+            found = _look_up(held, wish.lookup)
+            if wish.chain and not found:
                 requests[key] = ChainRequest(
-                    batch.slots[key], held.receiver.real_len, length, held.opening,
-                    self._penalties.get(key),
-                )  # fmt: skip
+                    batch.slots[key], base, wish.chain, held.opening, self._penalties.get(key)
+                )
+            else:
+                draft = Draft(key[1], base, found, source=DraftSource.LOOKUP)
+                answers[key[0]].drafts.append(draft)
         if not requests:
             return
         guesses = self._chain.draft(list(requests.values()))
@@ -219,7 +184,8 @@ class Worker:
             )
         metrics.BATCH_SIZE.observe(len(requests))
         metrics.CHAINS.inc(len(requests))
-        metrics.DRAFT_TOKENS.inc(sum(len(guess.tokens) for guess in guesses))
+        proposed = sum(len(guess.tokens) for guess in guesses)
+        metrics.DRAFT_TOKENS.labels(DraftSource.CHAIN).inc(proposed)
 
     def _drop(self, key: Key) -> None:
         self._sequences.drop(key)
@@ -229,3 +195,13 @@ class Worker:
         """Free what a sequence takes; its place among the sequences is not touched."""
         self._cache.free(key)
         self._penalties.pop(key, None)
+
+
+def _look_up(held: Held, count: int) -> tuple[int, ...]:
+    """What a lookup of ``count`` tokens proposes, possibly nothing."""
+    if held.index is None or not count:
+        return ()
+    found = held.index.propose(count)
+    metrics.LOOKUPS.labels("hit" if found else "miss").inc()
+    metrics.DRAFT_TOKENS.labels(DraftSource.LOOKUP).inc(len(found))
+    return found

@@ -131,8 +131,11 @@ class Job:
         metrics.prompt_tokens.inc(sum(len(prompt.tokens) for prompt in self.prompts))
         metrics.generation_tokens.inc(sum(len(g.output) for g in self.generations))
         spent = self.spent()
-        metrics.accepted_tokens.inc(spent.accepted)
-        metrics.draft_tokens.inc(spent.accepted + spent.rejected)
+        looked_up, found = sum(spent.lookup_proposed_at), sum(spent.lookup_accepted_at)
+        metrics.accepted_tokens.labels("lookup").inc(found)
+        metrics.accepted_tokens.labels("chain").inc(spent.accepted - found)
+        metrics.draft_tokens.labels("lookup").inc(looked_up)
+        metrics.draft_tokens.labels("chain").inc(spent.accepted + spent.rejected - looked_up)
         log.info(
             "generated",
             session_id=self.session_id,
@@ -183,6 +186,8 @@ class Job:
             "drafted_rounds": spent.drafted_rounds,
             "proposed_at": spent.proposed_at,
             "accepted_at": spent.accepted_at,
+            "lookup_proposed_at": spent.lookup_proposed_at,
+            "lookup_accepted_at": spent.lookup_accepted_at,
             "failovers": self.failovers,
             "timings": {
                 **spent.timings,

@@ -40,9 +40,11 @@ class Metrics:
         self.failure = counter("request_failure", "Generations that failed.", "status")
         self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts.")
         self.generation_tokens = counter("generation_tokens", "Tokens of outputs.")
-        self.draft_tokens = counter("spec_decode_num_draft_tokens", "Draft tokens verified.")
+        self.draft_tokens = counter(
+            "spec_decode_num_draft_tokens", "Draft tokens verified.", "source"
+        )
         self.accepted_tokens = counter(
-            "spec_decode_num_accepted_tokens", "Draft tokens that stood."
+            "spec_decode_num_accepted_tokens", "Draft tokens that stood.", "source"
         )
         self.failovers = counter("failovers", "Generations that were placed again.")
         self.running = Gauge(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from specwire.v1 import verifier_pb2
+from specwire.v1 import drafter_pb2, verifier_pb2
 
 TIMINGS = tuple(verifier_pb2.Timings.DESCRIPTOR.fields_by_name)
 
@@ -21,6 +21,8 @@ class Spent:
     drafted_rounds: int = 0
     proposed_at: list[int] = field(default_factory=list)
     accepted_at: list[int] = field(default_factory=list)
+    lookup_proposed_at: list[int] = field(default_factory=list)
+    lookup_accepted_at: list[int] = field(default_factory=list)
     timings: dict[str, int] = field(default_factory=lambda: dict.fromkeys(TIMINGS, 0))
 
     def add(self, other: Spent) -> None:
@@ -31,19 +33,26 @@ class Spent:
         self.drafted_rounds += other.drafted_rounds
         self.proposed_at = _sum(self.proposed_at, other.proposed_at)
         self.accepted_at = _sum(self.accepted_at, other.accepted_at)
+        self.lookup_proposed_at = _sum(self.lookup_proposed_at, other.lookup_proposed_at)
+        self.lookup_accepted_at = _sum(self.lookup_accepted_at, other.lookup_accepted_at)
         for name, value in other.timings.items():
             self.timings[name] += value
 
     @classmethod
     def of_round(cls, tokens: verifier_pb2.Tokens) -> Spent:
         """What is seen of one round."""
+        proposed_at = [1] * tokens.drafted
+        accepted_at = [int(position < tokens.accepted) for position in range(tokens.drafted)]
+        by_lookup = tokens.source == drafter_pb2.DRAFT_SOURCE_LOOKUP
         return cls(
             accepted=tokens.accepted,
             rejected=tokens.drafted - tokens.accepted,
             rounds=1,
             drafted_rounds=int(tokens.drafted > 0),
-            proposed_at=[1] * tokens.drafted,
-            accepted_at=[int(position < tokens.accepted) for position in range(tokens.drafted)],
+            proposed_at=proposed_at,
+            accepted_at=accepted_at,
+            lookup_proposed_at=proposed_at if by_lookup else [],
+            lookup_accepted_at=accepted_at if by_lookup else [],
         )
 
     @classmethod
@@ -58,6 +67,8 @@ class Spent:
             usage.drafted_rounds,
             list(usage.proposed_at),
             list(usage.accepted_at),
+            list(usage.lookup_proposed_at),
+            list(usage.lookup_accepted_at),
             {name: getattr(finish.timings, name) for name in TIMINGS},
         )
 

@@ -34,6 +34,8 @@ def print_report(console: Console, summary: Summary) -> None:
     for arm in summary.arms:
         if arm.name == SPECULATIVE and arm.rounds is not None:
             console.print(_acceptance(arm.rounds))
+            if arm.rounds.drafted_rounds:
+                console.print(_sources(arm.rounds))
     if any(arm.rounds for arm in summary.arms):
         console.print(_time(summary.arms))
     for arm in summary.arms:
@@ -76,7 +78,9 @@ def _interval(ratio: Ratio) -> str:
 
 
 def _acceptance(rounds: Rounds) -> Table:
-    table = _table("Acceptance by chain position", "position", "proposed", "accepted", "cumulative")
+    table = _table(
+        "Acceptance by position in the draft", "position", "proposed", "accepted", "cumulative"
+    )
     table.add_column("conditional", justify="right")
     counts = zip(rounds.proposed_at, rounds.accepted_at, strict=True)
     shares = zip(rounds.cumulative, rounds.conditional, strict=True)
@@ -94,6 +98,22 @@ def _acceptance(rounds: Rounds) -> Table:
         f"{_number(rounds.drafted_acceptance_length, 3)} over rounds with a draft, "
         f"which {rounds.drafted_share:.1%} of {rounds.rounds} had."
     )
+    return table
+
+
+def _sources(rounds: Rounds) -> Table:
+    table = _table("Drafts by source", "source", "rounds", "proposed", "accepted", "length")
+    table.add_column("accepted at position 1, 2, ...")
+    for name, drafts in rounds.by_source.items():
+        table.add_row(
+            name,
+            f"{drafts.rounds} ({drafts.rounds / rounds.rounds:.1%})",
+            str(sum(drafts.proposed_at)),
+            str(sum(drafts.accepted_at)),
+            _number(drafts.acceptance_length, 3),
+            " ".join(f"{share:.3f}".lstrip("0") for share in drafts.per_position),
+        )
+    table.caption = "length: acceptance length over rounds with such a draft, bonus included."
     return table
 
 

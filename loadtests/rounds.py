@@ -19,6 +19,31 @@ PARTS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Drafts:
+    """The drafts of one source, by position: how often a token was proposed and accepted there."""
+
+    proposed_at: tuple[int, ...]
+    accepted_at: tuple[int, ...]
+
+    @property
+    def rounds(self) -> int:
+        """Rounds with such a draft."""
+        return self.proposed_at[0] if self.proposed_at else 0
+
+    @property
+    def acceptance_length(self) -> float | None:
+        """Tokens per verification of such a draft, bonus included."""
+        return 1 + sum(self.accepted_at) / self.rounds if self.rounds else None
+
+    @property
+    def per_position(self) -> tuple[float, ...]:
+        """Share of these rounds that accepted their 1st, 2nd, ... draft token."""
+        return tuple(
+            accepted / self.rounds if self.rounds else 0.0 for accepted in self.accepted_at
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Rounds:
     """Sums over requests. `rounds` and `tokens` leave out each request's first token.
 
@@ -30,6 +55,9 @@ class Rounds:
     drafted_rounds: int
     proposed_at: tuple[int, ...]
     accepted_at: tuple[int, ...]
+    # What of that was by lookup of a repeated suffix.
+    lookup_proposed_at: tuple[int, ...]
+    lookup_accepted_at: tuple[int, ...]
     # Milliseconds per round, by the names in `PARTS`, and as the client saw them.
     parts_ms: Mapping[str, float]
     client_ms: float
@@ -50,6 +78,8 @@ class Rounds:
             sum(result.report["drafted_rounds"] for result in told),
             _sum([result.report["proposed_at"] for result in told]),
             _sum([result.report["accepted_at"] for result in told]),
+            _sum([result.report["lookup_proposed_at"] for result in told]),
+            _sum([result.report["lookup_accepted_at"] for result in told]),
             {part: total / rounds / 1e3 for part, total in sums.items()},
             sum(result.decode_seconds for result in told) / rounds * 1e3,
             sum(result.report["failovers"] for result in told),
@@ -71,6 +101,19 @@ class Rounds:
     def drafted_share(self) -> float:
         """Share of rounds that had a draft."""
         return self.drafted_rounds / self.rounds
+
+    @property
+    def by_source(self) -> dict[str, Drafts]:
+        """Drafts of the chain and of lookups, those that there were."""
+        proposed = _less(self.proposed_at, self.lookup_proposed_at)
+        # Lookups may be longer than any chain.
+        longest = sum(count > 0 for count in proposed)
+        accepted = _less(self.accepted_at, self.lookup_accepted_at)
+        sources = {
+            "chain": Drafts(proposed[:longest], accepted[:longest]),
+            "lookup": Drafts(self.lookup_proposed_at, self.lookup_accepted_at),
+        }
+        return {name: drafts for name, drafts in sources.items() if drafts.rounds}
 
     @property
     def cumulative(self) -> tuple[float, ...]:
@@ -96,3 +139,8 @@ class Rounds:
 def _sum(lists: Sequence[Sequence[int]]) -> tuple[int, ...]:
     length = max(map(len, lists), default=0)
     return tuple(sum(counts[i] for counts in lists if i < len(counts)) for i in range(length))
+
+
+def _less(all_: Sequence[int], some: Sequence[int]) -> tuple[int, ...]:
+    """Counts without some of them."""
+    return tuple(n - (some[i] if i < len(some) else 0) for i, n in enumerate(all_))

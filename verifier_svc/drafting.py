@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from specwire.draft import (
     Ack,
-    Draft,
     DraftCost,
     DraftEvent,
     DraftPort,
+    DraftSource,
     Extend,
     Linked,
     Opening,
@@ -25,7 +25,8 @@ from specwire.draft import (
 from specwire.round import Gathering
 from specwire.sequence import SequenceSender
 from verifier_svc.cache import KVCache
-from verifier_svc.policy import Acceptance, DraftLengthPolicy
+from verifier_svc.feed import Feed
+from verifier_svc.policy import DraftLengthPolicy
 from verifier_svc.sequence import Sequence
 
 logger = logging.getLogger(__name__)
@@ -33,25 +34,14 @@ logger = logging.getLogger(__name__)
 ROUND_ROWS = 32
 _BULK_ROWS = 64
 _WINDOW_BYTES = 8 << 20
-# Rounds between two probes while drafting does not pay.
-_PROBE_INTERVAL = 16
-
-
-@dataclass(slots=True)
-class Feed:
-    """One sequence as far as its drafter is concerned."""
-
-    sequence: Sequence
-    sender: SequenceSender
-    acceptance: Acceptance
-    # False where features of early positions were captured from other layers than now.
-    complete: bool = True
-    rounds_since_draft: int = 0
 
 
 @dataclass(slots=True)
 class Waited:
-    """A request for drafts: what was asked, which of it is waited for, and what it cost."""
+    """A request for drafts: what was asked, which of it is waited for, and what it cost.
+
+    `length` is that of the longest chain.
+    """
 
     asked: frozenset[int] = frozenset()
     seqs: frozenset[int] = frozenset()
@@ -88,7 +78,7 @@ class Drafting:
         """Drafts are wanted for a sequence from now on."""
         if self._port is not None and sequence.generation.max_draft_tokens:
             sender = SequenceSender(ROUND_ROWS)
-            self._feeds[sequence.id] = Feed(sequence, sender, self._policy.new_acceptance())
+            self._feeds[sequence.id] = Feed(sequence, sender, self._policy.new_record())
 
     def close(self, seq: int) -> None:
         """A sequence has ended."""
@@ -109,13 +99,16 @@ class Drafting:
         """Take what the drafter said, and when it arrived."""
         if isinstance(event, Proposals):
             for draft in event.drafts:
-                self._take(draft)
+                if (feed := self._feeds.get(draft.seq)) and self.welcome is not None:
+                    feed.take(draft, self.welcome)
+                    if not feed.sender.outstanding:
+                        self.gathering.settle(draft.seq)
             for need in event.needs:
                 if feed := self._feeds.get(need.seq):
                     feed.sender.need(need)
                     self.gathering.settle(need.seq)
             if any(draft.seq in self.waited.asked for draft in event.drafts):
-                self._observe_answer(event.cost, arrived)
+                self._observe_answer(event, arrived)
         elif isinstance(event, Ack):
             self._acknowledge(event)
         elif isinstance(event, Linked):
@@ -133,18 +126,20 @@ class Drafting:
         elif self._port is not None and ack.seq not in self._unacknowledged:
             self._port.round(self._link, (), (), (ack.seq,))
 
-    def _observe_answer(self, cost: DraftCost, arrived: float) -> None:
+    def _observe_answer(self, answer: Proposals, arrived: float) -> None:
         seconds = arrived - self.waited.started
+        chains = (len(d.tokens) for d in answer.drafts if d.source is DraftSource.CHAIN)
+        length = max(chains, default=0)
         # An answer that nobody waited for was made while the target kept the machine busy: it
         # may prove that drafts are cheap, never that they are dear.
-        if self.waited.seqs or seconds < self._policy.expected_draft(self.waited.length):
-            self._policy.observe_draft(self.waited.length, seconds)
-        self.waited.cost = cost
+        if self.waited.seqs or seconds < self._policy.expected_draft(length):
+            self._policy.observe_draft(length, seconds)
+        self.waited.cost = answer.cost
 
-    def observe(self, seq: int, proposed: int, accepted: int) -> None:
+    def observe(self, seq: int, source: DraftSource, proposed: int, accepted: int) -> None:
         """A draft was verified."""
         if proposed and (feed := self._feeds.get(seq)):
-            feed.acceptance.observe(proposed, accepted)
+            feed.record.observe(source, proposed, accepted)
 
     def send(self, sequences: Iterable[Sequence], now: float) -> None:
         """After a step: stream new features, and ask for the drafts of the next round."""
@@ -157,45 +152,31 @@ class Drafting:
         self._ask([feed for feed in feeds if feed.sequence.decoding], now)
 
     def _ask(self, feeds: list[Feed], now: float) -> None:
-        records = [feed.acceptance for feed in feeds]
-        lengths = self._policy.choose(records, [self._cap(feed) for feed in feeds])
+        assert self._port is not None
+        assert self.welcome is not None
+        caps = [feed.caps(self.welcome) for feed in feeds]
+        wishes = self._policy.choose([feed.record for feed in feeds], caps)
         extends: list[Extend] = []
         awaited: list[int] = []
-        for feed, length in zip(feeds, lengths, strict=True):
-            feed.rounds_since_draft += 1
-            # A probe keeps the measurements fresh; nobody waits for it.
-            due = self._policy.adaptive and feed.rounds_since_draft % _PROBE_INTERVAL == 0
-            wish = length or min(1, self._cap(feed)) * due
+        for feed, chosen, cap in zip(feeds, wishes, caps, strict=True):
+            wish = feed.probes.apply(chosen, cap) if self._policy.adaptive else chosen
             if wish and (span := feed.sender.next_round()) is not None:
-                extends.append(self._extend(feed, span.start, span.stop, wish))
-                if length:
+                feed.asked = wish
+                extends.append(replace(self._extend(feed, span.start, span.stop), wish=wish))
+                # Nobody waits for what is asked only to keep the measurements fresh.
+                if (wish.chain and chosen.chain) or (wish.lookup and chosen.lookup):
                     awaited.append(feed.sequence.id)
-                    feed.rounds_since_draft = 0
-        assert self._port is not None
         if extends or self._closes:
             features = [self._features(extend) for extend in extends]
             self._port.round(self._link, extends, features, self._closes)
             self._closes = []
-        longest = max((extend.draft_tokens for extend in extends), default=0)
+        longest = max((extend.wish.chain for extend in extends), default=0)
         asked = frozenset(extend.seq for extend in extends)
         self.waited = Waited(asked, frozenset(awaited), now, longest)
-        known = self._policy.expected_draft(longest)
+        # A line through longer chains may say that a lookup takes no time at all.
+        known = self._policy.expected_draft(max(1, longest))
         patience = min(self._deadline, 4 * known + 0.002) if known else self._deadline
         self.gathering.await_(awaited, now + patience)
-
-    def _cap(self, feed: Feed) -> int:
-        assert self.welcome is not None
-        sequence = feed.sequence
-        beyond = self.welcome.max_length - sequence.entries
-        return max(
-            0,
-            min(
-                sequence.generation.max_draft_tokens,
-                self.welcome.max_draft_tokens,
-                sequence.room_for_draft,
-                beyond,
-            ),
-        )
 
     def _send_bulk(self, feed: Feed) -> None:
         assert self._port is not None
@@ -207,43 +188,19 @@ class Drafting:
             span = feed.sender.next_bulk(_BULK_ROWS)
             if span is None:
                 return
-            extend = self._extend(feed, span.start, span.stop, 0)
+            extend = self._extend(feed, span.start, span.stop)
             self._unacknowledged[extend.seq] += len(span)
             self._port.bulk(self._link, extend, self._features(extend))
 
-    def _extend(self, feed: Feed, start: int, stop: int, wish: int) -> Extend:
+    def _extend(self, feed: Feed, start: int, stop: int) -> Extend:
         sequence = feed.sequence
         tokens = tuple(sequence.tokens[start + 1 : stop + 1])
         opening = _opening(sequence) if start == 0 else None
-        return Extend(sequence.id, start, tokens, wish, opening)
+        return Extend(sequence.id, start, tokens, opening=opening)
 
     def _features(self, extend: Extend) -> torch.Tensor:
         slot = self._feeds[extend.seq].sequence.slot
         return self._cache.read_features(slot, extend.start, extend.stop)
-
-    def _take(self, draft: Draft) -> None:
-        feed = self._feeds.get(draft.seq)
-        if feed is None:
-            return
-        fitting = feed.sender.receive(draft)
-        if fitting is not None:
-            feed.sequence.draft = fitting.tokens[: self._cap(feed)]
-        else:
-            self._score_late(feed, draft)
-        if not feed.sender.outstanding:
-            self.gathering.settle(draft.seq)
-
-    @staticmethod
-    def _score_late(feed: Feed, draft: Draft) -> None:
-        """A draft that came too late still tells how well its drafter guesses."""
-        drawn = feed.sequence.tokens[draft.base + 1 : draft.base + 1 + len(draft.tokens)]
-        hits = 0
-        for guess, token in zip(draft.tokens, drawn, strict=False):
-            if guess != token:
-                feed.acceptance.observe(hits + 1, hits)
-                return
-            hits += 1
-        feed.acceptance.observe(hits, hits)
 
     def _relink(self, welcome: Welcome | None) -> None:
         self.welcome = welcome

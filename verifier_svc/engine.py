@@ -218,14 +218,15 @@ class Engine:
         kept = sequence.commit(drawn, accepted)
         # Draft tokens beyond an end token were right and yet are not part of the output.
         accepted = min(accepted, len(kept))
-        sequence.usage.count_round(proposed, accepted)
-        self._drafting.observe(sequence.id, proposed, accepted)
-        self._metrics.count_round(proposed, accepted, len(kept))
+        source = sequence.draft_source
+        sequence.usage.count_round(source, proposed, accepted)
+        self._drafting.observe(sequence.id, source, proposed, accepted)
+        self._metrics.count_round(source, proposed, accepted, len(kept))
         top = sequence.sampling.top_logprobs
         logprobs: tuple[Logprobs, ...] = ()
         if top is not None and logits is not None:
             logprobs = tuple(logprobs_of(logits[j], token, top) for j, token in enumerate(kept))
-        self._emit(sequence, Emitted(start, kept, proposed, accepted, logprobs))
+        self._emit(sequence, Emitted(start, kept, proposed, accepted, source, logprobs))
 
     def _emit(self, sequence: Sequence, event: Event) -> None:
         self._outbox.append((sequence.id, event))

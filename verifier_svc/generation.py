@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from specwire.draft import DraftSource
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -78,12 +80,13 @@ class Emitted:
     tokens: tuple[int, ...]
     drafted: int = 0
     accepted: int = 0
+    source: DraftSource = DraftSource.CHAIN
     logprobs: tuple[Logprobs, ...] = ()
 
 
 @dataclass(slots=True)
 class Usage:
-    """Counts of one generation; lists are by chain position."""
+    """Counts of one generation; lists are by position in the draft, of all and of lookups."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -94,19 +97,27 @@ class Usage:
     drafted_rounds: int = 0
     proposed_at: list[int] = field(default_factory=list)
     accepted_at: list[int] = field(default_factory=list)
+    lookup_proposed_at: list[int] = field(default_factory=list)
+    lookup_accepted_at: list[int] = field(default_factory=list)
 
-    def count_round(self, proposed: int, accepted: int) -> None:
+    def count_round(self, source: DraftSource, proposed: int, accepted: int) -> None:
         """Count one verification and its draft."""
         self.rounds += 1
         self.drafted_rounds += proposed > 0
         self.accepted_draft_tokens += accepted
         self.rejected_draft_tokens += proposed - accepted
-        missing = proposed - len(self.proposed_at)
-        self.proposed_at += [0] * missing
-        self.accepted_at += [0] * missing
-        for position in range(proposed):
-            self.proposed_at[position] += 1
-            self.accepted_at[position] += position < accepted
+        _count(self.proposed_at, proposed, proposed)
+        _count(self.accepted_at, proposed, accepted)
+        if source is DraftSource.LOOKUP:
+            _count(self.lookup_proposed_at, proposed, proposed)
+            _count(self.lookup_accepted_at, proposed, accepted)
+
+
+def _count(counts: list[int], positions: int, reached: int) -> None:
+    """Add 1 to the first `reached` of `positions` counts."""
+    counts += [0] * (positions - len(counts))
+    for position in range(reached):
+        counts[position] += 1
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
+from specwire.draft import DraftSource
 from verifier_svc.scheduler import Scheduler
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -20,18 +21,14 @@ class Metrics:
         )
         self.generated = Counter(prefix + "generation_tokens", "Tokens emitted.", registry=registry)
         self.prompted = Counter(prefix + "prompt_tokens", "Prompt tokens.", registry=registry)
-        self.rounds = Counter(
-            prefix + "rounds",
-            "Verifications by whether they had a draft.",
-            ["draft"],
-            registry=registry,
-        )
-        self.drafted = Counter(
-            prefix + "spec_decode_num_draft_tokens", "Draft tokens verified.", registry=registry
-        )
-        self.accepted = Counter(
-            prefix + "spec_decode_num_accepted_tokens", "Draft tokens accepted.", registry=registry
-        )
+        self.rounds = Counter(prefix + "rounds", "Verifications of a sequence.", registry=registry)
+
+        def by_source(name: str, text: str) -> Counter:
+            return Counter(f"{prefix}spec_decode_{name}", text, ["source"], registry=registry)
+
+        self.drafts = by_source("num_drafts", "Verifications that had a draft.")
+        self.drafted = by_source("num_draft_tokens", "Draft tokens verified.")
+        self.accepted = by_source("num_accepted_tokens", "Draft tokens accepted.")
         self.missed_deadlines = Counter(
             prefix + "draft_deadlines_missed",
             "Rounds that left without all drafts.",
@@ -52,12 +49,14 @@ class Metrics:
             prefix + "drafter_linked", "1 while a drafter is linked.", registry=registry
         )
 
-    def count_round(self, proposed: int, accepted: int, emitted: int) -> None:
-        """Count one verification of one sequence."""
-        self.rounds.labels("yes" if proposed else "no").inc()
-        self.drafted.inc(proposed)
-        self.accepted.inc(accepted)
+    def count_round(self, source: DraftSource, proposed: int, accepted: int, emitted: int) -> None:
+        """Count one verification of one sequence, with a draft of `source` or without."""
+        self.rounds.inc()
         self.generated.inc(emitted)
+        if proposed:
+            self.drafts.labels(source).inc()
+            self.drafted.labels(source).inc(proposed)
+            self.accepted.labels(source).inc(accepted)
 
     def observe_step(self, rows: int, seconds: float, scheduler: Scheduler) -> None:
         """Take one packed forward."""

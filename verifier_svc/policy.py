@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Items
+from itertools import accumulate
 
-# Weight of the shared acceptance profile against a sequence's own rounds.
-_PRIOR_ROUNDS = 4.0
-_DECAY = 0.95
+from specwire.draft import NO_WISH, Wish
+from verifier_svc.record import Record
+
 # How fast the level of a cost, and its dependence on x, follow what is observed.
 _LEVEL_GAIN = 0.1
 _SLOPE_GAIN = 0.2
@@ -56,39 +58,34 @@ class LinearCost:
         return max(0.0, self._y + self.slope * (x - self._x))
 
 
-class Acceptance:
-    """Conditional acceptance by chain position, with forgetting, around a shared profile."""
+class _Outlook:
+    """What drafts of one sequence are expected to add, by position and source."""
 
-    def __init__(self, length: int, shared: Acceptance | None = None) -> None:
-        self._shared = shared
-        self._tries = [0.0] * length
-        self._hits = [0.0] * length
+    def __init__(self, record: Record, cap: Wish) -> None:
+        self.chain = record.chain.gains()[: cap.chain]
+        self.lookup = record.lookup.gains()[: cap.lookup]
+        self._hit_rate = record.hit_rate
+        # Expected tokens that a draft of each length adds.
+        self.of_chain = [0.0, *accumulate(self.chain)]
+        self.of_lookup = [0.0, *accumulate(self.lookup)]
 
-    def observe(self, proposed: int, accepted: int) -> None:
-        """Take one draft; a position counts as tried if all before it were accepted."""
-        for position in range(min(proposed, accepted + 1, len(self._tries))):
-            self._tries[position] = _DECAY * self._tries[position] + 1
-            self._hits[position] = _DECAY * self._hits[position] + (position < accepted)
-        if self._shared is not None:
-            self._shared.observe(proposed, accepted)
+    def hits(self, wish: Wish) -> float:
+        """Chance that a lookup answers the wish."""
+        return self._hit_rate if wish.lookup else 0.0
 
-    def rate(self, position: int) -> float:
-        """Chance that the draft token at `position` is accepted if all before it were."""
-        prior = self._shared.rate(position) if self._shared is not None else 0.5
-        hits = self._hits[position] + _PRIOR_ROUNDS * prior
-        return hits / (self._tries[position] + _PRIOR_ROUNDS)
+    def tokens(self, wish: Wish) -> float:
+        """Expected tokens of a round."""
+        hits = self.hits(wish)
+        return 1 + hits * self.of_lookup[wish.lookup] + (1 - hits) * self.of_chain[wish.chain]
 
-    def gains(self) -> list[float]:
-        """Expected tokens that each chain position adds."""
-        survival, gains = 1.0, []
-        for position in range(len(self._tries)):
-            survival *= self.rate(position)
-            gains.append(survival)
-        return gains
+    def rows(self, wish: Wish) -> float:
+        """Expected rows of a round."""
+        hits = self.hits(wish)
+        return 1 + hits * wish.lookup + (1 - hits) * wish.chain
 
 
 class DraftLengthPolicy:
-    """Chooses the draft length of each sequence of a batch; 0 is a legal answer."""
+    """Chooses the draft lengths of each sequence of a batch; 0 is a legal answer."""
 
     def __init__(self, max_length: int, fixed: int | None = None) -> None:
         """Take the longest draft, and the one length to use where the choice is not wanted."""
@@ -96,7 +93,7 @@ class DraftLengthPolicy:
         self._fixed = fixed
         self._verify = LinearCost(slope_share=0.03)
         self._draft = LinearCost(slope_share=0.1)
-        self._shared = Acceptance(max_length)
+        self._shared = Record(max_length)
         self._choices = 0
 
     @property
@@ -104,44 +101,64 @@ class DraftLengthPolicy:
         """Whether lengths are chosen, so that measurements must be kept fresh."""
         return self._fixed is None
 
-    def new_acceptance(self) -> Acceptance:
-        """The acceptance record of a new sequence."""
-        return Acceptance(self._max_length, self._shared)
+    def new_record(self) -> Record:
+        """The record of a new sequence."""
+        return Record(self._max_length, self._shared)
 
     def observe_verify(self, rows: int, seconds: float) -> None:
         """A verification of `rows` rows took this long, drawing included."""
         self._verify.observe(rows, seconds)
 
     def observe_draft(self, length: int, seconds: float) -> None:
-        """The answer to a request for drafts of `length` took this long."""
+        """An answer whose longest chain has `length` took this long; 0 where none was run."""
         self._draft.observe(length, seconds)
 
     def expected_draft(self, length: int) -> float:
-        """Expected seconds until drafts of `length` are there; 0 where nothing is known."""
+        """Expected seconds until chains of `length` are there; 0 where nothing is known."""
         return self._draft.predict(length)
 
-    def choose(self, records: Items[Acceptance], caps: Items[int]) -> list[int]:
-        """The draft length of each sequence, given its record and the most that it may use."""
+    def choose(self, records: Items[Record], caps: Items[Wish]) -> list[Wish]:
+        """The wish for each sequence, given its record and the most that it may use."""
         if self._fixed is not None:
-            return [min(self._fixed, cap) for cap in caps]
+            return [Wish(min(self._fixed, c.chain), min(self._fixed, c.lookup)) for c in caps]
         self._choices += 1
+        best = [NO_WISH] * len(caps)
         if not self._verify.known or self._choices % _PLAIN_INTERVAL == 0:
-            return [0] * len(caps)
-        gains = [record.gains()[:cap] for record, cap in zip(records, caps, strict=True)]
-        plain = len(gains) / max(self._verify.predict(len(gains)), 1e-9)
-        best_speed, best = plain, [0] * len(gains)
-        for longest in range(1, max(map(len, gains), default=0) + 1):
-            lengths = [self._worthwhile(g[:longest], best_speed) for g in gains]
-            if max(lengths) < longest:
+            return best
+        outlooks = [_Outlook(record, cap) for record, cap in zip(records, caps, strict=True)]
+        best_speed = self._speed(outlooks, best)
+        for longest in range(max((len(o.chain) for o in outlooks), default=0) + 1):
+            wishes = [self._wish(o, longest, best_speed, len(outlooks)) for o in outlooks]
+            if longest and max(wish.chain for wish in wishes) < longest:
                 break
-            tokens = sum(1 + sum(g[:n]) for g, n in zip(gains, lengths, strict=True))
-            rows = len(gains) + sum(lengths)
-            speed = tokens / max(self._verify.predict(rows) + self._draft.predict(longest), 1e-9)
+            speed = self._speed(outlooks, wishes)
             if speed > best_speed:
-                best_speed, best = speed, lengths
+                best_speed, best = speed, wishes
         return best
 
-    def _worthwhile(self, gains: Items[float], speed: float) -> int:
-        """Leading positions whose expected tokens outweigh the time of their row."""
+    def _wish(self, outlook: _Outlook, longest: int, speed: float, sharers: int) -> Wish:
+        """Leading positions of each source whose expected tokens outweigh the time of their rows.
+
+        No lookup where the chain that it would replace is worth more.
+        """
         price = self._verify.slope * speed
-        return next((i for i, gain in enumerate(gains) if gain <= price), len(gains))
+        chain, lookup = (
+            next((i for i, gain in enumerate(gains) if gain <= price), len(gains))
+            for gains in (outlook.chain[:longest], outlook.lookup)
+        )
+        run = speed * (self._draft.predict(longest) - self._draft.predict(0)) / sharers
+        worth_chain = outlook.of_chain[chain] - price * chain - run
+        worth_lookup = outlook.of_lookup[lookup] - price * lookup
+        return Wish(chain, lookup if worth_lookup > worth_chain else 0)
+
+    def _speed(self, outlooks: Items[_Outlook], wishes: Items[Wish]) -> float:
+        """Expected tokens per second of the batch, the wait for drafts included."""
+        pairs = list(zip(outlooks, wishes, strict=True))
+        seconds = self._verify.predict(sum(o.rows(w) for o, w in pairs))
+        if any(wishes):
+            # The drafter answers at once where lookups answer all.
+            all_found = math.prod(o.hits(w) for o, w in pairs if w.chain)
+            longest = max(w.chain for w in wishes)
+            seconds += all_found * self._draft.predict(0)
+            seconds += (1 - all_found) * self._draft.predict(longest)
+        return sum(o.tokens(w) for o, w in pairs) / max(seconds, 1e-9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence as Items
 
+from specwire.draft import DraftSource
 from verifier_svc.blocks import Extent
 from verifier_svc.generation import FinishReason, Generation, Timings, Usage
 
@@ -25,6 +26,7 @@ class Sequence:
         self.output_start = generation.output_start
         self.computed = 0
         self.draft: tuple[int, ...] = ()
+        self.draft_source = DraftSource.CHAIN
         self.extent: Extent | None = None
         self.limit = min(self.output_start + self.sampling.max_tokens, max_model_len)
         own_eos = frozenset[int]() if self.sampling.ignore_eos else eos

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc.aio
 
+from specwire.codec import SOURCES
 from specwire.errors import Incompatible, Overloaded, Unavailable
 from specwire.round import Numbering
 from specwire.tensor import pack_floats
@@ -160,6 +161,8 @@ def _encode(number: int, event: Emitted | Finished) -> pb.GenerateResponse:
         tokens = pb.Tokens(
             start=event.start, ids=event.tokens, drafted=event.drafted, accepted=event.accepted
         )
+        if event.drafted:
+            tokens.source = SOURCES[event.source]
         if event.logprobs:
             width = len(event.logprobs[0].top)
             top = [pair for item in event.logprobs for pair in item.top]
@@ -182,6 +185,8 @@ def _encode(number: int, event: Emitted | Finished) -> pb.GenerateResponse:
             drafted_rounds=usage.drafted_rounds,
             proposed_at=usage.proposed_at,
             accepted_at=usage.accepted_at,
+            lookup_proposed_at=usage.lookup_proposed_at,
+            lookup_accepted_at=usage.lookup_accepted_at,
         ),
         timings=pb.Timings(
             queue_us=_microseconds(timings.queue),

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import compress, takewhile
 
 import torch
 from torch import Tensor, nn
 
 from drafter_svc.eagle import EagleDrafter
+from drafter_svc.lookup import SuffixIndex
 from drafter_svc.train.attention import ChainAttention
 
 _LOOP = 8
@@ -44,13 +46,33 @@ def draft_chains(
     return torch.stack(proposals, dim=-1)
 
 
+def lookups(
+    ids: Sequence[int], prompt: int, *, shortest: int, length: int
+) -> list[tuple[int, ...]]:
+    """What a lookup would propose after each answer position; () where nothing repeats.
+
+    The columns are ``prompt - 1`` to ``len(ids) - 2``: that of i knows the tokens up to i + 1.
+    """
+    index = SuffixIndex(shortest)
+    index.extend(ids[:prompt])
+    found = []
+    for token in ids[prompt:]:
+        index.extend([token])
+        found.append(index.propose(length))
+    return found
+
+
 @dataclass(slots=True)
 class Rounds:
-    """Accepted draft tokens of each verification; ``looped`` marks rounds in a repetition."""
+    """Accepted draft tokens of each verification.
+
+    ``looped`` marks rounds in a repetition, ``looked_up`` those whose draft was by lookup.
+    """
 
     length: int
     accepted: list[int] = field(default_factory=list)
     looped: list[bool] = field(default_factory=list)
+    looked_up: list[bool] = field(default_factory=list)
 
     @property
     def acceptance_length(self) -> float:
@@ -65,28 +87,46 @@ class Rounds:
 
     def without_loops(self) -> "Rounds":
         """The rounds whose next token does not continue a repeated 8-gram."""
-        kept = [a for a, loop in zip(self.accepted, self.looped, strict=True) if not loop]
-        return Rounds(self.length, kept, [False] * len(kept))
+        return self._only([not loop for loop in self.looped])
+
+    def by_lookup(self, wanted: bool) -> "Rounds":
+        """The rounds whose draft was by lookup, or the others."""
+        return self._only([looked_up == wanted for looked_up in self.looked_up])
+
+    def _only(self, kept: Sequence[bool]) -> "Rounds":
+        return Rounds(
+            self.length,
+            list(compress(self.accepted, kept)),
+            list(compress(self.looped, kept)),
+            list(compress(self.looked_up, kept)),
+        )
 
 
 def walk(
-    rounds: Rounds, ids: Sequence[int], prompt: int, proposals: Sequence[Sequence[int]]
+    rounds: Rounds,
+    ids: Sequence[int],
+    prompt: int,
+    chains: Sequence[Sequence[int]],
+    found: Sequence[Sequence[int]] = (),
 ) -> None:
     """Add the rounds that serving would take through ``ids`` to ``rounds``.
 
-    ``proposals[j]`` are those of column ``prompt - 1 + j``. The first answer token comes from the
-    prompt's own forward. Rounds that would run over the end of the text are left out.
+    ``chains[j]`` is the chain of column ``prompt - 1 + j``, and ``found[j]`` the lookup that takes
+    its place where it is not empty. The first answer token comes from the prompt's own forward.
+    Rounds that would run over the end of the text are left out.
     """
     loops = _continues_a_loop(ids)
     base = prompt - 1
     while base + 2 + rounds.length <= len(ids):
         following = ids[base + 2 : base + 2 + rounds.length]
-        drafted = proposals[base - prompt + 1]
-        accepted = 0
-        while accepted < rounds.length and drafted[accepted] == following[accepted]:
-            accepted += 1
+        column = base - prompt + 1
+        by_lookup = found[column] if found else ()
+        drafted = by_lookup or chains[column]
+        pairs = zip(drafted, following, strict=False)
+        accepted = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         rounds.accepted.append(accepted)
         rounds.looped.append(loops[base + 2])
+        rounds.looked_up.append(bool(by_lookup))
         base += accepted + 1
 
 

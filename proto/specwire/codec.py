@@ -6,9 +6,27 @@ import math
 from collections.abc import Iterable
 
 from specwire import tensor
-from specwire.draft import Ack, Draft, DraftCost, Extend, Need, Opening, Proposals, Welcome
+from specwire.draft import (
+    Ack,
+    Draft,
+    DraftCost,
+    DraftSource,
+    Extend,
+    Need,
+    Opening,
+    Proposals,
+    Welcome,
+    Wish,
+)
 from specwire.errors import DataLoss, InvalidRequest
 from specwire.v1 import drafter_pb2 as pb
+
+#: Draft sources as they travel.
+SOURCES = {
+    DraftSource.CHAIN: pb.DRAFT_SOURCE_CHAIN,
+    DraftSource.LOOKUP: pb.DRAFT_SOURCE_LOOKUP,
+}
+_SOURCES = {number: source for source, number in SOURCES.items()}
 
 
 def encode_extend(extend: Extend) -> pb.Extend:
@@ -17,7 +35,8 @@ def encode_extend(extend: Extend) -> pb.Extend:
         seq=extend.seq,
         start=extend.start,
         tokens=extend.tokens,
-        draft_tokens=extend.draft_tokens,
+        draft_tokens=extend.wish.chain,
+        lookup_tokens=extend.wish.lookup,
     )
     if extend.opening is not None:
         opening = extend.opening
@@ -53,10 +72,11 @@ def decode_extend(message: pb.Extend, vocab_size: int, max_length: int) -> Exten
         raise InvalidRequest(f"extend: tokens must be below the vocabulary size {vocab_size}.")
     if message.start == 0 and tokens and not message.HasField("opening"):
         raise InvalidRequest("extend: an opening is required where start is 0.")
-    if not tokens and not message.draft_tokens:
+    wish = Wish(message.draft_tokens, message.lookup_tokens)
+    if not tokens and not wish:
         raise InvalidRequest("extend: it has neither entries nor a wish.")
     opening = _decode_opening(message.opening, vocab_size) if message.HasField("opening") else None
-    return Extend(message.seq, message.start, tokens, message.draft_tokens, opening)
+    return Extend(message.seq, message.start, tokens, wish, opening)
 
 
 def _decode_opening(message: pb.Opening, vocab_size: int) -> Opening:
@@ -101,6 +121,7 @@ def encode_proposals(
                     base=draft.base,
                     tokens=draft.tokens,
                     confidence=tensor.pack_floats(draft.confidence),
+                    source=SOURCES[draft.source],
                 )
                 for draft in drafts
             ],
@@ -114,23 +135,27 @@ def decode_proposals(message: pb.Proposals, vocab_size: int) -> Proposals:
     """Decode and check answers; a draft is cut before its first token outside the vocabulary.
 
     Raises:
-        DataLoss: confidences that do not match their tokens.
+        DataLoss: an unknown source, or confidences that do not match their tokens.
     """
-    drafts = []
-    for draft in message.drafts:
-        confidence = tensor.unpack_floats(draft.confidence, "confidence")
-        if confidence.shape != (len(draft.tokens),):
-            raise DataLoss(f"draft of {len(draft.tokens)} tokens: {confidence.shape} confidences.")
-        tokens = tuple(draft.tokens)
-        valid = next((i for i, t in enumerate(tokens) if t >= vocab_size), len(tokens))
-        drafts.append(
-            Draft(draft.seq, draft.base, tokens[:valid], tuple(confidence[:valid].tolist()))
-        )
     return Proposals(
-        drafts=tuple(drafts),
+        drafts=tuple(_decode_draft(draft, vocab_size) for draft in message.drafts),
         needs=tuple(Need(n.seq, n.real_len, n.base) for n in message.needs),
         cost=DraftCost(message.timings.queue_us, message.timings.compute_us),
     )
+
+
+def _decode_draft(message: pb.Draft, vocab_size: int) -> Draft:
+    source = _SOURCES.get(message.source)
+    if source is None:
+        raise DataLoss(f"draft: its source {message.source} is not known.")
+    tokens = tuple(message.tokens)
+    confidence = tensor.unpack_floats(message.confidence, "confidence")
+    expected = len(tokens) if source is DraftSource.CHAIN else 0
+    if confidence.shape != (expected,):
+        raise DataLoss(f"draft of {len(tokens)} tokens: {confidence.shape} confidences.")
+    valid = next((i for i, t in enumerate(tokens) if t >= vocab_size), len(tokens))
+    confidences = tuple(confidence[:valid].tolist())
+    return Draft(message.seq, message.base, tokens[:valid], confidences, source)
 
 
 def encode_ack(ack: Ack) -> pb.BulkResponse:
@@ -156,4 +181,5 @@ def decode_welcome(message: pb.DescribeResponse) -> Welcome:
         draft_vocab_size=message.draft_vocab_size,
         max_length=message.max_length,
         max_draft_tokens=message.max_draft_tokens,
+        lookup_match=message.lookup_match,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol, TypeVar
 
 Features = TypeVar("Features", contravariant=True)
@@ -28,14 +29,35 @@ class Opening:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
 
+class DraftSource(StrEnum):
+    """What a draft was made by."""
+
+    CHAIN = "chain"
+    LOOKUP = "lookup"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Draft tokens asked for at most: of a lookup where a suffix repeats, else of a chain."""
+
+    chain: int = 0
+    lookup: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.chain or self.lookup)
+
+
+NO_WISH = Wish()
+
+
 @dataclass(frozen=True, slots=True)
 class Extend:
-    """Entries [start, start + len(tokens)), and `draft_tokens` wished for after them."""
+    """Entries [start, start + len(tokens)), and a wish for a draft after them."""
 
     seq: int
     start: int
     tokens: tuple[int, ...]
-    draft_tokens: int = 0
+    wish: Wish = NO_WISH
     opening: Opening | None = None
 
     @property
@@ -46,12 +68,16 @@ class Extend:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Proposed tokens for the positions base + 1, base + 2, ... after `base` entries."""
+    """Proposed tokens for the positions base + 1, base + 2, ... after `base` entries.
+
+    A lookup has no confidences.
+    """
 
     seq: int
     base: int
     tokens: tuple[int, ...]
     confidence: tuple[float, ...] = ()
+    source: DraftSource = DraftSource.CHAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +114,7 @@ class Welcome:
     draft_vocab_size: int
     max_length: int
     max_draft_tokens: int
+    lookup_match: int = 0
 
 
 @dataclass(frozen=True, slots=True)

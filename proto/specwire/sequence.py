@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specwire.draft import Ack, Draft, Need
+from specwire.draft import NO_WISH, Ack, Draft, Need, Wish
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +123,14 @@ class SequenceReceiver:
 
     def __init__(self) -> None:
         self._real_len = 0
-        self._wish = 0
+        self._wish = NO_WISH
 
     @property
     def real_len(self) -> int:
         """Entries held; never falls."""
         return self._real_len
 
-    def extend(self, start: int, stop: int, draft_tokens: int = 0) -> Span | None:
+    def extend(self, start: int, stop: int, wish: Wish = NO_WISH) -> Span | None:
         """Take entries [start, stop) and a wish for a draft after them.
 
         Returns the entries that are new, possibly none, or None if the message leaves a gap:
@@ -140,14 +140,14 @@ class SequenceReceiver:
             return None
         fresh = Span(self._real_len, max(self._real_len, stop))
         self._real_len = fresh.stop
-        self._wish = draft_tokens or self._wish
+        self._wish = wish or self._wish
         return fresh
 
-    def take_request(self) -> int | None:
-        """The draft tokens to propose at `real_len` now, once for all wishes; None for none.
+    def take_request(self) -> Wish | None:
+        """What to propose at `real_len` now, once for all wishes; None for nothing.
 
         A wish whose base has been passed is answered at the newest base too: its sender makes
         no other request before the answer.
         """
-        wish, self._wish = self._wish, 0
+        wish, self._wish = self._wish, NO_WISH
         return wish or None

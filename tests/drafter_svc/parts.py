@@ -15,7 +15,7 @@ from drafter_svc.eagle import EagleDrafter
 from drafter_svc.fused import FusedDrafter
 from drafter_svc.sequences import Sequences
 from drafter_svc.worker import Worker
-from specwire.draft import Extend, Opening
+from specwire.draft import Extend, Opening, Wish
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 
 GREEDY = Opening(first_token=3, output_start=1)
@@ -27,7 +27,7 @@ Choose = Callable[[Tensor, list[int]], int]
 class Parts:
     """A drafter over random embeddings; draft ids are every third target id."""
 
-    def __init__(self, rows: int = 4096, **changes: Any) -> None:
+    def __init__(self, rows: int = 4096, lookup_match: int = 0, **changes: Any) -> None:
         self.config = tiny_config(vocab_size=128, **changes)
         self.module: EagleDrafter = tiny_drafter(self.config).eval().requires_grad_(False)
         self.embedding = torch.randn(128, 16)
@@ -37,7 +37,8 @@ class Parts:
         self.chain = Chain(fused, self.vocabulary)
         row_bytes = 2 * 2 * 6 * 4
         self.cache = KvCache(2, 6, torch.float32, torch.device("cpu"), rows * row_bytes)
-        self.worker = Worker(self.chain, self.cache, Sequences(8, MAX_LENGTH), 16)
+        sequences = Sequences(8, MAX_LENGTH, lookup_match)
+        self.worker = Worker(self.chain, self.cache, sequences, 16)
 
     def slow_draft(self, text: "Text", base: int, length: int, choose: Choose) -> "Slow":
         """Recomputes every row in every step. `choose(logits, guesses)` gives a draft id."""
@@ -80,11 +81,13 @@ class Text:
         stop: int,
         draft_tokens: int = 0,
         opening: Opening = GREEDY,
+        lookup_tokens: int = 0,
     ) -> tuple[Extend, Tensor]:
         """Entries [start, stop) as they travel."""
+        wish = Wish(draft_tokens, lookup_tokens)
         tokens = tuple(self.tokens[start + 1 : stop + 1])
         return (
-            Extend(seq, start, tokens, draft_tokens, opening if start == 0 else None),
+            Extend(seq, start, tokens, wish, opening if start == 0 else None),
             self.features[start:stop],
         )
 

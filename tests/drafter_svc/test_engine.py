@@ -6,7 +6,8 @@ from typing import cast
 import pytest
 
 from drafter_svc.engine import BULK_PIECE, Engine
-from drafter_svc.worker import Answers, BulkMessage, RoundMessage, Worker
+from drafter_svc.messages import Answers, BulkMessage, RoundMessage
+from drafter_svc.worker import Worker
 from specwire.draft import Ack, Proposals
 from tests.drafter_svc.parts import Parts, greedy, random_text
 

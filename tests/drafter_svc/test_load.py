@@ -48,7 +48,18 @@ def test_a_drafter_announces_what_it_is(tmp_path: Path, tiny_llama: Path) -> Non
     assert (description.fc_norm, description.norm_output) == (True, True)
     assert (description.max_length, description.max_draft_tokens) == (128, 16)
     assert (description.dtype, description.version) == ("float32", "9.9")
+    assert description.lookup_match == 3
     drafter.worker.warm_up()
+
+
+def test_lookups_are_switched_by_one_setting(tmp_path: Path, tiny_llama: Path) -> None:
+    flags = ["--checkpoint", checkpoint(tmp_path), "--target", str(tiny_llama)]
+    for value, match in (("off", 0), ("1", 1), ("16", 16)):
+        given = DrafterSettings.read("drafter_svc", flags, {"HOLDCOURSE_LOOKUP": value})
+        assert load_drafter(given, "").description.lookup_match == match
+    for value in ("0", "17", "on", ""):
+        with pytest.raises(StartError, match="--lookup"):
+            DrafterSettings.read("drafter_svc", [*flags, "--lookup", value], {})
 
 
 def test_memory_for_kv_bounds_the_length(tmp_path: Path, tiny_llama: Path) -> None:

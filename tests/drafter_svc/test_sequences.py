@@ -1,5 +1,5 @@
 from drafter_svc.sequences import Held, Sequences
-from specwire.draft import Extend, Need, Opening
+from specwire.draft import Extend, Need, Opening, Wish
 from specwire.sequence import Span
 
 OPENING = Opening(1, 1)
@@ -27,10 +27,10 @@ def test_entries_are_appended_and_duplicates_skipped() -> None:
 
 def test_a_gap_and_an_unknown_sequence_are_needed() -> None:
     sequences = opened()
-    assert sequences.extend(1, Extend(5, 7, (1, 2), 3)) == Need(5, 0, 9)
+    assert sequences.extend(1, Extend(5, 7, (1, 2), Wish(3))) == Need(5, 0, 9)
     sequences.extend(1, Extend(5, 0, (1, 2), opening=OPENING))
-    assert sequences.extend(1, Extend(5, 7, (1, 2), 3)) == Need(5, 2, 9)
-    assert sequences.extend(1, Extend(6, 0, (), 3)) == Need(6, 0, 0)
+    assert sequences.extend(1, Extend(5, 7, (1, 2), Wish(3))) == Need(5, 2, 9)
+    assert sequences.extend(1, Extend(6, 0, (), Wish(3))) == Need(6, 0, 0)
 
 
 def test_links_do_not_see_each_other() -> None:
@@ -68,3 +68,22 @@ def test_dropping_forgets_and_may_be_repeated() -> None:
     for _ in range(2):
         sequences.drop((1, 5))
     assert sequences.extend(1, Extend(5, 2, (3,))) == Need(5, 0, 3)
+
+
+def test_the_index_holds_each_token_once_however_it_came() -> None:
+    sequences = Sequences(2, 20, lookup_match=2)
+    sequences.open_link(1)
+    opening = Opening(first_token=7, output_start=1)
+    sequences.extend(1, Extend(5, 0, (8, 9, 7), opening=opening))
+    sequences.extend(1, Extend(5, 1, (9, 7, 8)))
+    taken = held(sequences.extend(1, Extend(5, 4, (), Wish(0, 3))))
+    assert taken.index is not None
+    assert len(taken.index) == taken.receiver.real_len + 1 == 5
+    assert taken.index.propose(4) == (9, 7, 8, 9)
+
+
+def test_without_lookups_nothing_is_indexed() -> None:
+    sequences = Sequences(2, 20)
+    sequences.open_link(1)
+    opening = Opening(first_token=7, output_start=1)
+    assert held(sequences.extend(1, Extend(5, 0, (8,), opening=opening))).index is None

@@ -217,6 +217,7 @@ BAD_ROUNDS = {
     "no opening": pb.Round(number=1, extends=[NO_OPENING], features=features(3, 48)),
     "token": pb.Round(number=1, extends=[BIG_TOKEN], features=features(1, 48)),
     "draft_tokens": pb.Round(number=1, extends=[pb.Extend(seq=1, start=2, draft_tokens=9)]),
+    "lookup_tokens": pb.Round(number=1, extends=[pb.Extend(seq=1, start=2, lookup_tokens=9)]),
 }
 
 
@@ -350,8 +351,10 @@ async def test_a_bulk_message_is_rows_and_nothing_else(running: Running) -> None
     verifier = await running.link()
     text = random_text(20, 1)
     wishing, rows = text.extend(5, 0, 9, 2)
+    looking, _ = text.extend(5, 0, 9, lookup_tokens=2)
     for message in (
         pb.BulkExtend(extend=codec.encode_extend(wishing), features=pack(rows)),
+        pb.BulkExtend(extend=codec.encode_extend(looking), features=pack(rows)),
         pb.BulkExtend(extend=pb.Extend(seq=5, start=3)),
         pb.BulkExtend(extend=OPEN, features=features(3, 49)),
     ):

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from drafter_svc.worker import Answers, BulkMessage, RoundMessage
-from specwire.draft import Ack, Draft, Extend, Need, Opening
+from drafter_svc import metrics
+from drafter_svc.messages import Answers, BulkMessage, RoundMessage
+from specwire.draft import Ack, Draft, DraftSource, Extend, Need, Opening
 from tests.drafter_svc.parts import GREEDY, MAX_LENGTH, Parts, Text, greedy, random_text
 
 
@@ -199,3 +200,74 @@ def test_a_bulk_message_splits_into_pieces() -> None:
     assert first.extend.tokens + rest.extend.tokens == tuple(text.tokens[5:26])
     assert rest.split(13) == (rest, None)
     assert GREEDY not in (first.extend.opening, rest.extend.opening)
+
+
+def repeating_text(parts: Parts) -> Text:
+    """Entries 0..8 repeat from entry 9 on."""
+    text = random_text(40, 17)
+    text.tokens[10:20] = text.tokens[1:11]
+    return text
+
+
+@pytest.fixture
+def looking() -> Parts:
+    parts = Parts(lookup_match=3)
+    parts.worker.open_link(1)
+    return parts
+
+
+def test_lookups_and_chains_share_a_round(looking: Parts) -> None:
+    repeats, fresh = repeating_text(looking), random_text(20, 18)
+    answers = serve(
+        looking,
+        round_of(
+            repeats.extend(5, 0, 13, 2, lookup_tokens=6),
+            fresh.extend(6, 0, 9, 4, lookup_tokens=6),
+            repeats.extend(7, 0, 13, 3),
+        ),
+    )
+    drafts = {draft.seq: draft for draft in answers.drafts}
+    assert drafts[5] == Draft(5, 13, tuple(repeats.tokens[5:11]), source=DraftSource.LOOKUP)
+    check(looking, drafts[6], fresh, 9, 4)
+    check(looking, drafts[7], repeats, 13, 3)
+    assert drafts[6].source is drafts[7].source is DraftSource.CHAIN
+    # A lookup leaves nothing behind: the chain after it is that of the text.
+    answers = serve(looking, round_of(repeats.extend(5, 13, 25, 4, lookup_tokens=6)))
+    check(looking, only(answers), repeats, 25, 4)
+
+
+def test_a_lookup_that_finds_nothing_is_answered_all_the_same(looking: Parts) -> None:
+    fresh = random_text(20, 18)
+    draft = only(serve(looking, round_of(fresh.extend(6, 0, 9, lookup_tokens=6))))
+    assert (draft.base, draft.tokens) == (9, ())
+
+
+def test_lookups_see_entries_however_they_came(looking: Parts) -> None:
+    repeats = repeating_text(looking)
+    looking.worker.fill([bulk_of(repeats.extend(5, 0, 9))])
+    serve(looking, round_of(repeats.extend(5, 7, 11)))
+    draft = only(serve(looking, round_of(repeats.extend(5, 10, 13, lookup_tokens=3))))
+    assert draft.tokens == tuple(repeats.tokens[5:8])
+
+
+def test_a_drafter_without_lookups_runs_the_chain(parts: Parts) -> None:
+    repeats = repeating_text(parts)
+    answers = serve(parts, round_of(repeats.extend(5, 0, 13, 2, lookup_tokens=6)))
+    check(parts, only(answers), repeats, 13, 2)
+
+
+def test_lookups_are_counted(looking: Parts) -> None:
+    def counts() -> list[float]:
+        return [
+            metrics.LOOKUPS.labels("hit")._value.get(),
+            metrics.LOOKUPS.labels("miss")._value.get(),
+            metrics.DRAFT_TOKENS.labels(DraftSource.LOOKUP)._value.get(),
+            metrics.DRAFT_TOKENS.labels(DraftSource.CHAIN)._value.get(),
+        ]
+
+    before = counts()
+    repeats = repeating_text(looking)
+    serve(looking, round_of(repeats.extend(5, 0, 13, 2, lookup_tokens=6)))
+    serve(looking, round_of(repeats.extend(5, 13, 25, 4, lookup_tokens=6)))
+    serve(looking, round_of(repeats.extend(5, 25, 26, 3)))
+    assert [b - a for a, b in zip(before, counts(), strict=True)] == [1, 1, 6, 7]

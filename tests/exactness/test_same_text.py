@@ -80,11 +80,14 @@ def test_texts_do_not_depend_on_the_drafter(
     plain = generate(tiny_llama, None, temperature)
     texts = [result.text for result in plain]
     welcome = welcome_for(target_of(tiny_llama))
+    looking = welcome_for(target_of(tiny_llama), lookup_match=1)
     drafters: dict[str, Callable[[], ScriptedDrafter]] = {
         "good": lambda: ScriptedDrafter(welcome, good(texts, wrong=0.1)),
         "random": lambda: ScriptedDrafter(welcome, random_guesses(97)),
         "adversarial": lambda: ScriptedDrafter(welcome, adversarial(texts)),
         "flaky": lambda: FlakyDrafter(welcome, good(texts, wrong=0.1)),
+        "looking": lambda: ScriptedDrafter(looking, good(texts, wrong=0.1)),
+        "looking, flaky": lambda: FlakyDrafter(looking, random_guesses(97)),
     }
     ties = compared = 0
     for name, make in drafters.items():
@@ -93,6 +96,11 @@ def test_texts_do_not_depend_on_the_drafter(
         compared += TEXTS * TOKENS
         accepted = sum(result.finished.usage.accepted_draft_tokens for result in drafted)
         assert accepted > (TEXTS * TOKENS / 4 if name == "good" else 0)
+        usages = [result.finished.usage for result in drafted]
+        looked_up = sum(sum(usage.lookup_proposed_at) for usage in usages)
+        by_chain = sum(sum(usage.proposed_at) for usage in usages) - looked_up
+        assert by_chain > TEXTS
+        assert looked_up > TEXTS if "looking" in name else looked_up == 0
     with capsys.disabled():
         print(f"\ntemperature {temperature}: {ties} near-ties in {compared} tokens")
     assert ties <= math.ceil(compared / 10_000)

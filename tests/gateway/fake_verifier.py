@@ -56,6 +56,9 @@ def usage_of(request: pb.GenerateRequest, rounds: Sequence[int], generated: int)
         drafted_rounds=len(rounds),
         proposed_at=[sum(n > i for n in rounds) for i in range(longest)],
         accepted_at=[sum(n - 1 > i for n in rounds) for i in range(longest)],
+        # The first round's draft was by lookup.
+        lookup_proposed_at=[1] * rounds[0] if rounds else [],
+        lookup_accepted_at=[1] * (rounds[0] - 1) + [0] if rounds else [],
     )
 
 

@@ -39,6 +39,7 @@ async def test_answers_with_text_and_usage(serve: Serve, verifier: FakeVerifier)
     assert details.accepted_prediction_tokens == usage.completion_tokens - rounds
     assert report["proposed_at"][0] == rounds
     assert sum(report["accepted_at"]) == details.accepted_prediction_tokens
+    assert (report["lookup_proposed_at"], report["lookup_accepted_at"]) == ([1, 1, 1], [1, 1, 0])
     assert report["timings"]["target_us"] == 2000
     assert report["timings"]["total_us"] >= report["timings"]["first_token_us"] > 0
     assert report["seed"] == 7

@@ -15,6 +15,7 @@ from gateway.stops import StopFinder
 from specwire.errors import DataLoss
 from specwire.tensor import pack_floats
 from specwire.v1 import verifier_pb2 as pb
+from specwire.v1.drafter_pb2 import DRAFT_SOURCE_LOOKUP
 
 PROMPT = [1, 2, 3]
 END = 9
@@ -106,6 +107,22 @@ def test_a_new_stream_counts_frames_anew_and_keeps_what_was_spent() -> None:
     assert (g.spent.accepted, g.spent.rejected) == (1, 3)
     assert g.spent.proposed_at == [2, 1, 1, 1]
     assert g.spent.accepted_at == [1, 0, 0, 0]
+
+
+def test_lookups_of_a_stream_that_broke_are_counted_apart() -> None:
+    g = generation()
+    frame = tokens(0, 3, 0, 1, drafted=3)
+    frame.tokens.source = DRAFT_SOURCE_LOOKUP
+    g.receive(frame)
+    g.receive(tokens(1, 5, 2, 3, drafted=2))
+    g.begin()
+    lists = ("proposed_at", "accepted_at", "lookup_proposed_at", "lookup_accepted_at")
+    counted = {name: [1] for name in lists}
+    g.receive(tokens(0, 7, 3))
+    g.receive(finish(1, pb.FINISH_REASON_LENGTH, rounds=1, **counted))
+    assert g.spent.proposed_at == [3, 2, 1]
+    assert g.spent.lookup_proposed_at == [2, 1, 1]
+    assert g.spent.lookup_accepted_at == [2, 0, 0]
 
 
 def test_a_stop_string_ends_in_the_middle_of_a_round() -> None:

@@ -134,9 +134,13 @@ async def test_metrics_count_what_happened(serve: Serve, verifier: FakeVerifier)
     rejected = usage.completion_tokens_details.rejected_prediction_tokens
     assert accepted is not None
     assert rejected is not None
-    assert values["holdcourse_spec_decode_num_accepted_tokens_total"] == accepted
-    # The request of one token had a round of one draft.
-    assert values["holdcourse_spec_decode_num_draft_tokens_total"] == accepted + rejected + 1
+    names = [f"holdcourse_spec_decode_num_{what}_tokens_total" for what in ("accepted", "draft")]
+    # Each choice began with a lookup of 3 tokens of which 2 stood.
+    assert values[names[0] + "lookup"] == 2 * 2
+    assert values[names[0] + "chain"] == accepted - 2 * 2
+    # The request of one token had a round of one draft, by lookup.
+    assert values[names[1] + "lookup"] == 2 * 3 + 1
+    assert values[names[1] + "chain"] == accepted + rejected - 2 * 3
     assert values["holdcourse_time_to_first_token_seconds_count"] == 3
     assert values["holdcourse_time_per_output_token_seconds_count"] == 2
     assert values["holdcourse_e2e_request_latency_seconds_count"] == 3

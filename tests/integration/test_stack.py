@@ -90,6 +90,13 @@ def test_speculation_over_the_wire_gives_the_targets_text(
     assert usage.rounds + usage.accepted_draft_tokens == LENGTH
     assert sum(frame.drafted for frame in rounds) == sum(usage.proposed_at)
     assert usage.accepted_draft_tokens > 0
+    # Random weights repeat themselves: both sources have their turn.
+    by_lookup = [f for f in rounds if f.source == drafter_pb2.DRAFT_SOURCE_LOOKUP]
+    by_chain = [f for f in rounds if f.source == drafter_pb2.DRAFT_SOURCE_CHAIN]
+    assert len(by_lookup) + len(by_chain) == usage.drafted_rounds
+    assert by_chain
+    assert sum(f.drafted for f in by_lookup) == sum(usage.lookup_proposed_at) > 0
+    assert sum(f.accepted for f in by_lookup) == sum(usage.lookup_accepted_at) > 0
     timings = finish.timings
     assert timings.target_us > 0
     assert timings.drafter_us > 0

@@ -47,6 +47,8 @@ def report(rounds: int, drafted: int, accepted: int) -> dict[str, Any]:
         "drafted_rounds": drafted,
         "proposed_at": [drafted] * (accepted + 1) if drafted else [],
         "accepted_at": [drafted] * accepted + [0] if drafted else [],
+        "lookup_proposed_at": [],
+        "lookup_accepted_at": [],
         "failovers": 0,
         "timings": {part: (rounds - 1) * value for part, value in TIMINGS.items()},
     }

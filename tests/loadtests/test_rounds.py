@@ -7,7 +7,8 @@ from loadtests.rounds import PARTS, Rounds
 
 
 def result(tokens: int, rounds: int, **report: Any) -> Result:
-    told = {"drafted_rounds": 0, "proposed_at": [], "accepted_at": [], "failovers": 0} | report
+    lists = ("proposed_at", "accepted_at", "lookup_proposed_at", "lookup_accepted_at")
+    told = {"drafted_rounds": 0, "failovers": 0, **{name: [] for name in lists}} | report
     told |= {"rounds": rounds, "timings": dict.fromkeys(PARTS, (rounds - 1) * 2000)}
     return Result(tuple(range(tokens)), 1.0, "length", ((0.1, 1), (0.9, tokens - 1)), told)
 
@@ -26,6 +27,27 @@ def test_acceptance_over_requests_whose_drafts_have_different_lengths() -> None:
     assert rounds.drafted_share == pytest.approx(5 / 9)
     assert rounds.cumulative == pytest.approx((3 / 5, 2 / 4))
     assert rounds.conditional == pytest.approx((3 / 5, (2 / 4) / (3 / 5)))
+
+
+def test_sources_are_counted_apart() -> None:
+    rounds = Rounds.of(
+        [
+            result(
+                14, 6, drafted_rounds=5, proposed_at=[5, 5, 2], accepted_at=[4, 3, 1],
+                lookup_proposed_at=[2, 2, 2], lookup_accepted_at=[2, 1, 1],
+            ),
+            result(5, 5, drafted_rounds=1, proposed_at=[1], accepted_at=[0]),
+        ]
+    )  # fmt: skip
+    assert rounds is not None
+    chain, lookup = rounds.by_source["chain"], rounds.by_source["lookup"]
+    assert (chain.rounds, chain.proposed_at, chain.accepted_at) == (4, (4, 3), (2, 2))
+    assert chain.acceptance_length == 2
+    assert lookup.acceptance_length == 1 + 4 / 2
+    assert lookup.per_position == (1.0, 0.5, 0.5)
+    plain = Rounds.of([result(5, 5)])
+    assert plain is not None
+    assert plain.by_source == {}
 
 
 def test_acceptance_length_agrees_with_what_was_accepted() -> None:

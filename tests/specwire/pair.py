@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from specwire.draft import Ack, Draft, Need
+from specwire.draft import Ack, Draft, Need, Wish
 from specwire.sequence import SequenceReceiver, SequenceSender
 
 SEQ = 7
@@ -118,7 +118,7 @@ class Pair:
     def _apply(self, message: Message) -> bool:
         holder = self.holder
         before = holder.receiver.real_len
-        fresh = holder.receiver.extend(message.start, message.stop, message.wish)
+        fresh = holder.receiver.extend(message.start, message.stop, Wish(message.wish))
         assert holder.receiver.real_len >= before, "real_len never falls"
         if fresh is None:
             assert message.start > before, "only a gap is refused"
@@ -129,10 +129,10 @@ class Pair:
 
     def run(self) -> None:
         """The drafter answers what was wished for, at the newest base."""
-        length = self.holder.receiver.take_request()
-        if length is not None:
+        wish = self.holder.receiver.take_request()
+        if wish is not None:
             base = self.holder.receiver.real_len
-            self.answers.append(Draft(SEQ, base, (digest(self.holder.entries),) * length))
+            self.answers.append(Draft(SEQ, base, (digest(self.holder.entries),) * wish.chain))
         self.holder.wished = False
         self.check()
 

@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specwire import codec, tensor
-from specwire.draft import Ack, Draft, DraftCost, Extend, Need, Opening, Proposals, Welcome
+from specwire.draft import (
+    Ack,
+    Draft,
+    DraftCost,
+    DraftSource,
+    Extend,
+    Need,
+    Opening,
+    Proposals,
+    Welcome,
+    Wish,
+)
 from specwire.errors import DataLoss, InvalidRequest
 from specwire.v1 import drafter_pb2 as pb
 
@@ -42,7 +53,8 @@ openings = st.builds(
 def extends(draw: st.DrawFn) -> Extend:
     rows = tuple(draw(st.lists(tokens, max_size=8)))
     start = draw(st.integers(0, LENGTH - len(rows)))
-    wish = draw(st.integers(0 if rows else 1, 16))
+    chain = draw(st.integers(0, 16))
+    wish = Wish(chain, draw(st.integers(0 if rows or chain else 1, 16)))
     needed = start == 0 and bool(rows)
     opening = draw(openings) if needed or draw(st.booleans()) else None
     return Extend(draw(uint64), start, rows, wish, opening)
@@ -58,17 +70,17 @@ def test_extends_come_back(extend: Extend) -> None:
 
 
 def opening(**changes: object) -> Extend:
-    return Extend(1, 0, (5,), 2, Opening(3, 1, **changes))  # type: ignore[arg-type]
+    return Extend(1, 0, (5,), Wish(2), Opening(3, 1, **changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("extend", "sentence"),
     [
-        (Extend(1, LENGTH - 1, (1, 2), 1), "extend: entries end at 513, at most 512."),
-        (Extend(1, 2**32 - 1, (1,), 1), "extend: entries end at 4294967296, at most 512."),
-        (Extend(1, 4, (1, VOCAB), 1), "extend: tokens must be below the vocabulary size 97."),
-        (Extend(1, 0, (1,), 1), "extend: an opening is required where start is 0."),
-        (Extend(1, 4, (), 0), "extend: it has neither entries nor a wish."),
+        (Extend(1, LENGTH - 1, (1, 2), Wish(1)), "extend: entries end at 513, at most 512."),
+        (Extend(1, 2**32 - 1, (1,), Wish(1)), "extend: entries end at 4294967296, at most 512."),
+        (Extend(1, 4, (1, VOCAB), Wish(1)), "extend: tokens must be below the vocabulary size 97."),
+        (Extend(1, 0, (1,), Wish(1)), "extend: an opening is required where start is 0."),
+        (Extend(1, 4, ()), "extend: it has neither entries nor a wish."),
     ],
 )
 def test_extends_that_cannot_be_applied_are_refused(extend: Extend, sentence: str) -> None:
@@ -98,7 +110,7 @@ def test_openings_out_of_range_are_refused(change: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    "extend", [Extend(1, 0, (5,), 2, Opening(VOCAB, 1)), opening(logit_bias={VOCAB: 1.0})]
+    "extend", [Extend(1, 0, (5,), Wish(2), Opening(VOCAB, 1)), opening(logit_bias={VOCAB: 1.0})]
 )
 def test_openings_beyond_the_vocabulary_are_refused(extend: Extend) -> None:
     with pytest.raises(InvalidRequest, match=r"^opening: tokens must be below .* size 97\.$"):
@@ -108,6 +120,9 @@ def test_openings_beyond_the_vocabulary_are_refused(extend: Extend) -> None:
 @st.composite
 def drafts(draw: st.DrawFn) -> Draft:
     guesses = draw(st.lists(st.tuples(tokens, st.floats(0, 1, width=32)), max_size=8))
+    if draw(st.booleans()):
+        found = tuple(t for t, _ in guesses)
+        return Draft(draw(uint64), draw(uint32), found, source=DraftSource.LOOKUP)
     return Draft(
         draw(uint64), draw(uint32), tuple(t for t, _ in guesses), tuple(c for _, c in guesses)
     )
@@ -149,6 +164,19 @@ def test_confidences_that_do_not_match_their_tokens_are_data_loss() -> None:
         codec.decode_proposals(message, VOCAB)
 
 
+def test_a_lookup_with_confidences_is_data_loss() -> None:
+    message = change_confidence(lambda d: setattr(d, "source", pb.DRAFT_SOURCE_LOOKUP))
+    with pytest.raises(DataLoss, match=r"^draft of 2 tokens: \(2,\) confidences\.$"):
+        codec.decode_proposals(message, VOCAB)
+
+
+@pytest.mark.parametrize("number", [pb.DRAFT_SOURCE_UNSPECIFIED, 3])
+def test_a_source_that_is_not_known_is_data_loss(number: int) -> None:
+    message = change_confidence(lambda d: setattr(d, "source", number))
+    with pytest.raises(DataLoss, match=rf"^draft: its source {number} is not known\.$"):
+        codec.decode_proposals(message, VOCAB)
+
+
 def test_confidences_in_two_dimensions_are_data_loss() -> None:
     square = tensor.pack_floats(np.zeros((2, 1), np.float32))
     message = change_confidence(lambda d: d.confidence.CopyFrom(square))
@@ -179,6 +207,7 @@ def test_what_a_drafter_announces_is_read_field_by_field() -> None:
         draft_vocab_size=8192,
         max_length=2048,
         max_draft_tokens=8,
+        lookup_match=3,
     )
     assert codec.decode_welcome(message) == Welcome(
         checkpoint_hash="c",
@@ -189,4 +218,5 @@ def test_what_a_drafter_announces_is_read_field_by_field() -> None:
         draft_vocab_size=8192,
         max_length=2048,
         max_draft_tokens=8,
+        lookup_match=3,
     )

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from specwire.draft import Ack, Draft, Need
+from specwire.draft import Ack, Draft, Need, Wish
 from specwire.sequence import SequenceReceiver, SequenceSender, Span
 from tests.specwire.pair import SEQ, Pair
 
@@ -152,10 +152,10 @@ def test_a_wish_that_bulk_rows_overtook_is_answered_at_the_newest_base() -> None
 
 def test_extends_that_queued_up_fold_into_one_draft_at_the_newest_base() -> None:
     receiver = SequenceReceiver()
-    assert receiver.extend(0, 3, 2) == Span(0, 3)
+    assert receiver.extend(0, 3, Wish(2, 7)) == Span(0, 3)
     assert receiver.extend(3, 5) == Span(3, 5)
-    assert receiver.extend(5, 6, 4) == Span(5, 6)
-    assert receiver.take_request() == 4
+    assert receiver.extend(5, 6, Wish(4, 1)) == Span(5, 6)
+    assert receiver.take_request() == Wish(4, 1)
     assert receiver.take_request() is None, "one answer for all of them"
     assert receiver.real_len == 6
 

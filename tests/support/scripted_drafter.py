@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 
 import torch
 
+from drafter_svc.lookup import SuffixIndex
 from specwire.draft import (
     Ack,
     Draft,
     DraftCost,
     DraftEvent,
+    DraftSource,
     Extend,
     Linked,
     Need,
@@ -22,6 +24,7 @@ from specwire.draft import (
     Proposals,
     Unlinked,
     Welcome,
+    Wish,
 )
 from specwire.sequence import SequenceReceiver
 from verifier_svc.target import Target
@@ -92,6 +95,7 @@ class _Held:
 class ScriptedDrafter:
     """A DraftPort that keeps the drafter's side of the protocol and guesses by `propose`.
 
+    Where its welcome has a `lookup_match`, lookups are answered as the real drafter does.
     `delay` seconds pass before each answer. While `silent`, rounds are taken and never answered.
     `unlink` and `link` lose the drafter and bring an empty one back. `evict` forgets a sequence.
     """
@@ -167,11 +171,19 @@ class ScriptedDrafter:
                 if isinstance(held, Need):
                     needs.append(held)
                 elif (wish := held.receiver.take_request()) is not None:
-                    guesses = tuple(self.propose(held.tokens, held.opening, wish))
-                    base = held.receiver.real_len
-                    drafts.append(Draft(extend.seq, base, guesses, (0.5,) * len(guesses)))
+                    drafts.append(self._draft(extend.seq, held, wish))
             if extends and not self.silent:
                 self._answer(Proposals(tuple(drafts), tuple(needs), DraftCost(0, 10)))
+
+    def _draft(self, seq: int, held: _Held, wish: Wish) -> Draft:
+        base = held.receiver.real_len
+        if wish.lookup and self.welcome.lookup_match:
+            index = SuffixIndex(self.welcome.lookup_match)
+            index.extend(held.tokens)
+            if found := index.propose(wish.lookup):
+                return Draft(seq, base, found, source=DraftSource.LOOKUP)
+        guesses = tuple(self.propose(held.tokens, held.opening, wish.chain)) if wish.chain else ()
+        return Draft(seq, base, guesses, (0.5,) * len(guesses))
 
     def bulk(self, link: int, extend: Extend, features: torch.Tensor) -> None:
         with self._lock:
@@ -189,7 +201,7 @@ class ScriptedDrafter:
                 return Need(extend.seq, 0, extend.stop)
             held = _Held(extend.opening, tokens=[extend.opening.first_token])
             self._held[extend.seq] = held
-        fresh = held.receiver.extend(extend.start, extend.stop, extend.draft_tokens)
+        fresh = held.receiver.extend(extend.start, extend.stop, extend.wish)
         if fresh is None:
             return Need(extend.seq, held.receiver.real_len, extend.stop)
         held.tokens += extend.tokens[fresh.start - extend.start :]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from specwire.draft import DraftSource
 from tests.support.running_engine import Result, RunningEngine
 
 VOCAB = 97
@@ -32,6 +33,9 @@ def check_usage(result: Result) -> None:
     assert usage.accepted_draft_tokens == sum(usage.accepted_at) == sum(e.accepted for e in rounds)
     proposed = usage.accepted_draft_tokens + usage.rejected_draft_tokens
     assert proposed == sum(usage.proposed_at) == sum(e.drafted for e in rounds)
+    looked_up = [e for e in rounds if e.source is DraftSource.LOOKUP]
+    assert sum(usage.lookup_proposed_at) == sum(e.drafted for e in looked_up)
+    assert sum(usage.lookup_accepted_at) == sum(e.accepted for e in looked_up)
     for emitted in rounds[:-1]:
         assert len(emitted.tokens) == emitted.accepted + 1
     # An end token inside a draft leaves no token after it.

@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from specwire import codec
-from specwire.draft import Ack, Draft, DraftCost, DraftEvent, Extend, Linked, Proposals, Unlinked
+from specwire.draft import (
+    Ack,
+    Draft,
+    DraftCost,
+    DraftEvent,
+    Extend,
+    Linked,
+    Proposals,
+    Unlinked,
+    Wish,
+)
 from specwire.handshake import Shape
 from specwire.torch import unpack
 from specwire.v1 import drafter_pb2 as pb
@@ -135,7 +145,7 @@ async def test_rounds_bulk_rows_and_their_answers_travel(connect: Connect) -> No
         )
         assert drafter.hellos == [hello, hello]
         rows = torch.randn(3, 64)
-        extend, other = Extend(1, 4, (7, 8), 3), Extend(2, 9, (6,), 1)
+        extend, other = Extend(1, 4, (7, 8), Wish(3, 5)), Extend(2, 9, (6,), Wish(1))
         client.round(linked.link, [extend, other], [rows[:2], rows[2:]], [44])
         assert await events.next(Proposals) == Proposals(
             (Draft(1, 4, (5, 6), (0.5, 0.25)),), (), DraftCost(1, 2)

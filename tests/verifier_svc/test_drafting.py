@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -13,12 +13,14 @@ from specwire.draft import (
     Draft,
     DraftCost,
     DraftEvent,
+    DraftSource,
     Extend,
     Linked,
     Need,
     Proposals,
     Unlinked,
     Welcome,
+    Wish,
 )
 from verifier_svc import drafting as drafting_module
 from verifier_svc.blocks import Extent
@@ -67,13 +69,17 @@ def port() -> Recorder:
     return Recorder()
 
 
-@pytest.fixture
-def drafting(port: Recorder) -> Drafting:
+def drafting_with(port: Recorder, policy: DraftLengthPolicy) -> Drafting:
     cache = KVCache(
         blocks=100, layers=1, kv_heads=1, head_dim=4, feature_width=8, dtype=torch.float32,
         device=torch.device("cpu"),
     )  # fmt: skip
-    return Drafting(port, DraftLengthPolicy(8, fixed=3), cache, deadline=0.1)
+    return Drafting(port, policy, cache, deadline=0.1)
+
+
+@pytest.fixture
+def drafting(port: Recorder) -> Drafting:
+    return drafting_with(port, DraftLengthPolicy(8, fixed=3))
 
 
 def decoding(length: int, seq: int = 1, max_draft_tokens: int = 8) -> Generating:
@@ -101,7 +107,7 @@ def test_a_round_carries_the_entries_their_successors_and_the_opening(
     drafting.send([one], 1.0)
     ((link, (extend,), closes),) = port.rounds
     assert (link, closes) == (LINK, [])
-    assert (extend.start, extend.tokens, extend.draft_tokens) == (0, (1, 2, 3, 4), 3)
+    assert (extend.start, extend.tokens, extend.wish) == (0, (1, 2, 3, 4), Wish(3))
     assert extend.opening is not None
     assert (extend.opening.first_token, extend.opening.output_start) == (0, 4)
     assert drafting.gathering.remaining(1.0) == pytest.approx(0.1)
@@ -201,10 +207,10 @@ def test_a_late_draft_is_not_used_and_still_scored(drafting: Drafting, port: Rec
     one.commit([8], 0)
     drafting.send([one], 1.2)
     assert len(port.rounds) == 1, "the first request is outstanding"
-    before = drafting._feeds[1].acceptance.rate(0)
+    before = drafting._feeds[1].record.chain.rate(0)
     drafting.receive(answer(Draft(1, 4, (7, 6))), 1.3)
     assert one.draft == ()
-    assert drafting._feeds[1].acceptance.rate(0) > before
+    assert drafting._feeds[1].record.chain.rate(0) > before
     drafting.send([one], 1.4)
     assert port.rounds[-1][1][0].start == 4
 
@@ -228,3 +234,101 @@ def test_a_sequence_that_wants_no_drafts_is_not_mentioned(
     drafting.close(1)
     drafting.send([], 1.1)
     assert port.rounds == []
+
+
+LOOKING = replace(WELCOME, lookup_match=3)
+
+
+def test_lookups_are_asked_for_where_the_drafter_has_them(
+    drafting: Drafting, port: Recorder
+) -> None:
+    one, two = decoding(5, 1), decoding(5, 2, max_draft_tokens=2)
+    drafting.receive(Linked(LINK, LOOKING), 0.0)
+    drafting.open(one)
+    drafting.open(two)
+    drafting.send([one, two], 1.0)
+    assert [extend.wish for extend in port.rounds[-1][1]] == [Wish(3, 3), Wish(2, 2)]
+    found = Draft(1, 4, (7, 8, 9), source=DraftSource.LOOKUP)
+    drafting.receive(answer(found, Draft(2, 4, (7, 8))), 1.01)
+    assert (one.draft, one.draft_source) == ((7, 8, 9), DraftSource.LOOKUP)
+    assert (two.draft, two.draft_source) == ((7, 8), DraftSource.CHAIN)
+    records = [drafting._feeds[seq].record for seq in (1, 2)]
+    # Both sequences' searches shape what either expects.
+    assert records[0].hit_rate > records[1].hit_rate
+    drafting.observe(1, DraftSource.LOOKUP, 3, 3)
+    drafting.observe(2, DraftSource.CHAIN, 2, 0)
+    assert records[0].lookup.rate(0) > 0.5 > records[1].chain.rate(0)
+
+
+def test_a_lookup_is_cut_to_what_fits_and_an_empty_one_is_a_miss(drafting: Drafting) -> None:
+    one = decoding(5, max_draft_tokens=2)
+    drafting.receive(Linked(LINK, LOOKING), 0.0)
+    drafting.open(one)
+    drafting.send([one], 1.0)
+    drafting.receive(answer(Draft(1, 4, (7, 8, 9), source=DraftSource.LOOKUP)), 1.1)
+    assert list(one.draft) == [7, 8]
+    hit = drafting._feeds[1].record.hit_rate
+    one.commit([50], 0)
+    drafting.send([one], 1.2)
+    drafting.receive(answer(Draft(1, 5, (), source=DraftSource.LOOKUP)), 1.3)
+    assert not one.draft
+    assert drafting.gathering.remaining(1.3) == 0
+    assert drafting._feeds[1].record.hit_rate < hit
+
+
+def test_a_late_lookup_is_scored_as_one(drafting: Drafting) -> None:
+    one = decoding(5)
+    drafting.receive(Linked(LINK, LOOKING), 0.0)
+    drafting.open(one)
+    drafting.send([one], 1.0)
+    one.commit([7], 0)
+    one.commit([8], 0)
+    drafting.send([one], 1.2)
+    record = drafting._feeds[1].record
+    chain, lookup = record.chain.rate(0), record.lookup.rate(0)
+    drafting.receive(answer(Draft(1, 4, (7, 6), source=DraftSource.LOOKUP)), 1.3)
+    assert one.draft == ()
+    assert record.lookup.rate(0) > lookup
+    assert record.lookup.rate(1) < 0.5
+    assert record.chain.rate(0) == chain
+
+
+def test_the_cost_of_an_answer_is_that_of_its_longest_chain(
+    port: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = DraftLengthPolicy(8, fixed=3)
+    seen: list[int] = []
+    monkeypatch.setattr(policy, "observe_draft", lambda length, seconds: seen.append(length))
+    drafting = drafting_with(port, policy)
+    one = decoding(5)
+    drafting.receive(Linked(LINK, LOOKING), 0.0)
+    drafting.open(one)
+    for base, draft in (
+        (4, Draft(1, 4, (7, 8, 9), source=DraftSource.LOOKUP)),
+        (5, Draft(1, 5, (7, 8))),
+    ):
+        assert one.entries == base
+        drafting.send([one], 1.0)
+        drafting.receive(answer(draft), 1.1)
+        one.commit([50], 0)
+    assert seen == [0, 2]
+
+
+def test_probes_are_not_waited_for(port: Recorder) -> None:
+    """Where nothing pays, a chain and a lookup are asked for now and then, apart."""
+    policy = DraftLengthPolicy(8)
+    for _ in range(50):
+        policy.observe_verify(1, 0.001)
+        policy.observe_draft(1, 10.0)
+    drafting = drafting_with(port, policy)
+    one = decoding(5)
+    drafting.receive(Linked(LINK, LOOKING), 0.0)
+    drafting.open(one)
+    for _ in range(32):
+        drafting.send([one], 1.0)
+        assert drafting.gathering.remaining(1.0) == 0
+        if port.rounds and port.rounds[-1][1][0].stop == one.entries:
+            drafting.receive(answer(Draft(1, one.entries, ())), 1.1)
+        one.commit([50], 0)
+    wishes = [extend.wish for _, extends, _ in port.rounds for extend in extends]
+    assert wishes == [Wish(0, 1), Wish(1, 0), Wish(0, 1), Wish(1, 0)]

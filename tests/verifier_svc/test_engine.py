@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,23 @@ def test_every_draft_length_gives_the_same_text(
     else:
         assert longest == int(length)
         assert all((usage.accepted_draft_tokens > 0) == (length != "0") for usage in usages)
+    assert not port.broken_promises
+
+
+@pytest.mark.parametrize("length", ["3", "auto"])
+def test_lookups_give_the_same_text_and_are_counted_apart(
+    tiny_llama: Path, texts: Texts, drafter: Callable[..., ScriptedDrafter], length: str
+) -> None:
+    port = drafter(good(texts, wrong=0.2))
+    port.welcome = replace(port.welcome, lookup_match=1)
+    with RunningEngine(tiny_llama, port, "--draft-length", length) as engine:
+        results = generate_all(engine)
+    for result, text in zip(results, texts, strict=True):
+        assert result.text == text
+        check_usage(result)
+    usages = [result.finished.usage for result in results]
+    looked_up = sum(sum(usage.lookup_proposed_at) for usage in usages)
+    assert 0 < looked_up < sum(sum(usage.proposed_at) for usage in usages)
     assert not port.broken_promises
 
 

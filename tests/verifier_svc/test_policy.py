@@ -1,20 +1,26 @@
-"""The choice of the draft length, in simulated time."""
+"""The choice of draft lengths, of chains and of lookups, in simulated time."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from itertools import product
 
 import pytest
 
-from verifier_svc.policy import Acceptance, DraftLengthPolicy, LinearCost
+from specwire.draft import DraftSource, Wish
+from verifier_svc.policy import DraftLengthPolicy, LinearCost
+from verifier_svc.record import Acceptance, Probes
 
-PROBE_INTERVAL = 16
+CHAIN, LOOKUP = DraftSource.CHAIN, DraftSource.LOOKUP
 
 
 @dataclass
 class World:
-    """Costs in seconds and the chance that a draft token is accepted after those before it."""
+    """Costs in seconds and the chance that a draft token is accepted after those before it.
+
+    A lookup finds something with chance `hits`; it waits for `draft`, and for no token.
+    """
 
     verify: float = 0.030
     per_row: float = 0.001
@@ -22,6 +28,11 @@ class World:
     per_token: float = 0.001
     acceptance: float = 0.7
     jitter: float = 0.1
+    hits: float = 0.0
+    lookup_acceptance: float = 0.0
+
+    def chance(self, source: DraftSource) -> float:
+        return self.acceptance if source is CHAIN else self.lookup_acceptance
 
 
 @dataclass
@@ -34,13 +45,18 @@ class Simulation:
     seed: int = 0
     time: float = 0.0
     tokens: int = 0
-    lengths: list[int] = field(default_factory=list)
+    wishes: list[list[Wish]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.policy = DraftLengthPolicy(self.max_length)
-        self.records = [self.policy.new_acceptance() for _ in range(self.sequences)]
+        self.records = [self.policy.new_record() for _ in range(self.sequences)]
         self.random = random.Random(self.seed)
-        self.idle = [0] * self.sequences
+        self.probes = [Probes() for _ in range(self.sequences)]
+
+    @property
+    def lengths(self) -> list[int]:
+        """The longest draft of each round."""
+        return [max(max(w.chain, w.lookup) for w in wishes) for wishes in self.wishes]
 
     def run(self, rounds: int) -> float:
         """Tokens per second of these rounds over those of plain decoding in the same time."""
@@ -52,27 +68,50 @@ class Simulation:
         return (self.tokens - tokens) / (self.time - time) / plain
 
     def round(self) -> None:
-        lengths = self.policy.choose(self.records, [self.max_length] * self.sequences)
-        self.lengths.append(max(lengths))
-        if longest := max(lengths):
-            spent = self.spend(self.world.draft + self.world.per_token * longest)
-            self.policy.observe_draft(longest, spent)
-        rows = self.sequences + sum(lengths)
+        cap = Wish(self.max_length, self.max_length if self.world.hits else 0)
+        wishes = self.policy.choose(self.records, [cap] * self.sequences)
+        self.wishes.append(wishes)
+        asked = [p.apply(w, cap) for p, w in zip(self.probes, wishes, strict=True)]
+        awaited = [
+            bool((ask.chain and wish.chain) or (ask.lookup and wish.lookup))
+            for ask, wish in zip(asked, wishes, strict=True)
+        ]
+        answers = [self.answer(i, ask) for i, ask in enumerate(asked)]
+        if any(asked):
+            self.wait(max(n for source, n in [*answers, (CHAIN, 0)] if source is CHAIN), awaited)
+        # What nobody waited for comes too late to be verified, and is scored all the same.
+        for i, (source, length) in enumerate(answers):
+            if length and not awaited[i]:
+                self.records[i].observe(source, 1, self.accept(source, 1))
+                answers[i] = (CHAIN, 0)
+        rows = self.sequences + sum(length for _, length in answers)
         spent = self.spend(self.world.verify + self.world.per_row * rows)
         self.policy.observe_verify(rows, spent)
-        for i, length in enumerate(lengths):
-            accepted = self.accept(length)
+        for i, (source, length) in enumerate(answers):
+            accepted = self.accept(source, length)
             self.tokens += 1 + accepted
             if length:
-                self.records[i].observe(length, accepted)
-            self.idle[i] = 0 if length else self.idle[i] + 1
-            if self.idle[i] and self.idle[i] % PROBE_INTERVAL == 0:
-                self.records[i].observe(1, self.accept(1))
-                self.policy.observe_draft(1, self.world.draft + self.world.per_token)
+                self.records[i].observe(source, length, accepted)
 
-    def accept(self, length: int) -> int:
+    def answer(self, i: int, ask: Wish) -> tuple[DraftSource, int]:
+        """What the drafter answers, and its length."""
+        if ask.lookup:
+            found = self.random.random() < self.world.hits
+            self.records[i].observe_search(found)
+            if found:
+                return LOOKUP, ask.lookup
+        return CHAIN, ask.chain
+
+    def wait(self, longest: int, awaited: list[bool]) -> None:
+        seconds = self.world.draft + self.world.per_token * longest
+        if any(awaited):
+            self.policy.observe_draft(longest, self.spend(seconds))
+        elif seconds < self.policy.expected_draft(longest):
+            self.policy.observe_draft(longest, seconds)
+
+    def accept(self, source: DraftSource, length: int) -> int:
         accepted = 0
-        while accepted < length and self.random.random() < self.world.acceptance:
+        while accepted < length and self.random.random() < self.world.chance(source):
             accepted += 1
         return accepted
 
@@ -83,14 +122,20 @@ class Simulation:
 
 
 def best_ratio(world: World, sequences: int, max_length: int = 8) -> float:
-    """What the best fixed length reaches over plain decoding."""
+    """What the best fixed lengths of chain and lookup reach over plain decoding."""
     plain = sequences / (world.verify + world.per_row * sequences)
     ratios = [1.0]
-    for k in range(1, max_length + 1):
-        tokens = sequences * sum(world.acceptance**i for i in range(k + 1))
-        rows = sequences * (1 + k)
-        seconds = world.verify + world.per_row * rows + world.draft + world.per_token * k
-        ratios.append(tokens / seconds / plain)
+    lengths = range(max_length + 1)
+    for chain, lookup in product(lengths, lengths if world.hits else [0]):
+        if not chain and not lookup:
+            continue
+        hits = world.hits if lookup else 0.0
+        of_chain = sum(world.acceptance**i for i in range(1, chain + 1))
+        of_lookup = sum(world.lookup_acceptance**i for i in range(1, lookup + 1))
+        tokens = sequences * (1 + hits * of_lookup + (1 - hits) * of_chain)
+        rows = sequences * (1 + hits * lookup + (1 - hits) * chain)
+        wait = world.draft + world.per_token * chain * (1 - hits**sequences)
+        ratios.append(tokens / (world.verify + world.per_row * rows + wait) / plain)
     return max(ratios)
 
 
@@ -99,12 +144,22 @@ PAYS = {
     "middling drafter": World(acceptance=0.5, draft=0.002),
     "cheap rows": World(per_row=0.0, per_token=0.0005, acceptance=0.9),
     "slow draft": World(acceptance=0.9, draft=0.015),
+    "lookups beside a middling drafter": World(acceptance=0.5, hits=0.4, lookup_acceptance=0.8),
+    "lookups beside a dead drafter": World(acceptance=0.0, hits=0.5, lookup_acceptance=0.9),
+    "lookups beside a slow drafter": World(
+        acceptance=0.6, draft=0.002, per_token=0.060, hits=0.5, lookup_acceptance=0.9
+    ),
+    "good drafter, bad lookups": World(acceptance=0.8, hits=0.5, lookup_acceptance=0.2),
 }
 NEVER_PAYS = {
     "drafter that is always wrong": World(acceptance=0.0),
     "drafter that is mostly wrong": World(acceptance=0.1, draft=0.006),
     "drafter slower than the target": World(acceptance=0.6, draft=0.060),
     "rows as dear as rounds": World(verify=0.001, per_row=0.020, acceptance=0.5),
+    "lookups that are wrong": World(acceptance=0.0, hits=0.8, lookup_acceptance=0.02),
+    "lookups that are rare and far": World(
+        acceptance=0.0, draft=0.010, hits=0.05, lookup_acceptance=0.9
+    ),
 }
 
 
@@ -126,7 +181,7 @@ def test_drafting_that_cannot_pay_stops(name: str, sequences: int) -> None:
     assert best_ratio(world, sequences) < 1.02
     simulation = Simulation(world, sequences)
     simulation.run(60)
-    simulation.lengths.clear()
+    simulation.wishes.clear()
     simulation.run(200)
     assert sum(length > 0 for length in simulation.lengths) <= 10
 
@@ -142,7 +197,7 @@ def test_it_never_falls_behind_plain_decoding(name: str, seed: int) -> None:
 def test_a_drafter_that_becomes_good_is_used_again() -> None:
     simulation = Simulation(World(acceptance=0.0))
     simulation.run(200)
-    simulation.lengths.clear()
+    simulation.wishes.clear()
     simulation.run(20)
     assert max(simulation.lengths) == 0
     simulation.world = World(acceptance=0.8)
@@ -163,7 +218,7 @@ def test_a_drafter_that_becomes_bad_is_dropped() -> None:
     simulation.run(300)
     simulation.world = World(acceptance=0.0)
     assert simulation.run(600) > 0.95
-    simulation.lengths.clear()
+    simulation.wishes.clear()
     simulation.run(100)
     assert sum(length > 0 for length in simulation.lengths) <= 10
 
@@ -178,37 +233,69 @@ def test_a_single_stall_does_not_end_drafting() -> None:
 
 def test_lengths_follow_each_sequences_own_acceptance() -> None:
     policy = DraftLengthPolicy(8)
-    good, bad = policy.new_acceptance(), policy.new_acceptance()
+    good, bad = policy.new_record(), policy.new_record()
     for _ in range(60):
         policy.observe_draft(8, 0.004)
         policy.observe_verify(2, 0.032)
         policy.observe_verify(18, 0.060)
-        good.observe(8, 8)
-        bad.observe(8, 0)
-    long, short = policy.choose([good, bad], [8, 8])
-    assert long >= 6
-    assert short <= 1
+        good.observe(CHAIN, 8, 8)
+        bad.observe(CHAIN, 8, 0)
+    long, short = policy.choose([good, bad], [Wish(8), Wish(8)])
+    assert long.chain >= 6
+    assert short.chain <= 1
+
+
+def test_each_source_has_its_own_length() -> None:
+    policy = DraftLengthPolicy(8)
+    copying, own = policy.new_record(), policy.new_record()
+    for record in (copying, own):
+        for _ in range(60):
+            policy.observe_draft(3, 0.005)
+            policy.observe_draft(0, 0.001)
+            policy.observe_verify(2, 0.032)
+            policy.observe_verify(18, 0.060)
+            record.observe_search(record is copying)
+            record.observe(LOOKUP, 8, 8 if record is copying else 0)
+            record.observe(CHAIN, 8, 1)
+    wishes = policy.choose([copying, own], [Wish(8, 8), Wish(8, 8)])
+    assert wishes[0].lookup >= 7
+    assert wishes[1].lookup == 0, "the chain is worth more"
+    assert 1 <= wishes[1].chain <= 3
+    assert policy.choose([copying, own], [Wish(8), Wish(8)])[0].lookup == 0
+
+
+def test_a_lookup_length_is_forgotten_when_lookups_go_wrong() -> None:
+    simulation = Simulation(World(acceptance=0.5, hits=0.6, lookup_acceptance=0.9))
+    simulation.run(200)
+    assert max(wishes[0].lookup for wishes in simulation.wishes[-20:]) >= 6
+    simulation.world.lookup_acceptance = 0.02
+    simulation.run(200)
+    simulation.wishes.clear()
+    simulation.run(100)
+    assert sum(wishes[0].lookup > 0 for wishes in simulation.wishes) <= 10
 
 
 def test_caps_bind() -> None:
     simulation = Simulation(World(acceptance=0.95, per_row=0.0))
     simulation.run(100)
-    records = [*simulation.records, simulation.policy.new_acceptance(), *simulation.records]
-    lengths = simulation.policy.choose(records, [2, 0, 5])
-    assert all(length <= cap for length, cap in zip(lengths, [2, 0, 5], strict=True))
-    assert lengths[0] == 2
+    records = [*simulation.records, simulation.policy.new_record(), *simulation.records]
+    wishes = simulation.policy.choose(records, [Wish(2), Wish(0), Wish(5)])
+    assert all(wish.chain <= cap for wish, cap in zip(wishes, [2, 0, 5], strict=True))
+    assert wishes[0].chain == 2
     assert simulation.policy.choose([], []) == []
 
 
 @pytest.mark.parametrize("fixed", [0, 1, 5, 8])
 def test_a_fixed_length_is_kept_whatever_it_costs(fixed: int) -> None:
     policy = DraftLengthPolicy(8, fixed)
-    record = policy.new_acceptance()
+    record = policy.new_record()
     for _ in range(50):
         policy.observe_draft(8, 10.0)
         policy.observe_verify(1, 0.001)
-        record.observe(8, 0)
-    assert policy.choose([record, record], [8, 3]) == [fixed, min(3, fixed)]
+        record.observe(CHAIN, 8, 0)
+        record.observe(LOOKUP, 8, 0)
+    wishes = policy.choose([record, record], [Wish(8, 8), Wish(3, 0)])
+    assert wishes == [Wish(fixed, fixed), Wish(min(3, fixed), 0)]
     assert not policy.adaptive
 
 
@@ -225,10 +312,15 @@ def test_acceptance_is_conditional_on_the_position_before() -> None:
 
 def test_a_new_sequence_starts_from_what_others_saw() -> None:
     policy = DraftLengthPolicy(4)
-    old = policy.new_acceptance()
+    old = policy.new_record()
     for _ in range(100):
-        old.observe(4, 0)
-    assert policy.new_acceptance().rate(0) < 0.1
+        old.observe(CHAIN, 4, 0)
+        old.observe(LOOKUP, 4, 4)
+        old.observe_search(False)
+    new = policy.new_record()
+    assert new.chain.rate(0) < 0.1
+    assert new.lookup.rate(0) > 0.9
+    assert new.hit_rate < 0.1
 
 
 def test_costs_are_a_line_that_forgets() -> None:

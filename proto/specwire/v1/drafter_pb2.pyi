@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from specwire.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -18,6 +19,28 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _DraftSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DraftSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DraftSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DRAFT_SOURCE_UNSPECIFIED: _DraftSource.ValueType  # 0
+    DRAFT_SOURCE_CHAIN: _DraftSource.ValueType  # 1
+    """The drafter's model."""
+    DRAFT_SOURCE_LOOKUP: _DraftSource.ValueType  # 2
+    """What followed an earlier occurrence of the sequence's suffix."""
+
+class DraftSource(_DraftSource, metaclass=_DraftSourceEnumTypeWrapper):
+    """What a draft was made by."""
+
+DRAFT_SOURCE_UNSPECIFIED: DraftSource.ValueType  # 0
+DRAFT_SOURCE_CHAIN: DraftSource.ValueType  # 1
+"""The drafter's model."""
+DRAFT_SOURCE_LOOKUP: DraftSource.ValueType  # 2
+"""What followed an earlier occurrence of the sequence's suffix."""
+Global___DraftSource: _TypeAlias = DraftSource  # noqa: Y015
 
 @_typing.final
 class DescribeRequest(_message.Message):
@@ -55,6 +78,7 @@ class DescribeResponse(_message.Message):
     MAX_DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    LOOKUP_MATCH_FIELD_NUMBER: _builtins.int
     checkpoint_hash: _builtins.str
     """sha256 of the checkpoint's weights and configuration."""
     target_fingerprint: _builtins.str
@@ -72,6 +96,8 @@ class DescribeResponse(_message.Message):
     max_draft_tokens: _builtins.int
     dtype: _builtins.str
     version: _builtins.str
+    lookup_match: _builtins.int
+    """Shortest repeated suffix whose continuation is proposed instead of a chain; 0: none is."""
     @_builtins.property
     def aux_layer_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Captured states: the input to these target layers, in order."""
@@ -94,10 +120,11 @@ class DescribeResponse(_message.Message):
         max_draft_tokens: _builtins.int = ...,
         dtype: _builtins.str = ...,
         version: _builtins.str = ...,
+        lookup_match: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_layer_ids", b"aux_layer_ids", "checkpoint_hash", b"checkpoint_hash", "draft_temperature", b"draft_temperature", "draft_vocab_size", b"draft_vocab_size", "dtype", b"dtype", "fc_norm", b"fc_norm", "hidden_size", b"hidden_size", "max_draft_tokens", b"max_draft_tokens", "max_length", b"max_length", "norm_before_residual", b"norm_before_residual", "norm_output", b"norm_output", "target_fingerprint", b"target_fingerprint", "target_hidden_size", b"target_hidden_size", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_layer_ids", b"aux_layer_ids", "checkpoint_hash", b"checkpoint_hash", "draft_temperature", b"draft_temperature", "draft_vocab_size", b"draft_vocab_size", "dtype", b"dtype", "fc_norm", b"fc_norm", "hidden_size", b"hidden_size", "lookup_match", b"lookup_match", "max_draft_tokens", b"max_draft_tokens", "max_length", b"max_length", "norm_before_residual", b"norm_before_residual", "norm_output", b"norm_output", "target_fingerprint", b"target_fingerprint", "target_hidden_size", b"target_hidden_size", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -207,10 +234,15 @@ class Extend(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     DRAFT_TOKENS_FIELD_NUMBER: _builtins.int
     OPENING_FIELD_NUMBER: _builtins.int
+    LOOKUP_TOKENS_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     start: _builtins.int
     draft_tokens: _builtins.int
-    """Draft tokens asked for; 0 asks for none."""
+    """Draft tokens asked for of a chain; 0 asks for none."""
+    lookup_tokens: _builtins.int
+    """Draft tokens asked for where the sequence repeats a suffix: then a lookup answers instead of
+    the chain. 0 asks for no lookup.
+    """
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The successor token x_{i+1} of each entry i."""
@@ -227,10 +259,11 @@ class Extend(_message.Message):
         tokens: _abc.Iterable[_builtins.int] | None = ...,
         draft_tokens: _builtins.int = ...,
         opening: Global___Opening | None = ...,
+        lookup_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["opening", b"opening"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_tokens", b"draft_tokens", "opening", b"opening", "seq", b"seq", "start", b"start", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_tokens", b"draft_tokens", "lookup_tokens", b"lookup_tokens", "opening", b"opening", "seq", b"seq", "start", b"start", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -372,13 +405,15 @@ class Draft(_message.Message):
     BASE_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     CONFIDENCE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     base: _builtins.int
+    source: Global___DraftSource.ValueType
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def confidence(self) -> _tensor_pb2.Tensor:
-        """fp32 [len(tokens)]: the drafter's probability of each, at temperature 1."""
+        """fp32 [len(tokens)]: the chain's probability of each, at temperature 1; a lookup has none: [0]."""
 
     def __init__(
         self,
@@ -387,10 +422,11 @@ class Draft(_message.Message):
         base: _builtins.int = ...,
         tokens: _abc.Iterable[_builtins.int] | None = ...,
         confidence: _tensor_pb2.Tensor | None = ...,
+        source: Global___DraftSource.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "confidence", b"confidence", "seq", b"seq", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "confidence", b"confidence", "seq", b"seq", "source", b"source", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -480,7 +516,7 @@ class BulkExtend(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def extend(self) -> Global___Extend:
-        """`draft_tokens` is 0."""
+        """`draft_tokens` and `lookup_tokens` are 0."""
 
     @_builtins.property
     def features(self) -> _tensor_pb2.Tensor:

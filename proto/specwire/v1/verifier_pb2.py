@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from specwire.v1 import drafter_pb2 as specwire_dot_v1_dot_drafter__pb2
 from specwire.v1 import tensor_pb2 as specwire_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aspecwire/v1/verifier.proto\x12\x0bspecwire.v1\x1a\x18specwire/v1/tensor.proto\"\x16\n\x14\x44\x65scribeModelRequest\"m\n\x15\x44\x65scribeModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x12.specwire.v1.ModelH\x00\x12&\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x16.specwire.v1.FileChunkH\x00\x42\x07\n\x05\x66rame\"\xae\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x13\n\x0bhidden_size\x18\x05 \x01(\r\x12\x12\n\nnum_layers\x18\x06 \x01(\r\x12\x15\n\rmax_model_len\x18\x07 \x01(\r\x12\x15\n\rmax_sequences\x18\x08 \x01(\r\x12\x18\n\x10max_top_logprobs\x18\t \x01(\r\x12\x18\n\x10max_draft_tokens\x18\n \x01(\r\x12\x15\n\reos_token_ids\x18\x0b \x03(\r\x12\x17\n\x0ftokenizer_files\x18\x0c \x03(\t\x12\x0f\n\x07version\x18\r \x01(\t\x12\x13\n\x0bspeculation\x18\x0e \x01(\x08\"5\n\tFileChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\"\xdc\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x03(\r\x12\x14\n\x0coutput_start\x18\x05 \x01(\r\x12\'\n\x08sampling\x18\x06 \x01(\x0b\x32\x15.specwire.v1.Sampling\x12-\n\x0bspeculation\x18\x07 \x01(\x0b\x32\x18.specwire.v1.Speculation\x12\x14\n\x0c\x63hoice_index\x18\x08 \x01(\r\"\xeb\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x02\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12\x38\n\nlogit_bias\x18\t \x03(\x0b\x32$.specwire.v1.Sampling.LogitBiasEntry\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x12\n\nmin_tokens\x18\x0b \x01(\r\x12\x17\n\nmax_tokens\x18\x0c \x01(\rH\x03\x88\x01\x01\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x19\n\x0ctop_logprobs\x18\x0e \x01(\rH\x04\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokensB\x0f\n\r_top_logprobs\"S\n\x0bSpeculation\x12\x10\n\x08\x64isabled\x18\x01 \x01(\x08\x12\x1d\n\x10max_draft_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x13\n\x11_max_draft_tokens\"y\n\x10GenerateResponse\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x13.specwire.v1.TokensH\x00\x12%\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x13.specwire.v1.FinishH\x00\x42\x07\n\x05\x66rame\"p\n\x06Tokens\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x03(\r\x12\'\n\x08logprobs\x18\x03 \x01(\x0b\x32\x15.specwire.v1.Logprobs\x12\x0f\n\x07\x64rafted\x18\x04 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\r\"a\n\x08Logprobs\x12\"\n\x05\x64rawn\x18\x01 \x01(\x0b\x32\x13.specwire.v1.Tensor\x12\x0f\n\x07top_ids\x18\x02 \x03(\r\x12 \n\x03top\x18\x03 \x01(\x0b\x32\x13.specwire.v1.Tensor\"}\n\x06\x46inish\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.specwire.v1.FinishReason\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.specwire.v1.Usage\x12%\n\x07timings\x18\x03 \x01(\x0b\x32\x14.specwire.v1.Timings\"\xe7\x01\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\x12\x1d\n\x15\x61\x63\x63\x65pted_draft_tokens\x18\x04 \x01(\r\x12\x1d\n\x15rejected_draft_tokens\x18\x05 \x01(\r\x12\x0e\n\x06rounds\x18\x06 \x01(\r\x12\x16\n\x0e\x64rafted_rounds\x18\x07 \x01(\r\x12\x13\n\x0bproposed_at\x18\x08 \x03(\r\x12\x13\n\x0b\x61\x63\x63\x65pted_at\x18\t \x03(\r\"\xa3\x01\n\x07Timings\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x12\n\nprefill_us\x18\x02 \x01(\x04\x12\x11\n\ttarget_us\x18\x03 \x01(\x04\x12\x0f\n\x07\x64raw_us\x18\x04 \x01(\x04\x12\x12\n\ndrafter_us\x18\x05 \x01(\x04\x12\x18\n\x10\x64rafter_queue_us\x18\x06 \x01(\x04\x12\x0f\n\x07wire_us\x18\x07 \x01(\x04\x12\x0f\n\x07host_us\x18\x08 \x01(\x04\"\x0e\n\x0c\x44rainRequest\"1\n\rDrainResponse\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xf6\x01\n\x0fVerifierService\x12X\n\rDescribeModel\x12!.specwire.v1.DescribeModelRequest\x1a\".specwire.v1.DescribeModelResponse0\x01\x12I\n\x08Generate\x12\x1c.specwire.v1.GenerateRequest\x1a\x1d.specwire.v1.GenerateResponse0\x01\x12>\n\x05\x44rain\x12\x19.specwire.v1.DrainRequest\x1a\x1a.specwire.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aspecwire/v1/verifier.proto\x12\x0bspecwire.v1\x1a\x19specwire/v1/drafter.proto\x1a\x18specwire/v1/tensor.proto\"\x16\n\x14\x44\x65scribeModelRequest\"m\n\x15\x44\x65scribeModelResponse\x12#\n\x05model\x18\x01 \x01(\x0b\x32\x12.specwire.v1.ModelH\x00\x12&\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x16.specwire.v1.FileChunkH\x00\x42\x07\n\x05\x66rame\"\xae\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x13\n\x0bhidden_size\x18\x05 \x01(\r\x12\x12\n\nnum_layers\x18\x06 \x01(\r\x12\x15\n\rmax_model_len\x18\x07 \x01(\r\x12\x15\n\rmax_sequences\x18\x08 \x01(\r\x12\x18\n\x10max_top_logprobs\x18\t \x01(\r\x12\x18\n\x10max_draft_tokens\x18\n \x01(\r\x12\x15\n\reos_token_ids\x18\x0b \x03(\r\x12\x17\n\x0ftokenizer_files\x18\x0c \x03(\t\x12\x0f\n\x07version\x18\r \x01(\t\x12\x13\n\x0bspeculation\x18\x0e \x01(\x08\"5\n\tFileChunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04last\x18\x03 \x01(\x08\"\xdc\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x03(\r\x12\x14\n\x0coutput_start\x18\x05 \x01(\r\x12\'\n\x08sampling\x18\x06 \x01(\x0b\x32\x15.specwire.v1.Sampling\x12-\n\x0bspeculation\x18\x07 \x01(\x0b\x32\x18.specwire.v1.Speculation\x12\x14\n\x0c\x63hoice_index\x18\x08 \x01(\r\"\xeb\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x02\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12\x38\n\nlogit_bias\x18\t \x03(\x0b\x32$.specwire.v1.Sampling.LogitBiasEntry\x12\x16\n\x0estop_token_ids\x18\n \x03(\r\x12\x12\n\nmin_tokens\x18\x0b \x01(\r\x12\x17\n\nmax_tokens\x18\x0c \x01(\rH\x03\x88\x01\x01\x12\x12\n\nignore_eos\x18\r \x01(\x08\x12\x19\n\x0ctop_logprobs\x18\x0e \x01(\rH\x04\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x15\n\x13_repetition_penaltyB\r\n\x0b_max_tokensB\x0f\n\r_top_logprobs\"S\n\x0bSpeculation\x12\x10\n\x08\x64isabled\x18\x01 \x01(\x08\x12\x1d\n\x10max_draft_tokens\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x13\n\x11_max_draft_tokens\"y\n\x10GenerateResponse\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12%\n\x06tokens\x18\x02 \x01(\x0b\x32\x13.specwire.v1.TokensH\x00\x12%\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x13.specwire.v1.FinishH\x00\x42\x07\n\x05\x66rame\"\x9a\x01\n\x06Tokens\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03ids\x18\x02 \x03(\r\x12\'\n\x08logprobs\x18\x03 \x01(\x0b\x32\x15.specwire.v1.Logprobs\x12\x0f\n\x07\x64rafted\x18\x04 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\r\x12(\n\x06source\x18\x06 \x01(\x0e\x32\x18.specwire.v1.DraftSource\"a\n\x08Logprobs\x12\"\n\x05\x64rawn\x18\x01 \x01(\x0b\x32\x13.specwire.v1.Tensor\x12\x0f\n\x07top_ids\x18\x02 \x03(\r\x12 \n\x03top\x18\x03 \x01(\x0b\x32\x13.specwire.v1.Tensor\"}\n\x06\x46inish\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.specwire.v1.FinishReason\x12!\n\x05usage\x18\x02 \x01(\x0b\x32\x12.specwire.v1.Usage\x12%\n\x07timings\x18\x03 \x01(\x0b\x32\x14.specwire.v1.Timings\"\x9f\x02\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x03 \x01(\r\x12\x1d\n\x15\x61\x63\x63\x65pted_draft_tokens\x18\x04 \x01(\r\x12\x1d\n\x15rejected_draft_tokens\x18\x05 \x01(\r\x12\x0e\n\x06rounds\x18\x06 \x01(\r\x12\x16\n\x0e\x64rafted_rounds\x18\x07 \x01(\r\x12\x13\n\x0bproposed_at\x18\x08 \x03(\r\x12\x13\n\x0b\x61\x63\x63\x65pted_at\x18\t \x03(\r\x12\x1a\n\x12lookup_proposed_at\x18\n \x03(\r\x12\x1a\n\x12lookup_accepted_at\x18\x0b \x03(\r\"\xa3\x01\n\x07Timings\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x12\n\nprefill_us\x18\x02 \x01(\x04\x12\x11\n\ttarget_us\x18\x03 \x01(\x04\x12\x0f\n\x07\x64raw_us\x18\x04 \x01(\x04\x12\x12\n\ndrafter_us\x18\x05 \x01(\x04\x12\x18\n\x10\x64rafter_queue_us\x18\x06 \x01(\x04\x12\x0f\n\x07wire_us\x18\x07 \x01(\x04\x12\x0f\n\x07host_us\x18\x08 \x01(\x04\"\x0e\n\x0c\x44rainRequest\"1\n\rDrainResponse\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xf6\x01\n\x0fVerifierService\x12X\n\rDescribeModel\x12!.specwire.v1.DescribeModelRequest\x1a\".specwire.v1.DescribeModelResponse0\x01\x12I\n\x08Generate\x12\x1c.specwire.v1.GenerateRequest\x1a\x1d.specwire.v1.GenerateResponse0\x01\x12>\n\x05\x44rain\x12\x19.specwire.v1.DrainRequest\x1a\x1a.specwire.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,40 +35,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2296
-  _globals['_FINISHREASON']._serialized_end=2391
-  _globals['_DESCRIBEMODELREQUEST']._serialized_start=69
-  _globals['_DESCRIBEMODELREQUEST']._serialized_end=91
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=93
-  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=202
-  _globals['_MODEL']._serialized_start=205
-  _globals['_MODEL']._serialized_end=507
-  _globals['_FILECHUNK']._serialized_start=509
-  _globals['_FILECHUNK']._serialized_end=562
-  _globals['_GENERATEREQUEST']._serialized_start=565
-  _globals['_GENERATEREQUEST']._serialized_end=785
-  _globals['_SAMPLING']._serialized_start=788
-  _globals['_SAMPLING']._serialized_end=1279
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=1150
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=1198
-  _globals['_SPECULATION']._serialized_start=1281
-  _globals['_SPECULATION']._serialized_end=1364
-  _globals['_GENERATERESPONSE']._serialized_start=1366
-  _globals['_GENERATERESPONSE']._serialized_end=1487
-  _globals['_TOKENS']._serialized_start=1489
-  _globals['_TOKENS']._serialized_end=1601
-  _globals['_LOGPROBS']._serialized_start=1603
-  _globals['_LOGPROBS']._serialized_end=1700
-  _globals['_FINISH']._serialized_start=1702
-  _globals['_FINISH']._serialized_end=1827
-  _globals['_USAGE']._serialized_start=1830
-  _globals['_USAGE']._serialized_end=2061
-  _globals['_TIMINGS']._serialized_start=2064
-  _globals['_TIMINGS']._serialized_end=2227
-  _globals['_DRAINREQUEST']._serialized_start=2229
-  _globals['_DRAINREQUEST']._serialized_end=2243
-  _globals['_DRAINRESPONSE']._serialized_start=2245
-  _globals['_DRAINRESPONSE']._serialized_end=2294
-  _globals['_VERIFIERSERVICE']._serialized_start=2394
-  _globals['_VERIFIERSERVICE']._serialized_end=2640
+  _globals['_FINISHREASON']._serialized_start=2422
+  _globals['_FINISHREASON']._serialized_end=2517
+  _globals['_DESCRIBEMODELREQUEST']._serialized_start=96
+  _globals['_DESCRIBEMODELREQUEST']._serialized_end=118
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_start=120
+  _globals['_DESCRIBEMODELRESPONSE']._serialized_end=229
+  _globals['_MODEL']._serialized_start=232
+  _globals['_MODEL']._serialized_end=534
+  _globals['_FILECHUNK']._serialized_start=536
+  _globals['_FILECHUNK']._serialized_end=589
+  _globals['_GENERATEREQUEST']._serialized_start=592
+  _globals['_GENERATEREQUEST']._serialized_end=812
+  _globals['_SAMPLING']._serialized_start=815
+  _globals['_SAMPLING']._serialized_end=1306
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=1177
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=1225
+  _globals['_SPECULATION']._serialized_start=1308
+  _globals['_SPECULATION']._serialized_end=1391
+  _globals['_GENERATERESPONSE']._serialized_start=1393
+  _globals['_GENERATERESPONSE']._serialized_end=1514
+  _globals['_TOKENS']._serialized_start=1517
+  _globals['_TOKENS']._serialized_end=1671
+  _globals['_LOGPROBS']._serialized_start=1673
+  _globals['_LOGPROBS']._serialized_end=1770
+  _globals['_FINISH']._serialized_start=1772
+  _globals['_FINISH']._serialized_end=1897
+  _globals['_USAGE']._serialized_start=1900
+  _globals['_USAGE']._serialized_end=2187
+  _globals['_TIMINGS']._serialized_start=2190
+  _globals['_TIMINGS']._serialized_end=2353
+  _globals['_DRAINREQUEST']._serialized_start=2355
+  _globals['_DRAINREQUEST']._serialized_end=2369
+  _globals['_DRAINRESPONSE']._serialized_start=2371
+  _globals['_DRAINRESPONSE']._serialized_end=2420
+  _globals['_VERIFIERSERVICE']._serialized_start=2520
+  _globals['_VERIFIERSERVICE']._serialized_end=2766
 # @@protoc_insertion_point(module_scope)

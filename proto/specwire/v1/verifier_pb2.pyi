@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from specwire.v1 import drafter_pb2 as _drafter_pb2
 from specwire.v1 import tensor_pb2 as _tensor_pb2
 import builtins as _builtins
 import sys
@@ -406,11 +407,14 @@ class Tokens(_message.Message):
     LOGPROBS_FIELD_NUMBER: _builtins.int
     DRAFTED_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     start: _builtins.int
     """Absolute index of the first, counted from the start of the prompt."""
     drafted: _builtins.int
     """Draft tokens that the round verified, and those of them that were accepted."""
     accepted: _builtins.int
+    source: _drafter_pb2.DraftSource.ValueType
+    """Of the draft, where there was one."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -423,10 +427,11 @@ class Tokens(_message.Message):
         logprobs: Global___Logprobs | None = ...,
         drafted: _builtins.int = ...,
         accepted: _builtins.int = ...,
+        source: _drafter_pb2.DraftSource.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "drafted", b"drafted", "ids", b"ids", "logprobs", b"logprobs", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "drafted", b"drafted", "ids", b"ids", "logprobs", b"logprobs", "source", b"source", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -506,6 +511,8 @@ class Usage(_message.Message):
     DRAFTED_ROUNDS_FIELD_NUMBER: _builtins.int
     PROPOSED_AT_FIELD_NUMBER: _builtins.int
     ACCEPTED_AT_FIELD_NUMBER: _builtins.int
+    LOOKUP_PROPOSED_AT_FIELD_NUMBER: _builtins.int
+    LOOKUP_ACCEPTED_AT_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     completion_tokens: _builtins.int
     cached_prompt_tokens: _builtins.int
@@ -516,10 +523,16 @@ class Usage(_message.Message):
     drafted_rounds: _builtins.int
     @_builtins.property
     def proposed_at(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """By chain position: how often a draft token was proposed and accepted there."""
+        """By position in the draft: how often a draft token was proposed and accepted there."""
 
     @_builtins.property
     def accepted_at(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def lookup_proposed_at(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The same of drafts by lookup alone; what is left is the chain's."""
+
+    @_builtins.property
+    def lookup_accepted_at(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -532,10 +545,12 @@ class Usage(_message.Message):
         drafted_rounds: _builtins.int = ...,
         proposed_at: _abc.Iterable[_builtins.int] | None = ...,
         accepted_at: _abc.Iterable[_builtins.int] | None = ...,
+        lookup_proposed_at: _abc.Iterable[_builtins.int] | None = ...,
+        lookup_accepted_at: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "accepted_draft_tokens", b"accepted_draft_tokens", "cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "drafted_rounds", b"drafted_rounds", "prompt_tokens", b"prompt_tokens", "proposed_at", b"proposed_at", "rejected_draft_tokens", b"rejected_draft_tokens", "rounds", b"rounds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "accepted_draft_tokens", b"accepted_draft_tokens", "cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "drafted_rounds", b"drafted_rounds", "lookup_accepted_at", b"lookup_accepted_at", "lookup_proposed_at", b"lookup_proposed_at", "prompt_tokens", b"prompt_tokens", "proposed_at", b"proposed_at", "rejected_draft_tokens", b"rejected_draft_tokens", "rounds", b"rounds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,13 +2,20 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from drafter_svc.checkpoint import save_checkpoint
-from drafter_svc.train.evaluate import greedy_answers, main, read_prompts
+from drafter_svc.train.evaluate import (
+    EvaluateSettings,
+    first_turn,
+    greedy_answers,
+    main,
+    read_texts,
+)
 from drafter_svc.train.initial import drafter_config, initial_drafter
 from drafter_svc.train.target import Target, load_target
 from tests.support.tiny_llama import write_tiny_llama
@@ -36,15 +43,15 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def test_prompts_are_first_turns_in_the_template(target: Target, prompts: Path) -> None:
-    read = read_prompts(str(prompts), target, 2)
-    assert [target.tokenizer.decode(ids) for ids in read] == [
+    read = [first_turn(json.loads(line), target) for line in prompts.read_text().splitlines()]
+    assert [target.tokenizer.decode(ids) for ids in read[:2]] == [
         "<|im_start|>user hello<|im_end|><|im_start|>assistant ",
         "<|im_start|>user a longer question<|im_end|><|im_start|>assistant ",
     ]
 
 
 def test_batched_answers_are_those_of_single_prompts(target: Target, prompts: Path) -> None:
-    asked = read_prompts(str(prompts), target, 3)
+    asked = [first_turn(json.loads(line), target) for line in prompts.read_text().splitlines()]
     fp32 = Target(target.model.float(), target.tokenizer, target.name, target.fingerprint)
     try:
         batched = list(greedy_answers(fp32, asked, 12, batch=3))
@@ -57,10 +64,28 @@ def test_batched_answers_are_those_of_single_prompts(target: Target, prompts: Pa
         assert len(ids) == prompt + 12 or ids[-1] == target.tokenizer.eos_token_id
 
 
-def run(monkeypatch: pytest.MonkeyPatch, target: Path, checkpoint: Path, prompts: Path) -> int:
+def test_conversations_are_replayed_up_to_the_end_of_their_first_answer(
+    target: Target, tmp_path: Path
+) -> None:
+    turns = [("user", "hi"), ("assistant", "hello you"), ("user", "b"), ("assistant", "c")]
+    record = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    path = tmp_path / "held_out.jsonl"
+    empty = {"messages": [{"role": "user", "content": "unanswered"}]}
+    path.write_text(json.dumps(record) + "\n" + json.dumps(empty) + "\n")
+    settings = EvaluateSettings("", "", [], new_tokens=50)
+    ((ids, prompt),) = read_texts(str(path), target, settings)
+    assert target.tokenizer.decode(ids[prompt:]) == "hello you<|im_end|>"
+    assert target.tokenizer.decode(ids[:prompt]).endswith("<|im_start|>assistant ")
+    ((ids, prompt),) = read_texts(str(path), target, replace(settings, new_tokens=3))
+    assert target.tokenizer.decode(ids[prompt:]) == "hel"
+
+
+def run(
+    monkeypatch: pytest.MonkeyPatch, target: Path, checkpoint: Path, prompts: Path, *more: str
+) -> int:
     arguments = ["--target", target, "--checkpoint", checkpoint, "--prompts", prompts]
     sizes = ["--new_tokens", "24", "--draft_length", "2"]
-    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments), *sizes])
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments), *sizes, *more])
     return main()
 
 
@@ -77,6 +102,49 @@ def test_the_command_prints_one_line_per_file(
     assert line["draft_length"] == 2
     assert line["rounds"] > 0
     assert line["acceptance_length"] == pytest.approx(1 + sum(line["per_position"]), abs=2e-3)
+
+
+def test_lookup_is_compared_with_the_chain(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tiny_llama: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "copied.jsonl"
+    turns = [("user", "repeat"), ("assistant", "one fine day " * 5)]
+    record = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    path.write_text(json.dumps(record) + "\n")
+    more = ("--lookup", "2", "4", "--lookup_length", "6", "--new_tokens", "60")
+    assert run(monkeypatch, tiny_llama, checkpoint, path, *more) == 0
+    out, table = capsys.readouterr()
+    lines = {line["drafts"]: line for line in map(json.loads, out.splitlines())}
+    names = ["lookup 2", "chain + lookup 2", "lookup 4", "chain + lookup 4"]
+    assert list(lines) == ["chain", *names]
+    assert lines["chain"]["lookup_rounds"] == 0
+    for name in names:
+        assert lines[name]["acceptance_length"] > lines["chain"]["acceptance_length"]
+        assert lines[name]["lookup_acceptance_length"] > 5
+        assert f"  {name}  " in table
+    # A shorter threshold finds the repetition earlier.
+    assert lines["lookup 2"]["rounds"] <= lines["lookup 4"]["rounds"]
+    assert "best threshold: 2" in table
+
+
+def test_bad_records_and_settings_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tiny_llama: Path,
+    checkpoint: Path,
+    prompts: Path,
+    tmp_path: Path,
+) -> None:
+    assert run(monkeypatch, tiny_llama, checkpoint, prompts, "--lookup", "0") == 2
+    assert "lookup must be at least 1, got 0" in capsys.readouterr().err
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "abc"}\n')
+    assert run(monkeypatch, tiny_llama, checkpoint, path) == 2
+    assert 'text.jsonl: every record must have "turns" or "messages"' in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_target_is_refused(

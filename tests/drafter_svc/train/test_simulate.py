@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from drafter_svc.train.simulate import Rounds, draft_chains, walk
+from drafter_svc.train.simulate import Rounds, draft_chains, lookups, walk
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 from tests.drafter_svc.train.test_ttt import OneChain
 
@@ -58,6 +58,34 @@ def test_loops_are_told_apart() -> None:
     own = rounds.without_loops()
     assert rounds.acceptance_length == own.acceptance_length == 2.0
     assert len(own.accepted) == sum(position < 19 for position in range(3, len(ids) - 1, 2))
+
+
+def test_lookups_know_the_tokens_that_are_committed_and_no_others() -> None:
+    ids = [5, 1, 2, 3, 9, 1, 2, 3, 8, 1]
+    found = lookups(ids, 4, shortest=2, length=3)
+    # One for each answer token, drafted with that token committed.
+    assert found == [(), (), (3, 9, 1), (9, 1, 2), (), ()]
+
+
+def test_a_lookup_takes_the_place_of_the_chain_where_it_finds_something() -> None:
+    ids, prompt = list(range(10)), 3
+    chains = [[99, 99]] * 7
+    chains[0] = [4, 99]
+    found: list[tuple[int, ...]] = [()] * 7
+    found[0] = (99,)
+    found[1] = (5, 6, 7)
+    rounds = Rounds(3)
+    walk(rounds, ids, prompt, chains, found)
+    # After 3 the lookup is wrong although the chain is right; after 4 it is right three times.
+    assert rounds.accepted == [0, 3]
+    assert rounds.looked_up == [True, True]
+    both = Rounds(2)
+    walk(both, ids, prompt, chains, [(), (), found[1], *found[3:]])
+    assert both.accepted == [1, 0, 0, 0]
+    assert both.looked_up == [False, True, False, False]
+    assert both.by_lookup(True).accepted == [0]
+    assert both.by_lookup(False).acceptance_length == 1 + 1 / 3
+    assert both.per_position == [0.25, 0.0]
 
 
 def test_no_rounds_is_not_an_error() -> None:

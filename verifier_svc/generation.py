@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from verifier_svc.documents import CapturedRows
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -144,4 +146,4 @@ class Failed:
     reason: str
 
 
-Event = Emitted | Finished | Failed
+Event = Emitted | Finished | Failed | CapturedRows

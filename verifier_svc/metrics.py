@@ -20,6 +20,12 @@ class Metrics:
         )
         self.generated = Counter(prefix + "generation_tokens", "Tokens emitted.", registry=registry)
         self.prompted = Counter(prefix + "prompt_tokens", "Prompt tokens.", registry=registry)
+        self.featured = Counter(
+            prefix + "feature_tokens", "Document tokens whose states were sent.", registry=registry
+        )
+        self.feature_calls = Gauge(
+            prefix + "num_feature_calls", "Features calls that are open.", registry=registry
+        )
         self.rounds = Counter(
             prefix + "rounds",
             "Verifications by whether they had a draft.",

@@ -26,3 +26,8 @@ class CapturedRows:
     count: int
     features: Tensor
     final: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Stands among the events of a call for the end of its requests."""

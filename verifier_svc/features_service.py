@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 
 from specwire.errors import Incompatible, InvalidRequest, Overloaded, Unavailable
 from specwire.round import Numbering
 from specwire.v1 import verifier_pb2 as pb
 from verifier_svc.dispatcher import Dispatcher
-from verifier_svc.documents import Capture, CapturedRows
+from verifier_svc.documents import Capture, CapturedRows, Read
 from verifier_svc.engine import Cancel, Engine
 from verifier_svc.generation import Event, Failed
 from verifier_svc.metrics import Metrics
@@ -38,17 +38,13 @@ class _Window:
         self._freed.set()
 
 
-class _Read:
-    """Stands in a call's queue of events for the end of its requests."""
-
-
 @dataclass(eq=False)
 class _Call:
     """One client: what it asked for and has not been sent."""
 
     seq: int
     aux_layers: tuple[int, ...]
-    events: asyncio.Queue[Event | _Read]
+    events: asyncio.Queue[Event]
     window: _Window
     # Rows still to be sent, by document.
     open: dict[int, int] = field(default_factory=dict)
@@ -91,7 +87,7 @@ class FeatureCalls:
 
     async def serve(
         self, requests: AsyncIterator[pb.FeaturesRequest]
-    ) -> AsyncIterator[pb.FeaturesResponse]:
+    ) -> AsyncGenerator[pb.FeaturesResponse, None]:
         """Answer one call.
 
         Raises:
@@ -106,7 +102,7 @@ class FeatureCalls:
         try:
             yield pb.FeaturesResponse(number=numbers.take(), welcome=self._welcome())
             call.reader = asyncio.create_task(self._read(call, requests))
-            call.reader.add_done_callback(lambda _: call.events.put_nowait(_Read()))
+            call.reader.add_done_callback(lambda _: call.events.put_nowait(Read()))
             if self._draining:
                 call.reader.cancel()
             while (rows := await self._next(call)) is not None:

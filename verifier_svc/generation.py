@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from verifier_svc.documents import CapturedRows
+from verifier_svc.documents import CapturedRows, Read
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,4 +146,4 @@ class Failed:
     reason: str
 
 
-Event = Emitted | Finished | Failed | CapturedRows
+Event = Emitted | Finished | Failed | CapturedRows | Read

@@ -229,8 +229,8 @@ def test_every_row_is_planned_once_in_order_and_memory_comes_back(
         for client, at in dropped:
             if at == step:
                 gone.add(client)
-                for document in queue.drop(client):
-                    queue.release(document)
+                for dropped_one in queue.drop(client):
+                    queue.release(dropped_one)
         if not queue:
             break
         chunks = queue.plan(budget)
@@ -243,8 +243,8 @@ def test_every_row_is_planned_once_in_order_and_memory_comes_back(
             assert chunk.position == done[wish.document]
             assert chunk.document.extent.count == blocks_for(len(wish.tokens))
             done[wish.document] += len(chunk.tokens)
-        for document in queue.commit(chunks):
-            queue.release(document)
+        for lost in queue.commit(chunks):
+            queue.release(lost)
     assert queue.pool.free_blocks == queue.pool.blocks
     for document, (client, length) in enumerate(lengths):
         assert done[document] == length or client in gone

@@ -77,6 +77,12 @@ class Scripted(VerifierServiceServicer):
             self.answered.append(request.document.id)
         yield pb.FeaturesResponse(number=number, end=pb.FeaturesEnd(documents=documents))
 
+    def DescribeModel(self, request: Any, context: Any) -> Any: ...  # noqa: N802
+
+    def Generate(self, request: Any, context: Any) -> Any: ...  # noqa: N802
+
+    def Drain(self, request: Any, context: Any) -> Any: ...  # noqa: N802
+
     def _rows(self, document: pb.Document) -> Iterator[pb.FeatureRows]:
         features, final = states(list(document.tokens))
         half = (len(final) + 1) // 2

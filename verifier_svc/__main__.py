@@ -9,11 +9,12 @@ from specwire import logs, serving
 from specwire.target import TargetSource
 from specwire.v1 import verifier_pb2 as pb
 from specwire.v1.verifier_pb2_grpc import add_VerifierServiceServicer_to_server
-from verifier_svc.build import build_engine, build_target, model_length
+from verifier_svc.build import build_engine, build_target, document_length, model_length
+from verifier_svc.dispatcher import Dispatcher
 from verifier_svc.drafter_client import DrafterClient
 from verifier_svc.metrics import Metrics
 from verifier_svc.requests import MAX_TOP_LOGPROBS
-from verifier_svc.service import Dispatcher, VerifierServicer
+from verifier_svc.service import VerifierServicer
 from verifier_svc.settings import VerifierSettings
 from verifier_svc.target import Target, load_tokenizer_files
 
@@ -41,6 +42,7 @@ async def main() -> None:
         model=describe(settings, target, sorted(files)),
         tokenizer_files=files,
         max_waiting=settings.max_waiting,
+        max_document_len=document_length(settings, target),
         metrics=metrics,
     )
     server = serving.ServiceServer(
@@ -54,7 +56,12 @@ async def main() -> None:
     _log.info("target loaded", target=target.name, fingerprint=target.fingerprint[:12])
     # A verifier that cannot run must not look alive: its process ends with its engine.
     serve = asyncio.create_task(
-        serving.serve(server, settings.listen, grace=settings.drain_grace_s)
+        serving.serve(
+            server,
+            settings.listen,
+            grace=settings.drain_grace_s,
+            on_drain=servicer.wind_up,
+        )
     )
     died = asyncio.create_task(asyncio.to_thread(engine.join))
     try:

@@ -13,6 +13,7 @@ from verifier_svc.blocks import BLOCK_SIZE, BlockPool, blocks_for
 from verifier_svc.cache import KVCache
 from verifier_svc.drafting import Drafting
 from verifier_svc.engine import Engine, Outbox
+from verifier_svc.features import FeatureRunner
 from verifier_svc.generation import Generation, Sampling
 from verifier_svc.metrics import Metrics
 from verifier_svc.policy import DraftLengthPolicy
@@ -52,6 +53,11 @@ def model_length(settings: VerifierSettings, target: Target) -> int:
             f"--max-model-len: {length} is over the target's limit of {target.max_position}."
         )
     return length
+
+
+def document_length(settings: VerifierSettings, target: Target) -> int:
+    """Tokens of a document of the Features call at most."""
+    return min(settings.max_document_len, target.max_position)
 
 
 def build_cache(settings: VerifierSettings, target: Target, max_model_len: int) -> KVCache:
@@ -112,6 +118,11 @@ def build_engine(
         ),
         drafting=Drafting(port, policy, cache, settings.draft_deadline_ms * 1e-3),
         policy=policy,
+        features=FeatureRunner(
+            target,
+            max_tokens=document_length(settings, target),
+            budget=settings.token_budget,
+        ),
         max_model_len=max_model_len,
         deliver=deliver,
         metrics=metrics,

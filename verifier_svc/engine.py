@@ -18,8 +18,10 @@ import torch
 from specwire.draft import DraftEvent, Linked, Unlinked
 from verifier_svc.acceptance import accept_drawn, accept_greedy
 from verifier_svc.cache import KVCache
+from verifier_svc.documents import Capture
 from verifier_svc.drafting import Drafting
 from verifier_svc.drawing import logprobs_of
+from verifier_svc.features import FeatureRunner
 from verifier_svc.generation import Emitted, Event, Failed, Finished, Generation, Logprobs
 from verifier_svc.metrics import Metrics
 from verifier_svc.policy import DraftLengthPolicy
@@ -42,7 +44,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Drop a generation; no further event of it is delivered."""
+    """Drop a generation, or a client's documents; no further event of it is delivered."""
 
     seq: int
 
@@ -52,7 +54,7 @@ class Stop:
     """End the thread."""
 
 
-Message = Submit | Cancel | Stop | DraftEvent
+Message = Submit | Capture | Cancel | Stop | DraftEvent
 
 
 class Engine:
@@ -66,6 +68,7 @@ class Engine:
         scheduler: Scheduler,
         drafting: Drafting,
         policy: DraftLengthPolicy,
+        features: FeatureRunner,
         max_model_len: int,
         deliver: Callable[[Outbox], None],
         metrics: Metrics,
@@ -75,6 +78,7 @@ class Engine:
         self._scheduler = scheduler
         self._drafting = drafting
         self._policy = policy
+        self._features = features
         self._max_model_len = max_model_len
         self._deliver = deliver
         self._metrics = metrics
@@ -118,6 +122,7 @@ class Engine:
             except Exception:
                 logger.exception("a step failed; its sequences end")
                 self._fail_running("The engine failed on a step that this request was part of.")
+            self._outbox += self._features.step(busy=bool(self._scheduler.running))
             if self._outbox:
                 self._deliver(self._outbox)
                 self._outbox = []
@@ -141,7 +146,7 @@ class Engine:
 
     def _receive(self) -> None:
         """Take messages: until drafts are gathered while running, for ever while idle."""
-        idle = not (self._scheduler.running or self._scheduler.waiting)
+        idle = not (self._scheduler.running or self._scheduler.waiting or self._features)
         while True:
             wait = self._drafting.gathering.remaining(time.perf_counter())
             try:
@@ -154,7 +159,7 @@ class Engine:
             except queue.Empty:
                 return
             self._handle(message, arrived)
-            idle = idle and not self._scheduler.waiting and not self._stopped
+            idle = idle and not (self._scheduler.waiting or self._features or self._stopped)
 
     def _handle(self, message: Message, arrived: float) -> None:
         match message:
@@ -162,8 +167,11 @@ class Engine:
                 sequence = Sequence(seq, generation, self._eos, self._max_model_len)
                 sequence.arrived = arrived
                 self._scheduler.add(sequence)
+            case Capture():
+                self._features.add(message)
             case Cancel(seq):
                 self._forget([seq])
+                self._features.drop(seq)
             case Stop():
                 self._stopped = True
             case Linked(_, welcome):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from specwire.draft import DraftSource
+from verifier_svc.documents import CapturedRows, Read
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,4 +156,4 @@ class Failed:
     reason: str
 
 
-Event = Emitted | Finished | Failed
+Event = Emitted | Finished | Failed | CapturedRows | Read

@@ -21,6 +21,12 @@ class Metrics:
         )
         self.generated = Counter(prefix + "generation_tokens", "Tokens emitted.", registry=registry)
         self.prompted = Counter(prefix + "prompt_tokens", "Prompt tokens.", registry=registry)
+        self.featured = Counter(
+            prefix + "feature_tokens", "Document tokens whose states were sent.", registry=registry
+        )
+        self.feature_calls = Gauge(
+            prefix + "num_feature_calls", "Features calls that are open.", registry=registry
+        )
         self.rounds = Counter(prefix + "rounds", "Verifications of a sequence.", registry=registry)
 
         def by_source(name: str, text: str) -> Counter:

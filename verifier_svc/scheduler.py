@@ -22,6 +22,11 @@ class Work:
     tokens: tuple[int, ...]
     draws: int
 
+    @property
+    def slot(self) -> int:
+        """The cache slot of the sequence's position 0."""
+        return self.sequence.slot
+
 
 class Scheduler:
     """Continuous batching: verifying sequences first, then prompt chunks, within a budget."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc.aio
@@ -17,8 +16,10 @@ from specwire.tensor import pack_floats
 from specwire.v1 import verifier_pb2 as pb
 from specwire.v1.verifier_pb2_grpc import VerifierServiceServicer
 from verifier_svc import requests
-from verifier_svc.engine import Cancel, Engine, Outbox, Submit
-from verifier_svc.generation import Emitted, Event, Failed, Finished, FinishReason
+from verifier_svc.dispatcher import Dispatcher
+from verifier_svc.engine import Cancel, Engine, Submit
+from verifier_svc.features_service import FeatureCalls
+from verifier_svc.generation import Emitted, Failed, Finished, FinishReason
 from verifier_svc.metrics import Metrics
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -29,39 +30,6 @@ _REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
 }
-
-
-class Dispatcher:
-    """Brings events from the engine's thread to the queues of their calls."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._queues: dict[int, asyncio.Queue[Event]] = {}
-        self._ids = itertools.count(1)
-
-    @property
-    def calls(self) -> int:
-        """Calls in flight."""
-        return len(self._queues)
-
-    def open(self) -> tuple[int, asyncio.Queue[Event]]:
-        """A new sequence id and the queue of its events."""
-        seq, events = next(self._ids), asyncio.Queue[Event]()
-        self._queues[seq] = events
-        return seq, events
-
-    def close(self, seq: int) -> None:
-        """Events of the sequence are dropped from now on."""
-        self._queues.pop(seq, None)
-
-    def deliver(self, outbox: Outbox) -> None:
-        """Take events, from any thread."""
-        self._loop.call_soon_threadsafe(self._dispatch, outbox)
-
-    def _dispatch(self, outbox: Outbox) -> None:
-        for seq, event in outbox:
-            if (events := self._queues.get(seq)) is not None:
-                events.put_nowait(event)
 
 
 class VerifierServicer(VerifierServiceServicer):
@@ -75,6 +43,7 @@ class VerifierServicer(VerifierServiceServicer):
         model: pb.Model,
         tokenizer_files: dict[str, bytes],
         max_waiting: int,
+        max_document_len: int,
         metrics: Metrics,
     ) -> None:
         self._engine = engine
@@ -84,7 +53,8 @@ class VerifierServicer(VerifierServiceServicer):
         self._max_calls = model.max_sequences + max_waiting
         self._metrics = metrics
         self._epochs: OrderedDict[str, int] = OrderedDict()
-        self.draining = False
+        self._features = FeatureCalls(engine, dispatcher, model, max_document_len, metrics)
+        self._draining = False
         # What a Drain leads to beside refusing new generations.
         self.on_drain: Callable[[], Awaitable[None]] | None = None
 
@@ -101,7 +71,7 @@ class VerifierServicer(VerifierServiceServicer):
     async def Generate(
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
-        if self.draining:
+        if self._draining:
             raise Unavailable("The verifier is draining.")
         generation = requests.decode(
             request,
@@ -110,7 +80,7 @@ class VerifierServicer(VerifierServiceServicer):
             max_draft_tokens=self._model.max_draft_tokens,
         )
         self._fence(request.session_id, request.epoch)
-        if self._dispatcher.calls >= self._max_calls:
+        if self._generations >= self._max_calls:
             raise Overloaded(f"{self._max_calls} generations are running or queued already.")
         if not self._engine.alive:
             raise Unavailable("The engine has stopped.")
@@ -125,6 +95,7 @@ class VerifierServicer(VerifierServiceServicer):
                 if isinstance(event, Failed):
                     outcome = "failed"
                     raise Unavailable(event.reason)
+                assert isinstance(event, Emitted | Finished), "states answer documents only"
                 if isinstance(event, Finished):
                     outcome = event.reason.value
                 yield _encode(numbers.take(), event)
@@ -136,12 +107,29 @@ class VerifierServicer(VerifierServiceServicer):
             if outcome == "cancelled":
                 self._engine.post(Cancel(seq))
 
+    async def Features(
+        self, requests: AsyncIterator[pb.FeaturesRequest], context: Context
+    ) -> AsyncIterator[pb.FeaturesResponse]:
+        async with aclosing(self._features.serve(requests)) as answers:
+            async for answer in answers:
+                yield answer
+
     async def Drain(self, request: pb.DrainRequest, context: Context) -> pb.DrainResponse:
-        self.draining = True
+        await self.wind_up()
         if self.on_drain is not None:
             await self.on_drain()
-        waiting = max(0, self._dispatcher.calls - self._model.max_sequences)
-        return pb.DrainResponse(running=self._dispatcher.calls - waiting, waiting=waiting)
+        waiting = max(0, self._generations - self._model.max_sequences)
+        return pb.DrainResponse(running=self._generations - waiting, waiting=waiting)
+
+    async def wind_up(self) -> None:
+        """Take no new calls, and no further documents; what is in flight goes on to its end."""
+        self._draining = True
+        self._features.drain()
+
+    @property
+    def _generations(self) -> int:
+        """Generations in flight."""
+        return self._dispatcher.calls - self._features.calls
 
     def _fence(self, session: str, epoch: int) -> None:
         """Refuse a request that a newer placement of its session has overtaken."""

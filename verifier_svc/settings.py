@@ -31,6 +31,12 @@ class VerifierSettings(Settings):
     max_sequences: int = setting(32, "Sequences that run at once.", ge=1, le=1024)
     max_waiting: int = setting(256, "Sequences that queue; more are refused.", ge=0)
     token_budget: int = setting(512, "Rows of a step that prompts may fill up to.", ge=32)
+    max_document_len: int = setting(
+        4096,
+        "Longest document of the Features call, in tokens; the first one takes the memory of "
+        "such a sequence. 0 refuses the call.",
+        ge=0,
+    )
     speculation: bool = setting(True, "Use the drafter.")
     draft_length: str = setting("auto", "Draft tokens per round: auto, or 0 to 16.")
     max_draft_tokens: int = setting(8, "Draft tokens per round at most.", ge=1, le=16)

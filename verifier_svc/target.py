@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import transformers
@@ -35,6 +36,17 @@ class TargetError(ValueError):
     """The target cannot be served; one sentence says why."""
 
 
+class Rows(Protocol):
+    """Tokens [position, position + len(tokens)) of a sequence whose position 0 is at `slot`."""
+
+    @property
+    def slot(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def tokens(self) -> tuple[int, ...]: ...
+
+
 class Target:
     """A causal language model of standard attention, run over packed rows.
 
@@ -61,9 +73,10 @@ class Target:
         self._body: Any = model.get_decoder()
         _check_standard_attention(model, self._body)
         self.aux_layers: tuple[int, ...] = default_aux_layers(self.num_layers)
+        self._wanted: frozenset[int] = frozenset()
         self._captured: dict[int, torch.Tensor] = {}
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self.capture(self.aux_layers)
+        for index in range(self.num_layers):
+            self._body.layers[index].register_forward_pre_hook(self._keep(index), with_kwargs=True)
         self.head = Head(model.get_output_embeddings(), config)
         self.vocab_size = self.head.vocab_size
         pack_linears(self._body)
@@ -87,8 +100,8 @@ class Target:
         """Elements of one captured row."""
         return len(self.aux_layers) * self.hidden_size
 
-    def capture(self, aux_layers: Items[int]) -> None:
-        """Capture the input to these layers from now on.
+    def check_layers(self, aux_layers: Items[int]) -> None:
+        """Check that these layers can be captured.
 
         Raises:
             TargetError: no layer, or one that the target does not have.
@@ -100,20 +113,15 @@ class Target:
                 raise TargetError(
                     f"aux_layer_ids: {index} is not a layer of a target of {self.num_layers}."
                 )
-        for hook in self._hooks:
-            hook.remove()
+
+    def capture(self, aux_layers: Items[int]) -> None:
+        """Capture the input to these layers from now on.
+
+        Raises:
+            TargetError: no layer, or one that the target does not have.
+        """
+        self.check_layers(aux_layers)
         self.aux_layers = tuple(aux_layers)
-
-        def keep(index: int) -> Any:
-            def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                self._captured[index] = args[0] if args else kwargs["hidden_states"]
-
-            return hook
-
-        self._hooks = [
-            self._body.layers[index].register_forward_pre_hook(keep(index), with_kwargs=True)
-            for index in set(aux_layers)
-        ]
 
     @torch.inference_mode()
     def run(self, works: Items[Work], cache: KVCache) -> torch.Tensor:
@@ -122,32 +130,63 @@ class Target:
         Returns the final hidden states [draws, hidden_size] of the rows that are drawn from, in
         order, as `head` takes them.
         """
+        hidden, captured, slots = self._forward(works, cache, self.aux_layers)
+        features = torch.cat([captured[index] for index in self.aux_layers], -1)
+        cache.features.index_copy_(0, slots, features)
+        drawn: list[int] = []
+        row = 0
+        for work in works:
+            row += len(work.tokens)
+            drawn += range(row - work.draws, row)
+        if len(drawn) != row:
+            hidden = hidden[torch.tensor(drawn, device=self.device, dtype=torch.long)]
+        return hidden
+
+    @torch.inference_mode()
+    def states(
+        self, rows: Items[Rows], cache: KVCache, aux_layers: Iterable[int]
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """Run one packed batch for its states alone: write KV at its slots.
+
+        Returns the final hidden states [rows, hidden_size] of all rows, and by layer the input
+        to each of `aux_layers` [rows, hidden_size].
+        """
+        hidden, captured, _ = self._forward(rows, cache, aux_layers)
+        return hidden, captured
+
+    def _forward(
+        self, parts: Items[Rows], cache: KVCache, aux_layers: Iterable[int]
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor], torch.Tensor]:
+        """Final states of all rows, captured states by layer, and the slot of each row."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        drawn: list[int] = []
         segments: list[Segment] = []
-        for work in works:
-            start, count, base = len(tokens), len(work.tokens), work.sequence.slot
-            segments.append(segment(start, count, work.position, base, self._group, self._like))
-            tokens += work.tokens
-            positions += range(work.position, work.position + count)
-            slots += range(base + work.position, base + work.position + count)
-            drawn += range(start + count - work.draws, start + count)
+        for part in parts:
+            start, count, base = len(tokens), len(part.tokens), part.slot
+            segments.append(segment(start, count, part.position, base, self._group, self._like))
+            tokens += part.tokens
+            positions += range(part.position, part.position + count)
+            slots += range(base + part.position, base + part.position + count)
         slot_index = torch.tensor(slots, device=self.device)
         plan = AttentionPlan(tuple(segments), slot_index, cache.keys, cache.values)
+        self._wanted, self._captured = frozenset(aux_layers), {}
         hidden: torch.Tensor = self._body(
             input_ids=torch.tensor([tokens], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),
             use_cache=False,
             plan=plan,
         ).last_hidden_state[0]
-        captured = [self._captured[index][0] for index in self.aux_layers]
-        cache.features.index_copy_(0, slot_index, torch.cat(captured, -1))
-        self._captured.clear()
-        if len(drawn) != len(tokens):
-            hidden = hidden[torch.tensor(drawn, device=self.device, dtype=torch.long)]
-        return hidden
+        captured, self._captured = self._captured, {}
+        return hidden, captured, slot_index
+
+    def _keep(self, index: int) -> Any:
+        def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if index in self._wanted:
+                state = args[0] if args else kwargs["hidden_states"]
+                self._captured[index] = state[0]
+
+        return hook
 
 
 def default_aux_layers(num_layers: int) -> tuple[int, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,92 +14,21 @@ import grpc
 import grpc.aio
 import pytest
 import torch
-from prometheus_client import CollectorRegistry
 
-from specwire.serving import ServiceServer
-from specwire.target import TargetSource
 from specwire.tensor import unpack_floats
 from specwire.v1 import verifier_pb2 as pb
-from specwire.v1.verifier_pb2_grpc import (
-    VerifierServiceStub,
-    add_VerifierServiceServicer_to_server,
-)
-from tests.support.running_engine import greedy_texts, reference_of, settings_for, target_of
+from tests.support.running_engine import greedy_texts, reference_of, target_of
+from tests.support.served_verifier import NAME, Served, served_verifier
 from verifier_svc import service as service_module
-from verifier_svc.__main__ import describe
-from verifier_svc.build import build_engine
-from verifier_svc.engine import Engine
-from verifier_svc.metrics import Metrics
-from verifier_svc.service import Dispatcher, VerifierServicer
-from verifier_svc.target import load_tokenizer_files
 
 PROMPT = (40, 41, 42, 43, 44)
-NAME = "specwire.v1.VerifierService"
-
-
-@dataclass
-class Served:
-    """A running service and a client of it."""
-
-    stub: Any
-    channel: grpc.aio.Channel
-    port: int
-    engine: Engine
-    dispatcher: Dispatcher
-    registry: CollectorRegistry
-    files: dict[str, bytes]
-
-    async def generate(self, request: pb.GenerateRequest) -> list[pb.GenerateResponse]:
-        return [frame async for frame in self.stub.Generate(request)]
-
-    async def refusal(self, request: pb.GenerateRequest) -> tuple[grpc.StatusCode, str]:
-        with pytest.raises(grpc.aio.AioRpcError) as error:
-            await self.generate(request)
-        return error.value.code(), error.value.details() or ""
-
-    async def idle(self) -> None:
-        """Wait until no call is left."""
-        async with asyncio.timeout(10):
-            while self.dispatcher.calls:
-                await asyncio.sleep(0.005)
-
-    def outcome(self, name: str) -> float:
-        label = {"outcome": name}
-        return self.registry.get_sample_value("holdcourse_verifier_requests_total", label) or 0.0
-
 
 Serve = Callable[..., AbstractAsyncContextManager[Served]]
 
 
 @pytest.fixture
 def serve(tiny_llama: Path) -> Serve:
-    @asynccontextmanager
-    async def start(*flags: str) -> AsyncIterator[Served]:
-        settings = settings_for(tiny_llama, *flags)
-        target, registry = target_of(tiny_llama), CollectorRegistry()
-        files = load_tokenizer_files(TargetSource.parse(str(tiny_llama)), trust_remote_code=False)
-        dispatcher, metrics = Dispatcher(), Metrics(registry)
-        engine = build_engine(settings, target, None, dispatcher.deliver, metrics)
-        servicer = VerifierServicer(
-            engine=engine,
-            dispatcher=dispatcher,
-            model=describe(settings, target, sorted(files)),
-            tokenizer_files=files,
-            max_waiting=settings.max_waiting,
-            metrics=metrics,
-        )
-        server = ServiceServer(NAME, lambda s: add_VerifierServiceServicer_to_server(servicer, s))
-        engine.start()
-        port = await server.start("127.0.0.1:0")
-        try:
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                stub = VerifierServiceStub(channel)
-                yield Served(stub, channel, port, engine, dispatcher, registry, files)
-        finally:
-            await server.stop(0)
-            engine.stop()
-
-    return start
+    return partial(served_verifier, tiny_llama)
 
 
 def request(tokens: tuple[int, ...] = PROMPT, **fields: Any) -> pb.GenerateRequest:

@@ -640,3 +640,215 @@ class DrainResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
+
+@_typing.final
+class FeaturesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HELLO_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def hello(self) -> Global___FeaturesHello: ...
+    @_builtins.property
+    def document(self) -> Global___Document: ...
+    def __init__(
+        self,
+        *,
+        hello: Global___FeaturesHello | None = ...,
+        document: Global___Document | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "hello", b"hello", "message", b"message"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "hello", b"hello", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "document"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___FeaturesRequest: _TypeAlias = FeaturesRequest  # noqa: Y015
+
+@_typing.final
+class FeaturesHello(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AUX_LAYER_IDS_FIELD_NUMBER: _builtins.int
+    TARGET_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    target_fingerprint: _builtins.str
+    """Of the target that the client expects; empty for any."""
+    @_builtins.property
+    def aux_layer_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Captured states: the input to these layers, side by side in this order."""
+
+    def __init__(
+        self,
+        *,
+        aux_layer_ids: _abc.Iterable[_builtins.int] | None = ...,
+        target_fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_layer_ids", b"aux_layer_ids", "target_fingerprint", b"target_fingerprint"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeaturesHello: _TypeAlias = FeaturesHello  # noqa: Y015
+
+@_typing.final
+class Document(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """1, 2, 3, ... within the stream; a gap is data loss."""
+    id: _builtins.int
+    """Names the document in the answers; distinct among those in flight."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        id: _builtins.int = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "number", b"number", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Document: _TypeAlias = Document  # noqa: Y015
+
+@_typing.final
+class FeaturesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    WELCOME_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """0, 1, 2, ... within the stream; a gap is data loss."""
+    @_builtins.property
+    def welcome(self) -> Global___FeaturesWelcome: ...
+    @_builtins.property
+    def rows(self) -> Global___FeatureRows: ...
+    @_builtins.property
+    def end(self) -> Global___FeaturesEnd: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        welcome: Global___FeaturesWelcome | None = ...,
+        rows: Global___FeatureRows | None = ...,
+        end: Global___FeaturesEnd | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "frame", b"frame", "rows", b"rows", "welcome", b"welcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "frame", b"frame", "number", b"number", "rows", b"rows", "welcome", b"welcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "rows", "end"]  # noqa: Y015
+    _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+
+Global___FeaturesResponse: _TypeAlias = FeaturesResponse  # noqa: Y015
+
+@_typing.final
+class FeaturesWelcome(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    HIDDEN_SIZE_FIELD_NUMBER: _builtins.int
+    VOCAB_SIZE_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    target_fingerprint: _builtins.str
+    dtype: _builtins.str
+    hidden_size: _builtins.int
+    vocab_size: _builtins.int
+    max_tokens: _builtins.int
+    """Longest document."""
+    window: _builtins.int
+    """Tokens that are in flight at most: accepted, and not yet on their way back. No request
+    is read beyond them.
+    """
+    def __init__(
+        self,
+        *,
+        target_fingerprint: _builtins.str = ...,
+        dtype: _builtins.str = ...,
+        hidden_size: _builtins.int = ...,
+        vocab_size: _builtins.int = ...,
+        max_tokens: _builtins.int = ...,
+        window: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "hidden_size", b"hidden_size", "max_tokens", b"max_tokens", "target_fingerprint", b"target_fingerprint", "vocab_size", b"vocab_size", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeaturesWelcome: _TypeAlias = FeaturesWelcome  # noqa: Y015
+
+@_typing.final
+class FeatureRows(_message.Message):
+    """Rows [start, start + n) of a document. Those of one document come in order; those of several
+    may alternate.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
+    document: _builtins.int
+    start: _builtins.int
+    @_builtins.property
+    def features(self) -> _tensor_pb2.Tensor:
+        """[n, aux layers * hidden_size] in the target's dtype."""
+
+    @_builtins.property
+    def final(self) -> _tensor_pb2.Tensor:
+        """[n, hidden_size] in the target's dtype: what the output layer reads, after the final norm."""
+
+    def __init__(
+        self,
+        *,
+        document: _builtins.int = ...,
+        start: _builtins.int = ...,
+        features: _tensor_pb2.Tensor | None = ...,
+        final: _tensor_pb2.Tensor | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features", "final", b"final"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "features", b"features", "final", b"final", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeatureRows: _TypeAlias = FeatureRows  # noqa: Y015
+
+@_typing.final
+class FeaturesEnd(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    documents: _builtins.int
+    tokens: _builtins.int
+    def __init__(
+        self,
+        *,
+        documents: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["documents", b"documents", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FeaturesEnd: _TypeAlias = FeaturesEnd  # noqa: Y015

@@ -45,6 +45,11 @@ class VerifierServiceStub:
                 request_serializer=specwire_dot_v1_dot_verifier__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=specwire_dot_v1_dot_verifier__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Features = channel.stream_stream(
+                '/specwire.v1.VerifierService/Features',
+                request_serializer=specwire_dot_v1_dot_verifier__pb2.FeaturesRequest.SerializeToString,
+                response_deserializer=specwire_dot_v1_dot_verifier__pb2.FeaturesResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/specwire.v1.VerifierService/Drain',
                 request_serializer=specwire_dot_v1_dot_verifier__pb2.DrainRequest.SerializeToString,
@@ -71,6 +76,15 @@ class VerifierServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Features(self, request_iterator, context):
+        """States of the target over given token sequences, as it captures them while serving. The first
+        request is a FeaturesHello, the first response a FeaturesWelcome; the stream ends with a
+        FeaturesEnd once the client has closed its side and every document is answered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Stops admission. Generations in flight go on to their end.
         """
@@ -90,6 +104,11 @@ def add_VerifierServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=specwire_dot_v1_dot_verifier__pb2.GenerateRequest.FromString,
                     response_serializer=specwire_dot_v1_dot_verifier__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Features': grpc.stream_stream_rpc_method_handler(
+                    servicer.Features,
+                    request_deserializer=specwire_dot_v1_dot_verifier__pb2.FeaturesRequest.FromString,
+                    response_serializer=specwire_dot_v1_dot_verifier__pb2.FeaturesResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -152,6 +171,33 @@ class VerifierService:
             '/specwire.v1.VerifierService/Generate',
             specwire_dot_v1_dot_verifier__pb2.GenerateRequest.SerializeToString,
             specwire_dot_v1_dot_verifier__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Features(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/specwire.v1.VerifierService/Features',
+            specwire_dot_v1_dot_verifier__pb2.FeaturesRequest.SerializeToString,
+            specwire_dot_v1_dot_verifier__pb2.FeaturesResponse.FromString,
             options,
             channel_credentials,
             insecure,

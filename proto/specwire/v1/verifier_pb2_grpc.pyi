@@ -39,6 +39,11 @@ class VerifierServiceStub:
     """Generates from a prompt. The stream ends with a Finish frame; a stream
     that ends without one was cut off.
     """
+    Features: _grpc.StreamStreamMultiCallable[_verifier_pb2.FeaturesRequest, _verifier_pb2.FeaturesResponse]
+    """States of the target over given token sequences, as it captures them while serving. The first
+    request is a FeaturesHello, the first response a FeaturesWelcome; the stream ends with a
+    FeaturesEnd once the client has closed its side and every document is answered.
+    """
     Drain: _grpc.UnaryUnaryMultiCallable[_verifier_pb2.DrainRequest, _verifier_pb2.DrainResponse]
     """Stops admission. Generations in flight go on to their end."""
 
@@ -52,6 +57,11 @@ class VerifierServiceAsyncStub(VerifierServiceStub):
     Generate: _aio.UnaryStreamMultiCallable[_verifier_pb2.GenerateRequest, _verifier_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates from a prompt. The stream ends with a Finish frame; a stream
     that ends without one was cut off.
+    """
+    Features: _aio.StreamStreamMultiCallable[_verifier_pb2.FeaturesRequest, _verifier_pb2.FeaturesResponse]  # type: ignore[assignment]
+    """States of the target over given token sequences, as it captures them while serving. The first
+    request is a FeaturesHello, the first response a FeaturesWelcome; the stream ends with a
+    FeaturesEnd once the client has closed its side and every document is answered.
     """
     Drain: _aio.UnaryUnaryMultiCallable[_verifier_pb2.DrainRequest, _verifier_pb2.DrainResponse]  # type: ignore[assignment]
     """Stops admission. Generations in flight go on to their end."""
@@ -75,6 +85,17 @@ class VerifierServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_verifier_pb2.GenerateResponse], _abc.AsyncIterator[_verifier_pb2.GenerateResponse]]:
         """Generates from a prompt. The stream ends with a Finish frame; a stream
         that ends without one was cut off.
+        """
+
+    @_abc_1.abstractmethod
+    def Features(
+        self,
+        request_iterator: _MaybeAsyncIterator[_verifier_pb2.FeaturesRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_verifier_pb2.FeaturesResponse], _abc.AsyncIterator[_verifier_pb2.FeaturesResponse]]:
+        """States of the target over given token sequences, as it captures them while serving. The first
+        request is a FeaturesHello, the first response a FeaturesWelcome; the stream ends with a
+        FeaturesEnd once the client has closed its side and every document is answered.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,1 @@
+"""Training conversations that the target writes itself."""

@@ -1,25 +1,81 @@
 """``python -m drafter_svc.train``: train a drafter for a target."""
 
+import signal
 import sys
+from types import FrameType
 
 from transformers import HfArgumentParser
 
-from drafter_svc.train.loop import train
+from drafter_svc.train.data import read_documents
+from drafter_svc.train.loop import Interrupted, Trainer
 from drafter_svc.train.settings import TrainSettings
-from drafter_svc.train.target import load_target
+from drafter_svc.train.setup import make_corpus
+from drafter_svc.train.source import FeatureSource
+from drafter_svc.train.target import LocalSource, Target, load_target
+from drafter_svc.train.world import World
+
+
+class StopOnSignal:
+    """Turns the first SIGINT or SIGTERM into an answer; a second one ends the process."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, self._take)
+
+    def _take(self, number: int, _: FrameType | None) -> None:
+        self.stopped = True
+        signal.signal(number, signal.SIG_DFL)
+
+    def __call__(self) -> bool:
+        return self.stopped
+
+
+def make_source(settings: TrainSettings, target: Target) -> FeatureSource:
+    """Where the target runs: in this process, or at ``settings.verifiers``."""
+    if settings.verifiers:
+        from drafter_svc.train.remote import RemoteSource
+
+        return RemoteSource(settings.verifiers, target.fingerprint)
+    return LocalSource(target)
+
+
+def train(settings: TrainSettings) -> str:
+    """Train as ``settings`` say. Returns what to print at the end.
+
+    Raises ``ValueError``, ``OSError`` and ``FloatingPointError`` with one sentence, and
+    ``Interrupted``.
+    """
+    world = World.join(settings.device)
+    try:
+        target = load_target(settings.target, settings.device)
+        documents = read_documents(settings.data, target.tokenizer, settings.max_length)
+        corpus = make_corpus(settings, documents)
+        source = make_source(settings, target)
+        measured = Trainer(settings, target, source, corpus, world, StopOnSignal()).run()
+    finally:
+        world.leave()
+    if measured is None:
+        return ""
+    agreement = " ".join(f"{value:.3f}" for value in measured.top1)
+    return (
+        f"held-out top-1 per step: {agreement}; acceptance length "
+        f"{measured.acceptance_length:.3f}; t_d {measured.draft_temperature}"
+    )
 
 
 def main() -> int:
-    """Run the command. Returns the exit code: 2 for unusable input."""
+    """Run the command. Returns the exit code: 2 for unusable input, 130 when it was stopped."""
     parser = HfArgumentParser(TrainSettings, description=__doc__)
     try:
         (settings,) = parser.parse_args_into_dataclasses()
-        measured = train(settings, load_target(settings.target))
-    except (OSError, ValueError) as error:
+        print(train(settings))
+    except Interrupted as interrupted:
+        print(f"drafter_svc.train: {interrupted}", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, FloatingPointError) as error:
         print(f"drafter_svc.train: {error}", file=sys.stderr)
         return 2
-    agreement = " ".join(f"{value:.3f}" for value in measured.top1)
-    print(f"held-out top-1 per step: {agreement}; t_d {measured.draft_temperature}")
     return 0
 
 

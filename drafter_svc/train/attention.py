@@ -1,45 +1,220 @@
-"""Attention of training-time test: every column of a sequence starts its own chain."""
+"""Attention of training-time test over packed documents: every column starts its own chain."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Query rows that share one call of the kernel. A mask is this many rows high, never T x T.
+_BLOCK = 256
+# Devices with a fused kernel that takes the result of a larger softmax in its backward.
+_FUSED = frozenset({"cpu"})
+_ops = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Queries ``[start, stop)`` attend to first-step keys ``[first, last)`` as ``mask`` adds."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+    mask: Tensor
 
 
 class ChainAttention:
     """An ``Attend`` whose first call is step 0 and whose later calls are one chain step each.
 
-    Step 0 is causal attention over all columns. At step k, column i sees the step-0 keys of
-    columns 0..i and its own keys of steps 1..k, never another chain's. Only ``columns`` (int64
-    ``[S]``) go on after step 0; later calls get and return ``[B, S, ...]`` tensors.
+    Rows are packed: documents of ``lengths`` tokens, one behind the other. Step 0 is causal
+    attention of all columns within their document. At step k, column i sees the step-0 keys of
+    its document up to i and its own keys of steps 1..k, never another chain's. Only ``columns``
+    (int64 ``[S]``, ascending) go on after step 0; later calls get and return ``[S, ...]`` tensors.
+    With ``window``, a query at position p sees the keys at positions above ``p - window``.
+
+    Memory grows with the number of rows: nothing of size T x T is ever built.
     """
 
-    def __init__(self, columns: Tensor) -> None:
-        self._columns = columns
+    def __init__(self, lengths: Sequence[int], columns: Tensor, window: int | None = None) -> None:
+        self._lengths, self._columns, self._window = lengths, columns, window
         self._first: tuple[Tensor, Tensor] | None = None
         self._own: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        heads = queries.shape[2]
-        pair = _per_head(keys, heads), _per_head(values, heads)
         if self._first is None:
-            self._first, columns = pair, torch.arange(queries.shape[1])
+            self._first = keys, values
+            columns = torch.arange(len(queries), device=queries.device)
+            own: tuple[Tensor | None, Tensor | None] = None, None
         else:
-            self._own.append(pair)
+            self._own.append((keys, values))
+            if self._window is not None and len(self._own) >= self._window:
+                raise ValueError(f"a window of {self._window} hides the text from chain steps")
             columns = self._columns
-        first_keys, first_values = self._first
-        length = first_keys.shape[2]
+            own = torch.stack([k for k, _ in self._own]), torch.stack([v for _, v in self._own])
+        blocks = tuple(self._blocks(columns, len(self._own), queries))
+        out: Tensor = _ChainSoftmax.apply(queries, *self._first, *own, blocks)  # type: ignore[no-untyped-call]
+        return out.flatten(1)
 
-        rows = queries.transpose(1, 2) * queries.shape[-1] ** -0.5
-        scores = rows @ first_keys.transpose(-1, -2)
-        scores = scores.masked_fill(torch.arange(length) > columns[:, None], -torch.inf)
-        own = [(rows * key).sum(-1, keepdim=True) for key, _ in self._own]
-        weights = torch.cat([scores, *own], dim=-1).softmax(-1)
+    def _blocks(self, columns: Tensor, step: int, like: Tensor) -> Iterator[_Block]:
+        group = like.shape[1] // self._first[0].shape[1] if self._first else 1
+        edges = [0]
+        for length in self._lengths:
+            edges.append(edges[-1] + length)
+        cuts = torch.searchsorted(columns, torch.tensor(edges, device=columns.device)).tolist()
+        for begin, low, high in zip(edges, cuts, cuts[1:], strict=False):
+            for start in range(low, high, _BLOCK):
+                stop = min(high, start + _BLOCK)
+                rows = columns[start:stop]
+                first, last = begin, int(rows[-1]) + 1
+                if self._window is not None:
+                    first = max(begin, int(rows[0]) + step - self._window + 1)
+                keys = torch.arange(first, last, device=columns.device)
+                hidden = keys > rows[:, None]
+                if self._window is not None:
+                    hidden |= keys <= rows[:, None] + step - self._window
+                mask = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
+                mask.masked_fill_(hidden, -torch.inf)
+                yield _Block(start, stop, first, last, mask.repeat(group, 1))
 
-        out = weights[..., :length] @ first_values
-        for slot, (_, value) in enumerate(self._own, start=length):
-            out = out + weights[..., slot, None] * value
-        return out.transpose(1, 2).flatten(2)
+
+class _ChainSoftmax(torch.autograd.Function):
+    """One softmax over the first step's keys (a fused kernel) and the own keys (elementwise).
+
+    The two parts are merged by their log-sum-exps. Backward hands the kernel the merged output
+    and log-sum-exp, from which it recomputes the weights that its keys have in the whole softmax.
+
+    Queries ``[S, heads, d]``; keys and values ``[N, kv_heads, d]``; own keys and values
+    ``[steps, S, kv_heads, d]`` or None. A group's query heads are folded into rows
+    ``[kv_heads, group * rows, d]``.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        own_keys: Tensor | None,
+        own_values: Tensor | None,
+        blocks: tuple[_Block, ...],
+    ) -> Tensor:
+        out = torch.empty_like(queries)
+        grouped = _grouped(queries, keys.shape[1])
+        sums = grouped.new_empty(grouped.shape[:-1], dtype=torch.float32)
+        for block in blocks:
+            rows, reach = slice(block.start, block.stop), slice(block.first, block.last)
+            part, lse = _attend(_fold(grouped[rows]), *_pair(keys, values, reach), block.mask)
+            _grouped(out, keys.shape[1])[rows] = _unfold(part, block)
+            sums[rows] = _unfold(lse[..., None], block)[..., 0]
+        if own_keys is not None and own_values is not None:
+            scores = _own_scores(grouped, own_keys)
+            merged = torch.logaddexp(sums, scores.logsumexp(0))
+            view = _grouped(out, keys.shape[1])
+            weights = (scores - merged).exp().to(out.dtype)
+            view.mul_((sums - merged).exp().to(out.dtype)[..., None])
+            for weight, value in zip(weights, own_values, strict=True):
+                view.addcmul_(weight[..., None], value[:, :, None])
+            sums = merged
+        ctx.save_for_backward(queries, keys, values, own_keys, own_values, out, sums)
+        ctx.blocks = blocks
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values, own_keys, own_values, out, sums = ctx.saved_tensors
+        kv_heads = keys.shape[1]
+        grouped, grads, outs = (_grouped(t, kv_heads) for t in (queries, grad, out))
+        d_queries = torch.zeros_like(queries)
+        d_grouped = _grouped(d_queries, kv_heads)
+        d_keys, d_values = torch.zeros_like(keys), torch.zeros_like(values)
+        for block in ctx.blocks:
+            rows, reach = slice(block.start, block.stop), slice(block.first, block.last)
+            d_q, d_k, d_v = _attend_backward(
+                _fold(grads[rows]),
+                _fold(grouped[rows]),
+                *_pair(keys, values, reach),
+                block.mask,
+                _fold(outs[rows]),
+                _fold(sums[rows][..., None])[..., 0],
+            )
+            d_grouped[rows] = _unfold(d_q, block)
+            d_keys[reach] += d_k.transpose(0, 1)
+            d_values[reach] += d_v.transpose(0, 1)
+        if own_keys is None:
+            return d_queries, d_keys, d_values, None, None, None
+        weights = (_own_scores(grouped, own_keys) - sums).exp()
+        products = (grads[None] * own_values[:, :, :, None]).sum(-1).float()
+        inner = (grads.float() * outs.float()).sum(-1)
+        slopes = (weights * (products - inner) * queries.shape[-1] ** -0.5).to(queries.dtype)
+        for slope, key in zip(slopes, own_keys, strict=True):
+            d_grouped.addcmul_(slope[..., None], key[:, :, None])
+        d_own_keys = (slopes[..., None] * grouped).sum(3)
+        d_own_values = (weights.to(grad.dtype)[..., None] * grads).sum(3)
+        return d_queries, d_keys, d_values, d_own_keys, d_own_values, None
 
 
-def _per_head(shared: Tensor, heads: int) -> Tensor:
-    """``[B, T, kv_heads, d]`` to ``[B, heads, T, d]``."""
-    return shared.repeat_interleave(heads // shared.shape[2], dim=2).transpose(1, 2)
+def _grouped(rows: Tensor, kv_heads: int) -> Tensor:
+    """``[S, heads, d]`` to ``[S, kv_heads, group, d]``."""
+    return rows.unflatten(1, (kv_heads, -1))
+
+
+def _fold(rows: Tensor) -> Tensor:
+    """``[R, kv_heads, group, d]`` to ``[kv_heads, group * R, d]``."""
+    return rows.permute(1, 2, 0, 3).flatten(1, 2)
+
+
+def _unfold(rows: Tensor, block: _Block) -> Tensor:
+    return rows.unflatten(1, (-1, block.stop - block.start)).permute(2, 0, 1, 3)
+
+
+def _pair(keys: Tensor, values: Tensor, reach: slice) -> tuple[Tensor, Tensor]:
+    return keys[reach].transpose(0, 1), values[reach].transpose(0, 1)
+
+
+def _own_scores(grouped: Tensor, own_keys: Tensor) -> Tensor:
+    """fp32 ``[steps, S, kv_heads, group]``."""
+    scores = (grouped[None] * own_keys[:, :, :, None]).sum(-1)
+    return scores.float() * grouped.shape[-1] ** -0.5
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows ``[kv_heads, R, d]`` to outputs alike and fp32 log-sum-exps ``[kv_heads, R]``."""
+    if queries.device.type in _FUSED:
+        out, sums = _ops._scaled_dot_product_flash_attention_for_cpu(
+            queries[None], keys[None], values[None], 0.0, False, attn_mask=mask
+        )
+        return out[0], sums[0]
+    scores = _scores(queries, keys, mask)
+    sums = scores.logsumexp(-1)
+    return (scores - sums[..., None]).exp().to(values.dtype) @ values, sums
+
+
+def _attend_backward(
+    grad: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    out: Tensor,
+    sums: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values for a softmax with the given result."""
+    if queries.device.type in _FUSED:
+        grads = _ops._scaled_dot_product_flash_attention_for_cpu_backward(
+            *(t[None] for t in (grad, queries, keys, values, out, sums)), 0.0, False, attn_mask=mask
+        )
+        return grads[0][0], grads[1][0], grads[2][0]
+    weights = (_scores(queries, keys, mask) - sums[..., None]).exp()
+    inner = (grad.float() * out.float()).sum(-1, keepdim=True)
+    slopes = weights * ((grad @ values.transpose(1, 2)).float() - inner)
+    slopes = (slopes * queries.shape[-1] ** -0.5).to(queries.dtype)
+    d_values = weights.to(grad.dtype).transpose(1, 2) @ grad
+    return slopes @ keys, slopes.transpose(1, 2) @ queries, d_values
+
+
+def _scores(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+    return (queries @ keys.transpose(1, 2)).float() * queries.shape[-1] ** -0.5 + mask

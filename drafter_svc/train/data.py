@@ -1,5 +1,6 @@
-"""Conversations as token sequences with a loss mask, and their grouping into batches."""
+"""Training text as token sequences: conversations in the target's template, and plain text."""
 
+import hashlib
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -12,25 +13,17 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """Token ids from position 0 on; ``answer[j]`` says that the target itself wrote token j."""
+class Document:
+    """Token ids from position 0 on; ``answer[j]`` marks tokens as the target would write them.
+
+    Those are the answers of a conversation, and every token but the first of a plain text.
+    """
 
     ids: list[int]
     answer: list[bool]
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """``ids`` int64 and ``answer`` bool, both ``[B, T]``, padded on the right (answer False).
-
-    Causal attention keeps padding on the right out of every real position.
-    """
-
-    ids: Tensor
-    answer: Tensor
-
-
-def encode(tokenizer: Any, record: dict[str, Any], max_length: int) -> Conversation:
+def encode(tokenizer: Any, record: dict[str, Any], max_length: int) -> Document:
     """Tokenize one ``{"messages": [...]}`` record with the target's chat template.
 
     An answer runs from the generation prompt up to and including its end token; an answer that
@@ -59,75 +52,104 @@ def encode(tokenizer: Any, record: dict[str, Any], max_length: int) -> Conversat
         if record.get("finish_reason") == "length" and turn == len(messages) - 1:
             end -= 1
         answer[len(prompt) : end] = [True] * max(0, end - len(prompt))
-    return Conversation(ids[:max_length], answer[:max_length])
+    return Document(ids[:max_length], answer[:max_length])
 
 
-def read_conversations(path: str | Path, tokenizer: Any, max_length: int) -> list[Conversation]:
-    """All conversations of a JSON-lines file that hold an answer.
+def encode_text(tokenizer: Any, text: str, max_length: int) -> list[Document]:
+    """Tokenize plain text, with what the tokenizer puts before it (often nothing).
 
-    Raises ``ValueError`` naming the line that is not a conversation.
+    A text of more than ``max_length`` tokens becomes several documents that each start anew.
     """
-    conversations = []
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                conversation = encode(tokenizer, json.loads(line), max_length)
-            except (KeyError, TypeError, json.JSONDecodeError) as error:
-                raise ValueError(f"{path}:{number} is not a conversation: {error!r}") from None
-            if any(conversation.answer):
-                conversations.append(conversation)
-    return conversations
+    body = tokenizer(text, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(text)["input_ids"]
+    start = whole[: whole.index(body[0])] if body and whole[: len(body)] != body else []
+    room = max_length - len(start)
+    pieces = [start + body[at : at + room] for at in range(0, len(body), room)]
+    return [Document(ids, [False] + [True] * (len(ids) - 1)) for ids in pieces]
+
+
+def read_documents(paths: Sequence[str], tokenizer: Any, max_length: int) -> list[Document]:
+    """All documents of JSON-lines files that hold something to learn.
+
+    Raises ``ValueError`` naming the line that holds neither a conversation nor a text.
+    """
+    documents = []
+    for path in paths:
+        with Path(path).open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    record = json.loads(line)
+                    if "text" in record:
+                        found = encode_text(tokenizer, record["text"], max_length)
+                    else:
+                        found = [encode(tokenizer, record, max_length)]
+                except (KeyError, TypeError, AttributeError, ValueError) as error:
+                    raise ValueError(
+                        f'{path}:{number} is neither {{"messages": [...]}} nor {{"text": "..."}}: '
+                        f"{error!r}"
+                    ) from None
+                # The first token that can be taught is the third: it takes two to start a chain.
+                documents += [document for document in found if any(document.answer[2:])]
+    return documents
 
 
 def split(
-    conversations: Sequence[Conversation], held_out: int, seed: int
-) -> tuple[list[Conversation], list[Conversation]]:
-    """(training, held-out) with ``held_out`` conversations drawn at random in the second."""
-    order = list(range(len(conversations)))
+    documents: Sequence[Document], held_out: int, seed: int
+) -> tuple[list[Document], list[Document]]:
+    """(training, held-out) with ``held_out`` documents drawn at random in the second."""
+    order = list(range(len(documents)))
     random.Random(seed).shuffle(order)
     cut = max(0, len(order) - held_out)
-    return [conversations[i] for i in order[:cut]], [conversations[i] for i in order[cut:]]
+    return [documents[i] for i in order[:cut]], [documents[i] for i in order[cut:]]
 
 
-def plan_batches(lengths: Sequence[int], budget: int, seed: int) -> list[list[int]]:
-    """Group sequences of similar length so that each padded batch has at most ``budget`` tokens.
+def digest(documents: Sequence[Document]) -> str:
+    """SHA-256 of the token ids, hex: a run and a feature cache belong to one set of documents."""
+    sha = hashlib.sha256()
+    for document in documents:
+        sha.update(torch.tensor([len(document.ids), *document.ids]).numpy().tobytes())
+    return sha.hexdigest()
 
-    A sequence longer than the budget is a batch of its own. The plan depends on the arguments
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Whole documents, packed one behind the other into N rows.
+
+    ``ids`` and ``positions`` are int64 ``[N]``, ``answer`` is bool ``[N]``. Positions start at 0
+    in each of the ``lengths``.
+    """
+
+    ids: Tensor
+    answer: Tensor
+    positions: Tensor
+    lengths: tuple[int, ...]
+
+
+def pack(documents: Sequence[Document], device: torch.device | str = "cpu") -> Batch:
+    """One batch of ``documents``, in order."""
+    lengths = tuple(len(document.ids) for document in documents)
+    return Batch(
+        torch.tensor([i for document in documents for i in document.ids], device=device),
+        torch.tensor([a for document in documents for a in document.answer], device=device),
+        torch.cat([torch.arange(length) for length in lengths]).to(device),
+        lengths,
+    )
+
+
+def plan_batches(lengths: Sequence[int], budget: int, seed: int) -> Iterator[list[int]]:
+    """One pass over documents in random order, in batches of at most ``budget`` tokens.
+
+    A document longer than the budget is a batch of its own. The plan depends on the arguments
     only, which is what makes a run resumable at any batch.
     """
-    shuffler = random.Random(seed)
     order = list(range(len(lengths)))
-    shuffler.shuffle(order)
-    batches: list[list[int]] = []
-    for start in range(0, len(order), _POOL):
-        pool = sorted(order[start : start + _POOL], key=lambda index: lengths[index])
-        group: list[int] = []
-        for index in pool:
-            if group and (len(group) + 1) * lengths[index] > budget:
-                batches.append(group)
-                group = []
-            group.append(index)
-        batches.append(group)
-    shuffler.shuffle(batches)
-    return batches
-
-
-def collate(conversations: Sequence[Conversation], padding_id: int = 0) -> Batch:
-    """Pad on the right to the longest."""
-    width = max(len(conversation.ids) for conversation in conversations)
-    ids = torch.full((len(conversations), width), padding_id, dtype=torch.int64)
-    answer = torch.zeros(len(conversations), width, dtype=torch.bool)
-    for row, conversation in enumerate(conversations):
-        ids[row, : len(conversation.ids)] = torch.tensor(conversation.ids)
-        answer[row, : len(conversation.answer)] = torch.tensor(conversation.answer)
-    return Batch(ids, answer)
-
-
-def batches(conversations: Sequence[Conversation], budget: int, seed: int) -> Iterator[Batch]:
-    """One pass over ``conversations`` in the order of ``plan_batches``."""
-    for group in plan_batches([len(c.ids) for c in conversations], budget, seed):
-        yield collate([conversations[index] for index in group])
-
-
-# Sequences sorted by length together: large enough for little padding, small enough for shuffling.
-_POOL = 256
+    random.Random(seed).shuffle(order)
+    group: list[int] = []
+    filled = 0
+    for index in order:
+        if group and filled + lengths[index] > budget:
+            yield group
+            group, filled = [], 0
+        group.append(index)
+        filled += lengths[index]
+    yield group

@@ -1,8 +1,13 @@
 """A drafter's weights before training, taken from the target where they fit."""
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from drafter_svc.checkpoint import load_checkpoint
 from drafter_svc.config import DrafterConfig
 from drafter_svc.eagle import EagleDrafter
 from drafter_svc.train.target import Target
@@ -21,10 +26,15 @@ def default_aux_layers(layers: int) -> tuple[int, ...]:
     return (2, layers // 2, layers - 3)
 
 
-def drafter_config(target: Target, draft_vocab_size: int) -> DrafterConfig:
-    """EAGLE-3.1 with one layer of the target's own shapes and both normalizations."""
-    config = target.model.config
-    return DrafterConfig(
+def drafter_config(
+    target: Target, draft_vocab_size: int, arms: Mapping[str, Any] | None = None
+) -> DrafterConfig:
+    """EAGLE-3.1 with one layer of the target's own shapes and both normalizations.
+
+    ``arms`` replace fields of it. Raises ``ValueError`` for layers that the target does not have.
+    """
+    config = target.config
+    made = DrafterConfig(
         hidden_size=config.hidden_size,
         target_hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -42,6 +52,13 @@ def drafter_config(target: Target, draft_vocab_size: int) -> DrafterConfig:
         aux_layers=default_aux_layers(config.num_hidden_layers),
         target_fingerprint=target.fingerprint,
     )
+    made = replace(made, **(arms or {}))
+    if made.aux_layers[-1] >= config.num_hidden_layers:
+        raise ValueError(
+            f"aux_layers has {made.aux_layers[-1]}, the target's layers end at "
+            f"{config.num_hidden_layers - 1}"
+        )
+    return made
 
 
 @torch.no_grad()
@@ -63,6 +80,23 @@ def initial_drafter(
             parameter.zero_()
     drafter.fc.weight.zero_()
     drafter.fc.weight[:, -config.target_hidden_size :] = torch.eye(config.hidden_size)
-    drafter.norm.weight.copy_(target.model.base_model.norm.weight)
-    drafter.lm_head.weight.copy_(target.head[draft_ids])
+    drafter.norm.weight.copy_(target.final_norm)
+    drafter.lm_head.weight.copy_(target.head[draft_ids.to(target.head.device)])
     return drafter
+
+
+def trained_drafter(folder: str, target: Target) -> tuple[EagleDrafter, Tensor]:
+    """A checkpoint's drafter in fp32 and its draft vocabulary, int64 ``[draft_vocab]``.
+
+    Raises ``ValueError`` when the checkpoint cannot be read or was made for another target.
+    """
+    loaded = load_checkpoint(folder, dtype=torch.float32)
+    config = loaded.config
+    if config.vocab_size != target.config.vocab_size:
+        raise ValueError(
+            f"{folder} has a vocabulary of {config.vocab_size}, the target one of "
+            f"{target.config.vocab_size}"
+        )
+    if config.target_fingerprint != target.fingerprint:
+        raise ValueError(f"{folder} was made for another target")
+    return loaded.module.train().requires_grad_(True), loaded.target_ids

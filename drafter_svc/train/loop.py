@@ -1,86 +1,84 @@
-"""The training run: lessons in, checkpoints and a log out, resumable at any report."""
+"""The training run: lessons in, checkpoints and a log out, resumable at any step."""
 
-import os
 import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from itertools import count, islice
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from drafter_svc.checkpoint import save_checkpoint
-from drafter_svc.train.data import (
-    Batch,
-    Conversation,
-    batches,
-    collate,
-    plan_batches,
-    read_conversations,
-    split,
-)
-from drafter_svc.train.initial import drafter_config, initial_drafter
-from drafter_svc.train.loss import Teacher, chain_loss, teach
+from drafter_svc.train.data import Document, plan_batches
+from drafter_svc.train.learner import Learner
+from drafter_svc.train.lesson import Lesson, ahead
 from drafter_svc.train.measure import Measurement, measure
-from drafter_svc.train.optim import MasterOptimizer, chain_steps, learning_rate
+from drafter_svc.train.optim import chain_steps, learning_rate
 from drafter_svc.train.run_folder import Position, RunFolder
 from drafter_svc.train.settings import TrainSettings
+from drafter_svc.train.setup import Corpus, make_classroom, make_drafter
+from drafter_svc.train.source import FeatureSource
 from drafter_svc.train.target import Target
-from drafter_svc.train.ttt import chain_columns, unroll
-from drafter_svc.train.vocab import choose_draft_vocabulary, count_tokens, coverage
+from drafter_svc.train.vocab import coverage
+from drafter_svc.train.world import World
 
-# Lessons that the target prepares in advance.
-_AHEAD = 2
 # Chains are measured from every n-th position, and one step deeper than they are trained.
 _MEASURED_STRIDE = 16
 _BAR = "{percentage:5.1f}% |{bar:30}| {elapsed}<{remaining} {postfix}"
 
 
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """A batch with what the target has to say about it."""
-
-    batch: Batch
-    features: Tensor
-    teacher: Teacher
+class Interrupted(Exception):
+    """The run was asked to stop and has saved its state; the message says how to go on."""
 
 
 class Trainer:
     """Trains one drafter for ``target``; a run found in ``settings.out`` is continued.
 
-    Everything random derives from the seed and the position, so a run that is stopped at a report
-    and resumed takes the same steps as one that was not (unless ``minutes`` ends it). Raises
-    ``ValueError`` when there is nothing to train on.
+    Everything random derives from the seed and the position, so a run that is stopped and resumed
+    takes the same steps as one that was not (unless ``minutes`` ends it). ``stopped`` is asked
+    after each step. Raises ``ValueError`` for settings that do not fit what is there.
     """
 
     def __init__(
-        self, settings: TrainSettings, target: Target, conversations: list[Conversation]
+        self,
+        settings: TrainSettings,
+        target: Target,
+        source: FeatureSource,
+        corpus: Corpus,
+        world: World | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.settings, self.target = settings, target
-        self.train, held_out = split(conversations, settings.held_out, settings.seed)
-        if not self.train:
+        self.settings, self.target, self.corpus = settings, target, corpus
+        self.world, self._stopped = world or World(), stopped
+        if settings.accumulate % self.world.size:
             raise ValueError(
-                f"held_out is {settings.held_out} but data has {len(conversations)} conversations"
+                f"accumulate is {settings.accumulate}, not a multiple of the "
+                f"{self.world.size} processes"
             )
-        self.held_out = list(batches(held_out, settings.batch_tokens, settings.seed))
-        counts = count_tokens(self.train, target.model.config.vocab_size)
-        size = min(settings.draft_vocab, len(counts))
-        end = target.tokenizer.eos_token_id
-        self.draft_ids = choose_draft_vocabulary(counts, size, always=[end])
-        self.coverage = coverage(held_out, self.draft_ids)
-        config = drafter_config(target, size)
-        self.drafter = initial_drafter(config, target, self.draft_ids, settings.seed)
-        self.optimizer = MasterOptimizer(self.drafter, clip=settings.clip)
-        self.total = settings.epochs * sum(sum(c.answer) for c in self.train)
         self.position = Position()
-        self.folder = RunFolder(settings)
-        if before := self.folder.load():
+        self.folder = RunFolder(settings, f"{target.fingerprint} {corpus.key}")
+        before = self.folder.load()
+        drafter, draft_ids = make_drafter(settings, target, corpus)
+        self.coverage = coverage(corpus.held_out, draft_ids)
+        self.learner = Learner(settings, target, drafter, draft_ids, self.world)
+        if before:
             self.position, state = before
-            self.optimizer.load_state_dict(state)
+            self.learner.optimizer.load_state_dict(state)
+        cache_folder = self.folder.path / f"features-{self.world.rank}"
+        self.classroom, self.cache = make_classroom(
+            settings, target, source, drafter.config, corpus, cache_folder
+        )
+        self._epoch_tokens = sum(map(self._taught, corpus.train))
+        self._examined: list[Lesson] = []
+        self._tokens: deque[int] = deque()
+        self._cores = torch.get_num_threads()
+
+    @property
+    def total(self) -> float:
+        """Taught tokens of the whole run."""
+        return self.settings.epochs * self._epoch_tokens
 
     @property
     def progress(self) -> float:
@@ -89,110 +87,155 @@ class Trainer:
         timed = self.position.seconds / limit if limit else 0.0
         return max(self.position.tokens / self.total, timed)
 
-    def run(self) -> Measurement:
-        """Train to the end. Returns the last measurement."""
+    def run(self) -> Measurement | None:
+        """Train to the end. Returns the last measurement, in the leading process.
+
+        Raises ``Interrupted`` after ``stopped`` has said so.
+        """
         started = time.monotonic() - self.position.seconds
         reported = time.monotonic()
         losses: list[float] = []
-        with tqdm(total=1.0, initial=min(1.0, self.progress), bar_format=_BAR) as bar:
-            for lesson in self._lessons():
-                losses = self._step(lesson)
-                self.position.seconds = time.monotonic() - started
+        hidden = not self.world.leads
+        with tqdm(
+            total=1.0, initial=min(1.0, self.progress), bar_format=_BAR, disable=hidden
+        ) as bar:
+            for lessons in self.lessons():
+                losses = self.step(lessons)
+                seconds, stop = self.world.largest(
+                    [time.monotonic() - started, float(self._stopped())],
+                    self.learner.draft_ids.device,
+                )
+                self.position.seconds = seconds
                 bar.set_postfix_str(f"{self.position.tokens} tokens, loss {losses[0]:.3f}")
                 bar.update(min(1.0, self.progress) - bar.n)
+                if stop:
+                    self._interrupt()
                 if self.progress >= 1:
                     break
-                if time.monotonic() - reported > self.settings.report_minutes * 60:
-                    self._report(losses)
+                due = time.monotonic() - reported > self.settings.report_minutes * 60
+                if due and self.world.leads:
+                    self.report(losses)
                     reported = time.monotonic()
-        return self._report(losses)
+        return self.report(losses) if self.world.leads else None
 
-    def _lessons(self) -> Iterator[Lesson]:
-        """Lessons from the current position on; the target works ahead of the drafter.
-
-        Each of the two threads runs its operators on half of the cores: fewer barriers than two
-        teams of all cores, which matters most when other processes are running.
-        """
-        threads = torch.get_num_threads()
-        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-            ahead: deque[Future[Lesson]] = deque()
-            for group in islice(self._groups(), self.position.steps, None):
-                batch = collate([self.train[index] for index in group])
-                ahead.append(pool.submit(self._prepare, batch))
-                if len(ahead) > _AHEAD:
-                    yield ahead.popleft().result()
-
-    def _groups(self) -> Iterator[list[int]]:
-        """Batches of the whole run, epoch after epoch, without end."""
-        lengths = [len(conversation.ids) for conversation in self.train]
-        for seed in count(self.settings.seed):
-            yield from plan_batches(lengths, self.settings.batch_tokens, seed)
-
-    def _prepare(self, batch: Batch) -> Lesson:
-        features, final = self.target.capture(batch.ids, self.drafter.config.aux_layers)
-        return Lesson(batch, features, teach(batch, final, self.target.head, self.draft_ids))
-
-    def _step(self, lesson: Lesson) -> list[float]:
-        """Learn one lesson. Returns the mean loss of each chain step."""
-        settings, position, batch = self.settings, self.position, lesson.batch
+    def step(self, lessons: list[Lesson]) -> list[float]:
+        """Make an update from this process's share of it. Returns the losses of its last lesson."""
+        position, settings = self.position, self.settings
+        steps = chain_steps(settings.chain_steps, self.progress)
         position.steps += 1
-        position.tokens += int(batch.answer.sum())
-        chain = unroll(
-            self.drafter,
-            self.target.embedding,
-            batch,
-            lesson.features,
-            steps=chain_steps(settings.chain_steps, self.progress),
-            columns=chain_columns(batch, settings.stride, position.steps),
-        )
-        loss, means = chain_loss(self.drafter, chain, lesson.teacher)
-        if loss.requires_grad:
-            torch.autograd.backward(loss)
-            rate = learning_rate(settings.learning_rate, self.progress, settings.warm_up)
-            self.optimizer.step(rate)
-        return means
+        losses = self.learner.learn(lessons, steps, phase=position.steps, rate=self.rate)
+        position.tokens += self._tokens.popleft()
+        return losses
 
-    def _report(self, losses: list[float]) -> Measurement:
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next update."""
+        return learning_rate(self.settings.learning_rate, self.progress, self.settings.warm_up)
+
+    def lessons(self) -> Iterator[list[Lesson]]:
+        """This process's lessons of each update, from the current position on.
+
+        While the target works in this process, it and the drafter have half of the cores each.
+        """
+        self._tokens.clear()
+        half = max(1, self._cores // 2)
+        mine = range(self.world.rank, self.settings.accumulate, self.world.size)
+        prepared = ahead(self._prepare, self._groups(mine), threads=half, share=self._shares)
+        while True:
+            torch.set_num_threads(half if self._shares() else self._cores)
+            yield list(islice(prepared, len(mine)))
+
+    def _shares(self) -> bool:
+        """Whether the target's work in this process is worth half of the cores."""
+        if self.settings.verifiers or self.settings.device != "cpu":
+            return False
+        everything = sum(len(document.ids) for document in self.corpus.train)
+        first = self.position.tokens < self._epoch_tokens
+        return first or self.cache is None or not self.cache.fits(everything)
+
+    def _groups(self, mine: range) -> Iterator[list[int]]:
+        """This process's batches of every update to come, epoch after epoch, without end."""
+        lengths = [len(document.ids) for document in self.corpus.train]
+        taught = [self._taught(document) for document in self.corpus.train]
+        size = self.settings.accumulate
+        groups = (
+            group
+            for seed in count(self.settings.seed)
+            for group in plan_batches(lengths, self.settings.batch_tokens, seed)
+        )
+        later = islice(groups, self.position.steps * size, None)
+        while update := list(islice(later, size)):
+            self._tokens.append(sum(taught[index] for group in update for index in group))
+            yield from (update[index] for index in mine)
+
+    def _taught(self, document: Document) -> int:
+        """Tokens of a document that count."""
+        if self.settings.teach_prompts:
+            return len(document.ids) - 1
+        return sum(document.answer[1:])
+
+    def _prepare(self, group: list[int]) -> Lesson:
+        return self.classroom.prepare([self.corpus.train[index] for index in group], group)
+
+    def _interrupt(self) -> None:
+        if self.world.leads:
+            self._write_checkpoint()
+            self.folder.save(self.position, self.learner.optimizer.state_dict())
+        raise Interrupted(
+            f"stopped after {self.position.tokens} tokens; the same command goes on from there"
+        )
+
+    def report(self, losses: list[float]) -> Measurement:
         """Measure on held-out text and write the run's folder."""
         measured = measure(
-            self.drafter,
-            self.target,
-            self.draft_ids,
-            self.held_out,
-            steps=self.settings.chain_steps + 1,
+            self.learner.drafter,
+            self.target.embedding,
+            self.target.head,
+            self.learner.draft_ids,
+            self._examination(),
+            steps=max(self.settings.chain_steps) + 1,
             stride=_MEASURED_STRIDE,
         )
-        self.drafter.config = replace(
-            self.drafter.config,
+        self.learner.drafter.config = replace(
+            self.learner.drafter.config,
             draft_temperature=measured.draft_temperature,
             training=self._provenance(measured),
         )
-        save_checkpoint(self.folder.checkpoint, self.drafter, self.draft_ids)
-        self.folder.log(self.position, self.progress, losses, measured)
-        self.folder.save(self.position, self.optimizer.state_dict())
+        self._write_checkpoint()
+        self.folder.save(self.position, self.learner.optimizer.state_dict())
+        self.folder.log(self.position, self.progress, self.rate, losses, measured)
+        if self.cache and self.cache.problem:
+            tqdm.write(self.cache.problem)
         return measured
+
+    def _write_checkpoint(self) -> None:
+        save_checkpoint(self.folder.checkpoint, self.learner.drafter, self.learner.draft_ids)
+
+    def _examination(self) -> list[Lesson]:
+        """The held-out documents with the target's states, which stay in memory."""
+        if not self._examined:
+            documents = self.corpus.held_out
+            lengths = [len(document.ids) for document in documents]
+            for group in plan_batches(lengths, self.settings.batch_tokens, self.settings.seed):
+                lesson = self.classroom.prepare([documents[index] for index in group])
+                self._examined.append(lesson)
+        return self._examined
 
     def _provenance(self, measured: Measurement) -> dict[str, Any]:
         settings = asdict(self.settings)
-        for path in ("target", "data", "out"):
-            del settings[path]
+        for place in ("target", "data", "out", "init", "verifiers"):
+            del settings[place]
         return {
             "target": self.target.name,
-            "answer_tokens": self.position.tokens,
+            "tokens": self.position.tokens,
             "steps": self.position.steps,
             "seconds": round(self.position.seconds),
             "settings": settings,
             "held_out": {
                 "positions": measured.positions,
                 "vocabulary_coverage": round(self.coverage, 4),
+                "acceptance_length": round(measured.acceptance_length, 4),
                 "top1_per_step": [round(value, 4) for value in measured.top1],
                 "overlap_per_step": [round(value, 4) for value in measured.overlap],
             },
         }
-
-
-def train(settings: TrainSettings, target: Target) -> Measurement:
-    """Train as ``settings`` say. Raises ``ValueError`` and ``OSError`` for unusable input."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-    conversations = read_conversations(settings.data, target.tokenizer, settings.max_length)
-    return Trainer(settings, target, conversations).run()

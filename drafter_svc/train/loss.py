@@ -1,83 +1,160 @@
-"""Soft targets over the draft vocabulary and the loss of an unrolled chain."""
+"""Losses of an unrolled chain against the target's distributions.
+
+The output layer is part of the loss: logits exist for a block of rows at a time, in forward only,
+where their gradient is formed at once. So memory does not grow with steps times vocabulary.
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from drafter_svc.eagle import EagleDrafter
-from drafter_svc.train.data import Batch
+from drafter_svc.train.teacher import Teacher
 from drafter_svc.train.ttt import ChainStep
+
+_ROWS = 512
+# The LK loss's own constant (arXiv 2602.23881): how fast overlap takes over from divergence.
+_LK_ETA = 3.0
+_FIXED_DECAY = 0.8
 
 
 @dataclass(frozen=True, slots=True)
-class Teacher:
-    """The target's distributions at the M positions that predict an answer token.
+class Objective:
+    """``loss`` is "kl" or "lk", ``weights`` of the chain steps are "survival" or "fixed".
 
-    ``row`` is int64 ``[B, T]``: the row of a position, -1 elsewhere. ``probabilities`` is
-    ``[M, draft_vocab]``, renormalized over the draft vocabulary; ``best`` is int64 ``[M]``, the
-    draft id of the target's argmax, -1 when the draft vocabulary does not have it.
+    "kl": -sum p log q, with p renormalized over the draft vocabulary, at positions whose argmax
+    can be drafted. "lk" (hybrid of arXiv 2602.23881): lambda KL + (1 - lambda)(1 - alpha), with
+    alpha = sum min(p, q) of p as it is, at all positions, and lambda = exp(-3 mean alpha) for each
+    step of each batch, without gradient.
+
+    "fixed": step k counts 0.8**k. "survival": a column counts as its overlaps with the target at
+    the steps before multiply to (without gradient); what serving never reaches is not worth
+    capacity.
     """
 
-    row: Tensor
-    probabilities: Tensor
-    best: Tensor
+    loss: str = "kl"
+    weights: str = "survival"
 
 
-@torch.no_grad()
-def teach(batch: Batch, final: Tensor, head: Tensor, draft_ids: Tensor) -> Teacher:
-    """Soft targets of a batch.
+def count_columns(plan: Sequence[ChainStep], draftable: Tensor) -> Tensor:
+    """Columns over which each step's means run, fp32 ``[2, steps]``: of divergence, of overlap.
 
-    ``final`` ``[B, T, H]`` is what the target's output layer reads, so it is after the final norm;
-    ``head`` ``[vocab, H]`` are that layer's rows, ``draft_ids`` int64 ``[draft_vocab]``.
+    ``draftable`` is bool ``[N]``, of positions.
     """
-    predicts = torch.zeros_like(batch.answer)
-    predicts[:, :-1] = batch.answer[:, 1:]
-    row = torch.full_like(batch.ids, -1)
-    row[predicts] = torch.arange(int(predicts.sum()))
-    logits = final[predicts] @ head.T
-    draftable = logits[:, draft_ids]
-    value, best = draftable.max(-1)
-    best[value < logits.amax(-1)] = -1
-    return Teacher(row, draftable.float().softmax(-1), best)
-
-
-def soft_cross_entropy(logits: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Per row of fp32 ``[N, draft_vocab]``: -sum p log q, and the overlap sum min(p, q)."""
-    log_q = logits.log_softmax(-1)
-    loss = -(probabilities * log_q).sum(-1)
-    with torch.no_grad():
-        overlap = torch.minimum(probabilities, log_q.exp()).sum(-1)
-    return loss, overlap
+    live = torch.stack([step.live.sum() for step in plan])
+    inside = torch.stack([(step.live & draftable[step.teacher]).sum() for step in plan])
+    return torch.stack([inside, live]).float()
 
 
 def chain_loss(
-    drafter: EagleDrafter, steps: Iterable[ChainStep], teacher: Teacher
+    drafter: EagleDrafter,
+    plan: Sequence[ChainStep],
+    hidden: Iterable[Tensor],
+    teacher: Teacher,
+    objective: Objective,
+    counts: Tensor,
 ) -> tuple[Tensor, list[float]]:
-    """Loss of an unrolled chain, and its mean cross-entropy per step for the log.
+    """Loss of an unrolled chain, and the mean divergence of each step for the log.
 
-    A column counts at a step where it is live and the target's argmax can be drafted. Its weight
-    at step k is its survival, the product of its overlaps with the target at the steps before
-    (no gradient): a token that serving never reaches is not worth capacity. Each step's weighted
-    sum is divided by the number of columns that count.
+    ``counts`` (``count_columns``) may be of more batches than this one: the losses of all of
+    them then add up to the masked mean over all.
     """
     total = drafter.lm_head.weight.new_zeros((), dtype=torch.float32)
+    survival = torch.ones(len(teacher.mass), device=teacher.mass.device)
     means: list[float] = []
-    survival = torch.ones(teacher.row.shape)
-    for step in steps:
-        rows = teacher.row.gather(1, step.teacher)
-        taught = step.live & (teacher.best[rows] >= 0)
-        rows = rows[taught]
-        loss, overlap = soft_cross_entropy(
-            drafter.logits(step.hidden[taught]), teacher.probabilities[rows]
+    for k, (step, states) in enumerate(zip(plan, hidden, strict=True)):
+        taught = step.live & (teacher.draftable[step.teacher] | (objective.loss == "lk"))
+        rows, columns = step.teacher[taught], step.columns[taught]
+        if not len(rows):
+            means.append(math.nan)
+            continue
+        normed = drafter.norm(states[taught])
+        inside = teacher.draftable[rows].float()
+        weights = survival[columns] if objective.weights == "survival" else _FIXED_DECAY**k
+        divergence = inside * weights / counts[0, k].clamp(min=1)
+        missed = torch.zeros_like(divergence)
+        if objective.loss == "lk":
+            share = math.exp(-_LK_ETA * float(_overlap(drafter, normed, teacher, rows).mean()))
+            missed = torch.full_like(inside, 1 - share) * weights / counts[1, k].clamp(min=1)
+            divergence = share * divergence
+        coefficients = torch.stack([divergence, missed])
+        value, losses, overlaps = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+            normed, drafter.lm_head.weight, teacher, rows, coefficients, objective.loss == "lk"
         )
-        weights = survival[:, step.columns][taught]
-        if len(loss):
-            total = total + (weights * loss).sum() / len(loss)
-        means.append(float(loss.detach().mean()) if len(loss) else math.nan)
-        reached = torch.zeros(taught.shape)
-        reached[taught] = weights * overlap
-        survival[:, step.columns] = reached
+        total = total + value
+        means.append(float(losses[inside > 0].mean()))
+        reached = torch.zeros_like(survival)
+        reached[columns] = survival[columns] * overlaps
+        survival = reached
     return total, means
+
+
+@torch.no_grad()
+def _overlap(drafter: EagleDrafter, normed: Tensor, teacher: Teacher, rows: Tensor) -> Tensor:
+    """Sum of min(p, q) with p as it is over the whole vocabulary, ``[R]``."""
+    parts = []
+    for states, at in zip(normed.split(_ROWS), rows.split(_ROWS), strict=True):
+        q = drafter.lm_head(states).float().softmax(-1)
+        p = teacher.probabilities[at].float() * teacher.mass[at, None]
+        parts.append(torch.minimum(p, q).sum(-1))
+    return torch.cat(parts)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """sum_r c0 KL_r + c1 (1 - alpha_r), its terms per row, and the overlaps per row.
+
+    States ``[R, H]``, head ``[draft_vocab, H]``, ``coefficients`` fp32 ``[2, R]``. The overlap of
+    a row is with p as it is when ``whole`` and with p renormalized otherwise.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        head: Tensor,
+        teacher: Teacher,
+        rows: Tensor,
+        coefficients: Tensor,
+        whole: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        d_states = torch.empty_like(states)
+        d_head = torch.zeros_like(head, dtype=torch.float32)
+        losses, overlaps = torch.empty(2, len(rows), device=states.device)
+        for start in range(0, len(rows), _ROWS):
+            block = slice(start, start + _ROWS)
+            p = teacher.probabilities[rows[block]].float()
+            logits = (states[block] @ head.T).float()
+            cross = torch.linalg.vecdot(p, logits)
+            top = logits.amax(-1, keepdim=True)
+            q = logits.sub_(top).exp_()
+            norm = q.sum(-1, keepdim=True)
+            losses[block] = (top + norm.log())[:, 0] - cross
+            q.div_(norm)
+            kl, tv = coefficients[:, block, None]
+            if whole:
+                actual = p * teacher.mass[rows[block], None]
+                overlaps[block] = torch.minimum(actual, q).sum(-1)
+                rising = (q < actual).float()
+                gain = q * (rising - (q * rising).sum(-1, keepdim=True))
+                slope = (kl * (q - p) - tv * gain).to(states.dtype)
+            else:
+                overlaps[block] = torch.minimum(p, q).sum(-1)
+                slope = q.sub_(p).mul_(kl).to(states.dtype)
+            d_states[block] = slope @ head
+            d_head += slope.T @ states[block]
+        ctx.save_for_backward(d_states, d_head.to(head.dtype))
+        ctx.mark_non_differentiable(losses, overlaps)
+        value = (coefficients[0] * losses).sum() + (coefficients[1] * (1 - overlaps)).sum()
+        return value, losses, overlaps
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        d_states, d_head = ctx.saved_tensors
+        scale = grad.to(d_states.dtype)
+        return d_states * scale, d_head * scale, None, None, None, None

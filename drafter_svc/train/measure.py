@@ -1,76 +1,121 @@
 """Held-out measurements: how often the chain agrees with the target, step by step."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from operator import mul
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from drafter_svc.eagle import EagleDrafter
-from drafter_svc.train.data import Batch
-from drafter_svc.train.target import Target
-from drafter_svc.train.ttt import chain_columns, unroll
+from drafter_svc.train.lesson import Lesson
+from drafter_svc.train.simulate import Rounds, draft_chains, walk
+from drafter_svc.train.ttt import plan_chain, unroll
 
 #: Candidates for t_d.
 TEMPERATURES = tuple(round(0.4 + 0.05 * index, 2) for index in range(13))
+# Rows whose whole distributions exist at a time.
+_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Per chain step, over the live columns, teacher-forced on held-out text.
+    """On held-out text, per chain step over the live columns unless said otherwise.
 
-    ``top1`` is the share where drafter and target have the same argmax; ``overlap`` is the mean
-    of sum min(p, q) at temperature 1 over the whole vocabulary (1 - TV), with the drafter's
-    logits divided by ``draft_temperature``, the candidate that is best over all steps.
+    ``top1`` is the share where drafter and target have the same argmax, teacher-forced;
+    ``overlap`` is the mean of sum min(p, q) at temperature 1 over the whole vocabulary (1 - TV),
+    with the drafter's logits divided by ``draft_temperature``, the candidate that is best over
+    all steps. ``acceptance_length`` is of greedy chains replayed on the text: tokens per
+    verification, bonus included. ``positions`` counts the columns of step 0.
     """
 
     top1: list[float]
     overlap: list[float]
     draft_temperature: float
+    acceptance_length: float
     positions: int
-
-    @property
-    def acceptance_length(self) -> float:
-        """Tokens per verification, bonus included, if agreement at each step were independent."""
-        return 1.0 + sum(accumulate(self.top1, mul), start=0.0)
 
 
 @torch.no_grad()
 def measure(
     drafter: EagleDrafter,
-    target: Target,
+    embedding: nn.Embedding,
+    head: Tensor,
     draft_ids: Tensor,
-    batches: Iterable[Batch],
+    lessons: Sequence[Lesson],
     *,
     steps: int,
     stride: int = 1,
+    replayed: int = 6000,
 ) -> Measurement:
-    """Unroll ``steps`` steps from every ``stride``-th answer position of ``batches``."""
-    counts = torch.zeros(steps)
-    agreed = torch.zeros(steps)
+    """Unroll ``steps`` steps from every ``stride``-th answer position of ``lessons``.
+
+    ``head`` ``[vocab, H]`` is the target's output layer. Chains of ``steps`` drafts are replayed
+    on the first ``replayed`` answer tokens.
+    """
+    counts, agreed = torch.zeros(steps), torch.zeros(steps)
     overlaps = torch.zeros(steps, len(TEMPERATURES))
-    for batch in batches:
-        features, final = target.capture(batch.ids, drafter.config.aux_layers)
-        columns = chain_columns(batch, stride, 0)
-        chain = unroll(drafter, target.embedding, batch, features, steps=steps, columns=columns)
-        for index, step in enumerate(chain):
-            live = step.live & torch.isin(step.columns, columns)
-            logits = drafter.logits(step.hidden[live])
-            rows, positions = live.nonzero()[:, 0], step.teacher[live]
-            teacher = (final[rows, positions] @ target.head.T).float()
-            counts[index] += len(logits)
-            agreed[index] += (draft_ids[logits.argmax(-1)] == teacher.argmax(-1)).sum()
-            probabilities = teacher.softmax(-1)[:, draft_ids]
-            for candidate, temperature in enumerate(TEMPERATURES):
-                drafted = (logits / temperature).softmax(-1)
-                overlaps[index, candidate] += torch.minimum(probabilities, drafted).sum()
+    for lesson in lessons:
+        plan = plan_chain(lesson.batch, steps, stride=stride)
+        chain = unroll(drafter, embedding, lesson.batch, lesson.features, plan)
+        for k, (step, hidden) in enumerate(zip(plan, chain, strict=True)):
+            live = step.live & (lesson.batch.positions[step.columns] % stride == 0)
+            counts[k] += int(live.sum())
+            pairs = hidden[live].split(_ROWS), step.teacher[live].split(_ROWS)
+            for states, rows in zip(*pairs, strict=True):
+                logits = drafter.logits(states)
+                teacher = (lesson.final[rows] @ head.T).float()
+                agreed[k] += (draft_ids[logits.argmax(-1)] == teacher.argmax(-1)).sum().cpu()
+                probabilities = teacher.softmax(-1)[:, draft_ids]
+                for candidate, temperature in enumerate(TEMPERATURES):
+                    drafted = (logits / temperature).softmax(-1)
+                    overlaps[k, candidate] += torch.minimum(probabilities, drafted).sum().cpu()
     means = overlaps / counts[:, None].clamp(min=1)
     best = int(means.mean(dim=0).argmax())
     return Measurement(
         top1=(agreed / counts.clamp(min=1)).tolist(),
         overlap=means[:, best].tolist(),
         draft_temperature=TEMPERATURES[best],
+        acceptance_length=_replay(drafter, embedding, draft_ids, lessons, steps, replayed),
         positions=int(counts[0]),
     )
+
+
+def _replay(
+    drafter: EagleDrafter,
+    embedding: nn.Embedding,
+    draft_ids: Tensor,
+    lessons: Iterable[Lesson],
+    length: int,
+    limit: int,
+) -> float:
+    rounds = Rounds(length)
+    for ids, features, start, stop in _answers(lessons):
+        if limit <= 0:
+            break
+        stop = min(stop, start + limit)
+        limit -= stop - start
+        columns = torch.arange(start - 1, stop - 1, device=ids.device)
+        proposals = draft_chains(
+            drafter,
+            embedding,
+            draft_ids,
+            ids[:stop],
+            features[:stop],
+            columns=columns,
+            length=length,
+        )
+        walk(rounds, ids[:stop].tolist(), start, proposals.tolist())
+    return rounds.acceptance_length
+
+
+def _answers(lessons: Iterable[Lesson]) -> Iterator[tuple[Tensor, Tensor, int, int]]:
+    """(ids, features, start, stop) of each run of answer tokens ``[start, stop)``, by document."""
+    for lesson in lessons:
+        lengths = lesson.batch.lengths
+        documents = (t.split(lengths) for t in (lesson.batch.ids, lesson.batch.answer))
+        for ids, answer, features in zip(*documents, lesson.features.split(lengths), strict=True):
+            edges = torch.nn.functional.pad(answer.int(), (1, 1)).diff()
+            starts = (edges == 1).nonzero().flatten().tolist()
+            stops = (edges == -1).nonzero().flatten().tolist()
+            for start, stop in zip(starts, stops, strict=True):
+                yield ids, features, max(1, start), stop

@@ -12,13 +12,16 @@ import torch
 from drafter_svc.train.measure import Measurement
 from drafter_svc.train.settings import TrainSettings
 
-# Settings that a resumed run must share with the run before it.
-_FIXED = ("data", "seed", "held_out", "max_length", "batch_tokens", "draft_vocab", "chain_steps")
+# Settings that a resumed run may change.
+_FREE = frozenset(
+    {"target", "data", "out", "verifiers", "device", "epochs", "minutes", "learning_rate"}
+    | {"warm_up", "clip", "report_minutes", "feature_cache_gib"}
+)
 
 
 @dataclass(slots=True)
 class Position:
-    """How far a run has come; ``tokens`` are answer tokens, ``seconds`` include the reports."""
+    """How far a run has come; ``tokens`` are taught tokens, ``seconds`` include the reports."""
 
     steps: int = 0
     tokens: int = 0
@@ -26,39 +29,59 @@ class Position:
 
 
 class RunFolder:
-    """``checkpoint/``, ``log.csv`` and ``last.pt`` of one run, in ``settings.out``."""
+    """``checkpoint/``, ``log.csv`` and ``last.pt`` of one run, in ``settings.out``.
 
-    def __init__(self, settings: TrainSettings) -> None:
-        self._settings = settings
-        self._path = Path(settings.out)
-        self._path.mkdir(parents=True, exist_ok=True)
-        self._last = self._path / "last.pt"
+    ``key`` names the target and the documents: a run goes on with the same ones only.
+    """
+
+    def __init__(self, settings: TrainSettings, key: str) -> None:
+        self._settings, self._key = settings, key
+        self.path = Path(settings.out)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._last = self.path / "last.pt"
 
     @property
     def checkpoint(self) -> Path:
-        return self._path / "checkpoint"
+        return self.path / "checkpoint"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.csv"
 
     def save(self, position: Position, optimizer: Mapping[str, Any]) -> None:
-        """Replace ``last.pt`` in one step."""
+        """Replace ``last.pt`` in one step. Raises ``OSError``, the old one being intact."""
         state = {
             "position": asdict(position),
             "optimizer": optimizer,
             "settings": asdict(self._settings),
+            "key": self._key,
         }
         partial = self._last.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(self._last)
+        try:
+            with partial.open("wb") as file:
+                torch.save(state, file)
+            partial.replace(self._last)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
+            sentence = f"cannot write {self._last}: {reason}; the one before is intact"
+            raise OSError(sentence) from None
 
     def load(self) -> tuple[Position, dict[str, Any]] | None:
         """(position, optimizer state) of the run that was here before, if there was one.
 
-        Raises ``ValueError`` when that run had settings under which this one cannot go on.
+        Raises ``ValueError`` when that run had settings or data under which this one cannot go on.
         """
         if not self._last.exists():
             return None
-        state = torch.load(self._last, weights_only=True)
+        try:
+            state = torch.load(self._last, weights_only=True, map_location="cpu")
+        except (RuntimeError, EOFError) as error:
+            raise ValueError(f"{self._last} is damaged: {error}") from None
         now = asdict(self._settings)
-        changed = [name for name in _FIXED if state["settings"][name] != now[name]]
+        changed = [n for n in now if n not in _FREE and state["settings"].get(n) != now[n]]
+        if not changed and state["key"] != self._key:
+            changed = ["target or data"]
         if changed:
             raise ValueError(
                 f"{self._last} was made with another {', '.join(changed)}: "
@@ -67,7 +90,12 @@ class RunFolder:
         return Position(**state["position"]), state["optimizer"]
 
     def log(
-        self, position: Position, progress: float, losses: list[float], measured: Measurement
+        self,
+        position: Position,
+        progress: float,
+        rate: float,
+        losses: list[float],
+        measured: Measurement,
     ) -> None:
         """Append a row to ``log.csv``; columns ending in ``_k`` belong to chain step k."""
         row: dict[str, float] = {
@@ -75,16 +103,16 @@ class RunFolder:
             "tokens": position.tokens,
             "seconds": round(position.seconds, 1),
             "progress": round(progress, 4),
+            "learning_rate": round(rate, 8),
             "acceptance_length": round(measured.acceptance_length, 4),
+            "draft_temperature": measured.draft_temperature,
         }
-        for step in range(self._settings.chain_steps):
-            row[f"loss_{step}"] = round(losses[step], 4) if step < len(losses) else math.nan
-        for step, (top1, overlap) in enumerate(zip(measured.top1, measured.overlap, strict=True)):
-            row[f"top1_{step}"] = round(top1, 4)
-            row[f"overlap_{step}"] = round(overlap, 4)
-        path = self._path / "log.csv"
-        new = not path.exists()
-        with path.open("a", newline="", encoding="utf-8") as file:
+        for k, (top1, overlap) in enumerate(zip(measured.top1, measured.overlap, strict=True)):
+            row[f"loss_{k}"] = round(losses[k], 4) if k < len(losses) else math.nan
+            row[f"top1_{k}"] = round(top1, 4)
+            row[f"overlap_{k}"] = round(overlap, 4)
+        new = not self.log_file.exists()
+        with self.log_file.open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(row))
             if new:
                 writer.writeheader()

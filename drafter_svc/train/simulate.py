@@ -32,16 +32,17 @@ def draft_chains(
     i + 2 of column i and those that follow.
     """
     current = torch.arange(len(ids) - 1)
-    attend = ChainAttention(columns)
-    state = drafter.fuse(features[None, :-1])
-    tokens = ids[None, 1:]
+    window = getattr(drafter.config, "sliding_window", None)
+    attend = ChainAttention([len(current)], columns, window)
+    state = drafter.fuse(features[:-1])
+    tokens = ids[1:]
     proposals: list[Tensor] = []
     for step in range(length):
         hidden = drafter.layer(embedding(tokens), state, current + step, attend)
         if step == 0:
-            hidden, current = hidden[:, columns], columns
+            hidden, current = hidden[columns], columns
         tokens = draft_ids[drafter.logits(hidden).argmax(-1)]
-        proposals.append(tokens[0])
+        proposals.append(tokens)
         state = drafter.recycle(hidden)
     return torch.stack(proposals, dim=-1)
 

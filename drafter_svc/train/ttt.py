@@ -5,7 +5,7 @@ position i at step 0 and the recycled state of its own step k - 1 after that. It
 target's distribution at position i + 1 + k, so its label is x_{i+2+k}.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,24 +18,49 @@ from drafter_svc.train.data import Batch
 
 @dataclass(frozen=True, slots=True)
 class ChainStep:
-    """One chain step over ``S`` columns: all tensors ``[B, S]`` but ``hidden`` ``[B, S, H]``.
+    """What one chain step computes: ``columns`` int64 ``[S]`` of a batch, ascending.
 
-    ``live`` marks columns that start where serving starts chains (at or after the last prompt
-    token) and whose inputs and label lie in one answer; ``teacher`` is the position of the
-    target's distribution (only meaningful where live). ``columns`` is int64 ``[S]``.
+    ``live`` (bool ``[S]``) marks those with something to learn; ``teacher`` int64 ``[S]`` is the
+    row of the target's distribution (only meaningful where live).
     """
 
-    hidden: Tensor
     columns: Tensor
-    teacher: Tensor
     live: Tensor
+    teacher: Tensor
 
 
-def chain_columns(batch: Batch, stride: int, phase: int) -> Tensor:
-    """Every ``stride``-th column from the first that has an answer token to read, int64 ``[S]``."""
-    readable = batch.answer[:, 1:].any(dim=0).nonzero()
-    first = int(readable[0]) if len(readable) else 0
-    return torch.arange(first + phase % stride, batch.ids.shape[1] - 1, stride)
+def plan_chain(
+    batch: Batch, steps: int, *, stride: int = 1, phase: int = 0, prompts: bool = False
+) -> list[ChainStep]:
+    """Columns of ``steps`` chain steps.
+
+    Chains start where serving starts them (at or after the last prompt token) and live as long
+    as their inputs and label lie in one answer. Step 0 covers all N columns and learns, with
+    ``prompts``, from every position of a prompt too: the target's soft labels exist there as
+    well. Later steps run for every ``stride``-th position where a chain lives on.
+    """
+    total, device = len(batch.ids), batch.ids.device
+    lengths = torch.tensor(batch.lengths, device=device)
+    document = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
+    current = torch.arange(total, device=device)
+
+    def written(ahead: int, anything: bool = False) -> Tensor:
+        """Whether the token ``ahead`` of a column is the target's own, in the same document."""
+        at = (current + ahead).clamp(max=total - 1)
+        inside = (current + ahead < total) & (document[at] == document[current])
+        return inside if anything else inside & batch.answer[at]
+
+    live = written(1, prompts) & written(2, prompts)
+    plan = [ChainStep(current, live, (current + 1).clamp(max=total - 1))]
+    for k in range(1, steps):
+        if k == 1:
+            spaced = (batch.positions + phase) % stride == 0
+            current = (written(1) & written(2) & written(3) & spaced).nonzero().flatten()
+            live = torch.ones_like(current, dtype=torch.bool)
+        else:
+            live = live & written(2 + k)
+        plan.append(ChainStep(current, live, (current + 1 + k).clamp(max=total - 1)))
+    return plan
 
 
 def unroll(
@@ -43,26 +68,22 @@ def unroll(
     embedding: nn.Embedding,
     batch: Batch,
     features: Tensor,
-    *,
-    steps: int,
-    columns: Tensor,
-) -> Iterator[ChainStep]:
-    """Run ``steps`` chain steps. Step 0 covers all ``T - 1`` columns, later ones ``columns``.
+    plan: Sequence[ChainStep],
+) -> Iterator[Tensor]:
+    """The layer's output at each step of ``plan``, ``[S, H]``.
 
-    ``features`` is ``[B, T, captured * H]`` of ``batch.ids``. Gradients reach every step through
+    ``features`` is ``[N, captured * H]`` of ``batch.ids``. Gradients reach every step through
     the recycled state.
     """
-    length = batch.ids.shape[1]
-    current = torch.arange(length - 1)
-    attend = ChainAttention(columns)
-    state = drafter.fuse(features[:, :-1])
-    live = batch.answer[:, 1:]
-    for step in range(steps):
-        if step == 1:
-            current, state, live = columns, state[:, columns], live[:, columns]
-        tokens = batch.ids[:, (current + 1 + step).clamp(max=length - 1)]
-        hidden = drafter.layer(embedding(tokens), state, current + step, attend)
-        label = (current + 2 + step).clamp(max=length - 1)
-        live = live & batch.answer[:, label] & (current + 2 + step < length)
-        yield ChainStep(hidden, current, (label - 1).expand_as(live), live)
+    columns = plan[min(1, len(plan) - 1)].columns
+    window = getattr(drafter.config, "sliding_window", None)
+    attend = ChainAttention(batch.lengths, columns, window)
+    state = drafter.fuse(features)
+    for k, step in enumerate(plan):
+        if k == 1:
+            state = state[step.columns]
+        tokens = batch.ids[(step.columns + 1 + k).clamp(max=len(batch.ids) - 1)]
+        positions = batch.positions[step.columns] + k
+        hidden = drafter.layer(embedding(tokens), state, positions, attend)
+        yield hidden
         state = drafter.recycle(hidden)

@@ -1,6 +1,7 @@
-"""Conversations become ids with a mask over what the target wrote, and batches of a budget."""
+"""Documents become ids with a mask over what the target wrote, and batches of a budget."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from drafter_svc.train.data import (
-    Conversation,
-    collate,
+    Document,
+    digest,
     encode,
+    encode_text,
+    pack,
     plan_batches,
-    read_conversations,
+    read_documents,
     split,
 )
 
@@ -30,7 +33,7 @@ def record(*contents: str, **more: Any) -> dict[str, Any]:
     return {"messages": messages, **more}
 
 
-def written(tokenizer: Any, conversation: Conversation) -> str:
+def written(tokenizer: Any, conversation: Document) -> str:
     own = [i for i, a in zip(conversation.ids, conversation.answer, strict=True) if a]
     return str(tokenizer.decode(own))
 
@@ -85,14 +88,48 @@ def test_reading_skips_what_has_no_answer_and_names_bad_lines(
 ) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(json.dumps(r) for r in (record("a", "b"), record("a"))) + "\n")
-    assert len(read_conversations(path, tokenizer, 100)) == 1
+    assert len(read_documents([str(path)], tokenizer, 100)) == 1
     path.write_text(json.dumps(record("a", "b")) + '\n{"text": 1}\n')
     with pytest.raises(ValueError, match=r"data\.jsonl:2"):
-        read_conversations(path, tokenizer, 100)
+        read_documents([str(path)], tokenizer, 100)
+    path.write_bytes(b'{"text": "cut off here')
+    with pytest.raises(ValueError, match=r"data\.jsonl:1"):
+        read_documents([str(path)], tokenizer, 100)
+
+
+def test_files_of_conversations_and_texts_mix(tokenizer: Any, tmp_path: Path) -> None:
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    paths[0].write_text(json.dumps(record("a", "bcd")) + "\n" + json.dumps({"text": "plain"}))
+    paths[1].write_text(json.dumps({"text": "more"}) + "\n")
+    found = read_documents([str(path) for path in paths], tokenizer, 100)
+    assert [tokenizer.decode(document.ids)[-4:] for document in found[1:]] == ["lain", "more"]
+    assert found[1].answer == [False, True, True, True, True]
+
+
+def test_a_long_text_becomes_documents_that_start_anew(tokenizer: Any) -> None:
+    pieces = encode_text(tokenizer, "abcdefgh", 3)
+    assert [tokenizer.decode(piece.ids) for piece in pieces] == ["abc", "def", "gh"]
+    assert [piece.answer for piece in pieces] == [[False, True, True]] * 2 + [[False, True]]
+    assert encode_text(tokenizer, "", 3) == []
+
+
+def test_what_the_tokenizer_puts_first_starts_every_piece() -> None:
+    def tokenizer(text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        body = [ord(character) for character in text]
+        return {"input_ids": [0, *body] if add_special_tokens else body}
+
+    assert [p.ids for p in encode_text(tokenizer, "abc", 3)] == [[0, 97, 98], [0, 99]]
+
+
+def test_the_digest_is_of_the_documents_and_their_borders() -> None:
+    one, two = Document([1, 2, 3], [True] * 3), Document([4], [True])
+    assert digest([one, two]) == digest([one, two])
+    assert digest([one, two]) != digest([two, one])
+    assert digest([one, two]) != digest([Document([1, 2, 3, 4], [True] * 4)])
 
 
 def test_split_is_a_seeded_partition() -> None:
-    conversations = [Conversation([i], [True]) for i in range(20)]
+    conversations = [Document([i], [True]) for i in range(20)]
     training, held_out = split(conversations, 5, seed=1)
     assert len(held_out) == 5
     assert sorted(c.ids[0] for c in training + held_out) == list(range(20))
@@ -105,23 +142,21 @@ def test_split_is_a_seeded_partition() -> None:
     budget=st.integers(40, 200),
     seed=st.integers(0, 9),
 )
-def test_batches_hold_every_sequence_once_within_the_budget(
+def test_batches_hold_every_document_once_within_the_budget(
     lengths: list[int], budget: int, seed: int
 ) -> None:
-    plan = plan_batches(lengths, budget, seed)
+    plan = list(plan_batches(lengths, budget, seed))
     assert sorted(index for group in plan for index in group) == list(range(len(lengths)))
     for group in plan:
-        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget
-    assert plan == plan_batches(lengths, budget, seed)
+        assert len(group) == 1 or sum(lengths[i] for i in group) <= budget
+    for group, following in pairwise(plan):
+        assert sum(lengths[i] for i in [*group, following[0]]) > budget
+    assert plan == list(plan_batches(lengths, budget, seed))
 
 
-def test_sequences_of_similar_length_share_a_batch() -> None:
-    lengths = [10, 100] * 50
-    for group in plan_batches(lengths, 400, seed=0):
-        assert len({lengths[index] for index in group}) == 1 or len(group) <= 4
-
-
-def test_collate_pads_on_the_right_outside_the_answer() -> None:
-    batch = collate([Conversation([5, 6, 7], [False, True, True]), Conversation([8], [True])])
-    assert batch.ids.tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert batch.answer.tolist() == [[False, True, True], [True, False, False]]
+def test_packed_documents_restart_their_positions() -> None:
+    batch = pack([Document([5, 6, 7], [False, True, True]), Document([8, 9], [False, True])])
+    assert batch.ids.tolist() == [5, 6, 7, 8, 9]
+    assert batch.answer.tolist() == [False, True, True, False, True]
+    assert batch.positions.tolist() == [0, 1, 2, 0, 1]
+    assert batch.lengths == (3, 2)

@@ -40,7 +40,7 @@ def test_an_untrained_drafter_reads_the_highest_state_with_the_targets_head(
             lambda q, k, v: q.flatten(1),
         )
         high = torch.nn.functional.rms_norm(features[:, 64:], (32,), eps=1e-6)
-        final = target.model.model.norm.float()(high)
+        final = torch.nn.functional.rms_norm(high, (32,), target.final_norm.float(), 1e-6)
         expected = final @ target.head[draft_ids].float().T
     torch.testing.assert_close(drafter.logits(hidden), expected, rtol=1e-3, atol=1e-3)
 

@@ -6,15 +6,17 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from drafter_svc.checkpoint import load_checkpoint
-from drafter_svc.train.data import read_conversations
-from drafter_svc.train.loop import Trainer
+from drafter_svc.train.data import read_documents
+from drafter_svc.train.loop import Interrupted, Trainer
 from drafter_svc.train.settings import TrainSettings
-from drafter_svc.train.target import Target, load_target
+from drafter_svc.train.setup import make_corpus
+from drafter_svc.train.target import LocalSource, Target, load_target
 
 
 @pytest.fixture(scope="module")
@@ -23,63 +25,83 @@ def target(tiny_llama: Path) -> Target:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Answers of repeated words, which a drafter can learn within seconds."""
-    path = tmp_path_factory.mktemp("data") / "data.jsonl"
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Answers and texts of repeated words, which a drafter can learn within seconds."""
+    folder = tmp_path_factory.mktemp("data")
     words = random.Random(0)
-    with path.open("w") as file:
-        for _ in range(60):
+    with (folder / "chat.jsonl").open("w") as chat, (folder / "text.jsonl").open("w") as text:
+        for _ in range(50):
             answer = " ".join(words.choices(["abc", "xyz", "mno"], k=8))
             messages = [
                 {"role": "user", "content": "go"},
                 {"role": "assistant", "content": answer},
             ]
-            file.write(json.dumps({"messages": messages}) + "\n")
-    return path
+            chat.write(json.dumps({"messages": messages}) + "\n")
+        for _ in range(10):
+            text.write(json.dumps({"text": " ".join(words.choices(["abc", "xyz"], k=9))}) + "\n")
+    return [str(folder / "chat.jsonl"), str(folder / "text.jsonl")]
 
 
 @pytest.fixture
-def settings(data: Path, tmp_path: Path) -> TrainSettings:
+def settings(data: list[str], tmp_path: Path) -> TrainSettings:
     return TrainSettings(
         target="tiny",
-        data=str(data),
+        data=data,
         out=str(tmp_path / "run"),
         epochs=6,
         learning_rate=5e-3,
         batch_tokens=400,
-        chain_steps=2,
+        chain_steps=[1, 2],
         draft_vocab=64,
         held_out=6,
         report_minutes=60,
     )
 
 
+class CountingSource(LocalSource):
+    """The target in this process; counts its documents."""
+
+    documents = 0
+
+    def capture(self, documents: Any, aux_layers: tuple[int, ...]) -> Any:
+        self.documents += len(documents)
+        return super().capture(documents, aux_layers)
+
+
+Make = Callable[..., Trainer]
+
+
 @pytest.fixture
-def make(target: Target) -> Callable[[TrainSettings], Trainer]:
-    def build(settings: TrainSettings) -> Trainer:
-        conversations = read_conversations(settings.data, target.tokenizer, 200)
-        return Trainer(settings, target, conversations)
+def make(target: Target) -> Make:
+    def build(settings: TrainSettings, **more: Any) -> Trainer:
+        corpus = make_corpus(settings, read_documents(settings.data, target.tokenizer, 200))
+        source = more.pop("source", None) or LocalSource(target)
+        return Trainer(settings, target, source, corpus, **more)
 
     return build
 
 
-Make = Callable[[TrainSettings], Trainer]
+def assert_same_weights(one: Trainer, two: Trainer) -> None:
+    weights = two.learner.drafter.state_dict()
+    for name, tensor in one.learner.drafter.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
 
 
 def test_a_run_learns_and_leaves_a_checkpoint_for_its_target(
     settings: TrainSettings, make: Make, target: Target
 ) -> None:
     trainer = make(settings)
-    untrained = trainer._report([])
+    untrained = trainer.report([])
     trained = trainer.run()
+    assert trained is not None
     assert trained.top1[0] > untrained.top1[0] + 0.1
     assert trained.overlap[0] > untrained.overlap[0] + 0.1
 
     loaded = load_checkpoint(Path(settings.out) / "checkpoint", dtype=torch.bfloat16)
     assert loaded.config.target_fingerprint == target.fingerprint
     assert loaded.config.draft_temperature == trained.draft_temperature
-    assert loaded.config.training["answer_tokens"] == trainer.position.tokens
-    for name, tensor in trainer.drafter.state_dict().items():
+    assert loaded.config.training["tokens"] == trainer.position.tokens
+    for name, tensor in trainer.learner.drafter.state_dict().items():
         assert torch.equal(loaded.module.state_dict()[name], tensor), name
 
     with (Path(settings.out) / "log.csv").open() as file:
@@ -88,34 +110,83 @@ def test_a_run_learns_and_leaves_a_checkpoint_for_its_target(
     assert float(rows[1]["top1_0"]) == pytest.approx(trained.top1[0], abs=1e-4)
 
 
+@pytest.mark.parametrize("cache", [0.0, 1.0, 1e-4])
 def test_a_resumed_run_takes_the_same_steps(
-    settings: TrainSettings, make: Make, tmp_path: Path
+    settings: TrainSettings, make: Make, tmp_path: Path, cache: float
 ) -> None:
+    settings = dataclasses.replace(settings, feature_cache_gib=cache, accumulate=2)
     whole = make(settings)
     whole.run()
 
     resumed_settings = dataclasses.replace(settings, out=str(tmp_path / "resumed"))
-    stopped = make(resumed_settings)
-    lessons = stopped._lessons()
-    for _ in range(5):
-        losses = stopped._step(next(lessons))
-    del lessons
-    stopped._report(losses)
+    stops = iter([False] * 6 + [True])
+    stopped = make(resumed_settings, stopped=lambda: next(stops))
+    with pytest.raises(Interrupted, match="goes on from there"):
+        stopped.run()
     resumed = make(resumed_settings)
     assert resumed.position == stopped.position
+    assert resumed.position.steps == 7
     resumed.run()
 
     assert resumed.position.steps == whole.position.steps
-    for (name, a), b in zip(
-        whole.drafter.named_parameters(), resumed.drafter.parameters(), strict=True
-    ):
-        assert torch.equal(a, b), name
+    assert_same_weights(whole, resumed)
+
+
+def test_a_cache_changes_no_weight_and_spares_the_target(
+    settings: TrainSettings, make: Make, target: Target, tmp_path: Path
+) -> None:
+    runs = []
+    for cache in (0.0, 1.0):
+        source = CountingSource(target)
+        run = dataclasses.replace(
+            settings, epochs=3, feature_cache_gib=cache, out=str(tmp_path / f"cache-{cache}")
+        )
+        trainer = make(run, source=source)
+        trainer.run()
+        runs.append((trainer, source))
+    assert_same_weights(runs[0][0], runs[1][0])
+    assert runs[1][1].documents == 60
+    assert runs[0][1].documents >= 3 * 54
+
+
+def test_another_run_starts_from_a_checkpoint(
+    settings: TrainSettings, make: Make, tmp_path: Path
+) -> None:
+    first = make(dataclasses.replace(settings, draft_vocab=50))
+    first.run()
+    later = make(
+        dataclasses.replace(
+            settings, init=str(first.folder.checkpoint), out=str(tmp_path / "later"), epochs=1
+        )
+    )
+    assert later.position.steps == 0
+    assert torch.equal(later.learner.draft_ids, first.learner.draft_ids)
+    assert_same_weights(first, later)
+    before = later.report([])
+    after = later.run()
+    assert after is not None
+    assert after.top1[0] > before.top1[0] - 0.1
+
+
+def test_a_checkpoint_of_another_target_is_no_start(
+    settings: TrainSettings, make: Make, target: Target, tmp_path: Path
+) -> None:
+    first = make(settings)
+    first.report([])
+    other = Target(target.model, target.tokenizer, "other", "beef")
+    again = dataclasses.replace(
+        settings, init=str(first.folder.checkpoint), out=str(tmp_path / "again")
+    )
+    with pytest.raises(ValueError, match="another target"):
+        Trainer(again, other, LocalSource(other), first.corpus)
 
 
 def test_a_run_does_not_go_on_with_other_data(settings: TrainSettings, make: Make) -> None:
-    make(settings)._report([])
-    with pytest.raises(ValueError, match="another seed, chain_steps"):
-        make(dataclasses.replace(settings, seed=1, chain_steps=3))
+    make(settings).report([])
+    with pytest.raises(ValueError, match="another chain_steps, held_out"):
+        make(dataclasses.replace(settings, held_out=5, chain_steps=[3]))
+    with pytest.raises(ValueError, match="another target or data"):
+        make(dataclasses.replace(settings, data=settings.data[:1]))
 
 
 def test_time_ends_a_run_and_its_schedule(settings: TrainSettings, make: Make) -> None:
@@ -135,7 +206,17 @@ def test_too_little_data_is_refused(settings: TrainSettings, make: Make) -> None
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 0), ("stride", 0), ("minutes", -1), ("warm_up", 1.0), ("held_out", 0)],
+    [
+        ("epochs", 0),
+        ("stride", 0),
+        ("minutes", -1),
+        ("warm_up", 1.0),
+        ("held_out", 0),
+        ("accumulate", 0),
+        ("chain_steps", []),
+        ("sliding_window", 2),
+        ("data", []),
+    ],
 )
 def test_impossible_settings_name_the_field(
     settings: TrainSettings, field: str, value: float

@@ -1,124 +1,175 @@
 """The loss against one that is computed column by column from the index table."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from drafter_svc.train.data import Batch
-from drafter_svc.train.loss import chain_loss, soft_cross_entropy, teach
-from drafter_svc.train.ttt import ChainStep, unroll
+from drafter_svc.eagle import EagleDrafter
+from drafter_svc.train import loss as loss_module
+from drafter_svc.train.data import Batch, Document, pack
+from drafter_svc.train.loss import Objective, chain_loss, count_columns
+from drafter_svc.train.teacher import Teacher, Verdicts, draftable, judge, teach
+from drafter_svc.train.ttt import ChainStep, plan_chain, unroll
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 
-WIDTH, VOCAB, LENGTH, STEPS = 16, 64, 12, 3
+WIDTH, VOCAB, STEPS = 16, 64, 3
 DRAFT_IDS = torch.arange(40) + 10
+VOCABULARY = torch.isin(torch.arange(VOCAB), DRAFT_IDS)
 
 
 @pytest.fixture
 def batch() -> Batch:
     torch.manual_seed(3)
-    answer = torch.tensor([[False] * 3 + [True] * 9, [False] * 5 + [True] * 4 + [False] * 3])
-    return Batch(torch.randint(0, VOCAB, (2, LENGTH)), answer)
+    masks = [False] * 3 + [True] * 9, [False] * 5 + [True] * 4 + [False] * 3
+    return pack([Document(torch.randint(0, VOCAB, (12,)).tolist(), mask) for mask in masks])
 
 
-def test_teacher_is_the_softmax_over_the_draft_vocabulary(batch: Batch) -> None:
-    final, head = torch.randn(2, LENGTH, WIDTH), torch.randn(VOCAB, WIDTH)
-    teacher = teach(batch, final, head, DRAFT_IDS)
-    for row in range(2):
-        for position in range(LENGTH):
-            at = int(teacher.row[row, position])
-            predicts = position + 1 < LENGTH and bool(batch.answer[row, position + 1])
-            assert (at >= 0) == predicts
-            if not predicts:
+@pytest.fixture
+def states() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(4)
+    return torch.randn(24, WIDTH), torch.randn(VOCAB, WIDTH) / 2
+
+
+def make_teacher(batch: Batch, states: tuple[Tensor, Tensor]) -> tuple[Teacher, Verdicts]:
+    final, head = states
+    verdicts = judge(final, head, torch.ones(24, dtype=torch.bool), totals=True)
+    return teach(final, head[DRAFT_IDS], VOCABULARY, verdicts), verdicts
+
+
+def test_teacher_is_the_softmax_over_the_draft_vocabulary(
+    batch: Batch, states: tuple[Tensor, Tensor]
+) -> None:
+    final, head = states
+    taught = batch.answer
+    verdicts = judge(final, head, taught, totals=True)
+    teacher = teach(final, head[DRAFT_IDS], VOCABULARY, verdicts)
+    assert torch.equal(draftable(verdicts, VOCABULARY), teacher.draftable)
+    for position in range(24):
+        logits = head @ final[position]
+        if not taught[position]:
+            assert int(verdicts.best[position]) == -1
+            assert not teacher.draftable[position]
+            continue
+        expected = logits[DRAFT_IDS].softmax(-1)
+        got = teacher.probabilities[position]
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+        whole = logits.softmax(-1)[DRAFT_IDS]
+        torch.testing.assert_close(got * teacher.mass[position], whole, rtol=1e-4, atol=1e-6)
+        assert int(verdicts.best[position]) == int(logits.argmax())
+        assert bool(teacher.draftable[position]) == bool(VOCABULARY[logits.argmax()])
+
+
+def reference(
+    drafter: EagleDrafter,
+    plan: list[ChainStep],
+    hidden: list[Tensor],
+    states: tuple[Tensor, Tensor],
+    objective: Objective,
+) -> tuple[Tensor, list[float]]:
+    """(loss, mean divergence per step), a column at a time and by autograd."""
+    final, head = states
+    survival = dict.fromkeys(range(24), 1.0)
+    total, means = torch.zeros(()), []
+    for k, (step, layer) in enumerate(zip(plan, hidden, strict=True)):
+        divergences, misses, alphas, after = [], [], [], {}
+        for at, i in enumerate(step.columns.tolist()):
+            if not step.live[at]:
                 continue
-            logits = head @ final[row, position]
-            expected = logits[DRAFT_IDS].softmax(-1)
-            torch.testing.assert_close(teacher.probabilities[at], expected, rtol=1e-4, atol=1e-6)
-            best = int(logits.argmax())
-            inside = DRAFT_IDS.tolist().index(best) if best in DRAFT_IDS else -1
-            assert int(teacher.best[at]) == inside
+            logits = head @ final[int(step.teacher[at])]
+            inside = bool(VOCABULARY[logits.argmax()])
+            if objective.loss == "kl" and not inside:
+                continue
+            p, whole = logits[DRAFT_IDS].softmax(-1), logits.softmax(-1)[DRAFT_IDS]
+            log_q = drafter.logits(layer[at]).log_softmax(-1)
+            alpha = torch.minimum(p if objective.loss == "kl" else whole, log_q.exp()).sum()
+            weight = survival.get(i, 0.0) if objective.weights == "survival" else 0.8**k
+            if inside:
+                divergences.append((weight, -(p * log_q).sum()))
+            misses.append((weight, 1 - alpha))
+            alphas.append(float(alpha.detach()))
+            after[i] = survival.get(i, 0.0) * float(alpha)
+        survival = after
+        kl = sum(w * d for w, d in divergences) / len(divergences)
+        means.append(float(sum(d for _, d in divergences)) / len(divergences))
+        if objective.loss == "lk":
+            share = math.exp(-3 * sum(alphas) / len(alphas))
+            kl = share * kl + (1 - share) * sum(w * m for w, m in misses) / len(misses)
+        total = total + kl
+    return total, means
 
 
-def test_soft_cross_entropy_and_overlap_by_definition() -> None:
-    logits, p = torch.randn(4, 9), torch.randn(4, 9).softmax(-1)
-    loss, overlap = soft_cross_entropy(logits, p)
-    q = logits.exp() / logits.exp().sum(-1, keepdim=True)
-    for row in range(4):
-        pairs = list(zip(p[row].tolist(), q[row].tolist(), strict=True))
-        assert float(loss[row]) == pytest.approx(-sum(a * math.log(b) for a, b in pairs), 1e-4)
-        assert float(overlap[row]) == pytest.approx(sum(min(a, b) for a, b in pairs), 1e-4)
-
-
-def test_chain_loss_is_the_sum_over_the_index_table(batch: Batch) -> None:
+@pytest.mark.parametrize("prompts", [True, False])
+@pytest.mark.parametrize("weights", ["survival", "fixed"])
+@pytest.mark.parametrize("loss", ["kl", "lk"])
+def test_loss_and_gradients_are_those_of_the_index_table(
+    monkeypatch: pytest.MonkeyPatch,
+    batch: Batch,
+    states: tuple[Tensor, Tensor],
+    loss: str,
+    weights: str,
+    prompts: bool,
+) -> None:
+    monkeypatch.setattr(loss_module, "_ROWS", 5)
     drafter, table = tiny_drafter(tiny_config()), nn.Embedding(VOCAB, WIDTH)
-    features = torch.randn(2, LENGTH, 3 * WIDTH)
-    final, head = torch.randn(2, LENGTH, WIDTH), torch.randn(VOCAB, WIDTH)
-    teacher = teach(batch, final, head, DRAFT_IDS)
-    columns = torch.arange(2, LENGTH - 1, 2)
-    steps = list(unroll(drafter, table, batch, features, steps=STEPS, columns=columns))
-    total, means = chain_loss(drafter, steps, teacher)
+    features, objective = torch.randn(24, 3 * WIDTH), Objective(loss, weights)
+    teacher, _ = make_teacher(batch, states)
+    plan = plan_chain(batch, STEPS, stride=2, prompts=prompts)
+    counts = count_columns(plan, teacher.draftable)
+    hidden = list(unroll(drafter, table, batch, features, plan))
+    got, means = chain_loss(drafter, plan, hidden, teacher, objective, counts)
+    expected, expected_means = reference(drafter, plan, hidden, states, objective)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert means == pytest.approx(expected_means, rel=1e-4)
 
-    survival: dict[tuple[int, int], float] = {}
-    expected = 0.0
-    for k, step in enumerate(steps):
-        terms, alive = [], {}
-        for row in range(2):
-            for at, i in enumerate(step.columns.tolist()):
-                if i + 2 + k >= LENGTH or not bool(batch.answer[row, i + 1 : i + 3 + k].all()):
-                    continue
-                teacher_logits = head @ final[row, i + 1 + k]
-                if int(teacher_logits.argmax()) not in DRAFT_IDS:
-                    continue
-                p = teacher_logits[DRAFT_IDS].softmax(-1)
-                log_q = drafter.logits(step.hidden[row, at]).log_softmax(-1).detach()
-                weight = 1.0 if k == 0 else survival.get((row, i), 0.0)
-                terms.append((weight, float(-(p * log_q).sum())))
-                alive[row, i] = weight * float(torch.minimum(p, log_q.exp()).sum())
-        expected += sum(weight * loss for weight, loss in terms) / len(terms)
-        assert means[k] == pytest.approx(sum(loss for _, loss in terms) / len(terms), 1e-4)
-        survival = alive
-    assert float(total.detach()) == pytest.approx(expected, 1e-4)
+    weights_of = list(drafter.parameters())
+    for one, two in zip(
+        torch.autograd.grad(got, weights_of, retain_graph=True),
+        torch.autograd.grad(expected, weights_of),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two, rtol=2e-3, atol=1e-5)
 
 
-def test_positions_outside_the_mask_change_nothing(batch: Batch) -> None:
+def test_counts_of_several_batches_give_the_mean_over_all(
+    batch: Batch, states: tuple[Tensor, Tensor]
+) -> None:
+    drafter, table = tiny_drafter(tiny_config()), nn.Embedding(VOCAB, WIDTH)
+    teacher, _ = make_teacher(batch, states)
+    plan = plan_chain(batch, 1)
+    counts = count_columns(plan, teacher.draftable)
+    hidden = list(unroll(drafter, table, batch, torch.randn(24, 3 * WIDTH), plan))
+    whole, _ = chain_loss(drafter, plan, hidden, teacher, Objective(), counts)
+    half, _ = chain_loss(drafter, plan, hidden, teacher, Objective(), 2 * counts)
+    assert float(half.detach()) == pytest.approx(float(whole.detach()) / 2)
+
+
+def test_positions_outside_the_mask_change_nothing(
+    batch: Batch, states: tuple[Tensor, Tensor]
+) -> None:
     drafter = tiny_drafter(tiny_config())
-    final, head = torch.randn(2, LENGTH, WIDTH), torch.randn(VOCAB, WIDTH)
-    hidden = torch.randn(2, LENGTH - 1, WIDTH)
-    columns = torch.arange(LENGTH - 1)
-    live = batch.answer[:, 1:].clone()
-    live[:, -1] = False
-    teacher = teach(batch, final, head, DRAFT_IDS)
-
-    def chain(states: torch.Tensor) -> Iterator[ChainStep]:
-        yield ChainStep(states, columns, (columns + 1).expand(2, -1), live & batch_label(batch))
-
+    teacher, _ = make_teacher(batch, states)
+    plan = plan_chain(batch, 1)
+    hidden = torch.randn(24, WIDTH)
     changed = hidden.clone()
-    changed[~(live & batch_label(batch))] += 100
-    first, _ = chain_loss(drafter, chain(hidden), teacher)
-    second, _ = chain_loss(drafter, chain(changed), teacher)
+    changed[~plan[0].live] += 100
+    counts = count_columns(plan, teacher.draftable)
+    first, _ = chain_loss(drafter, plan, [hidden], teacher, Objective(), counts)
+    second, _ = chain_loss(drafter, plan, [changed], teacher, Objective(), counts)
     assert torch.equal(first, second)
-
-
-def batch_label(batch: Batch) -> torch.Tensor:
-    label = torch.zeros(2, LENGTH - 1, dtype=torch.bool)
-    label[:, :-1] = batch.answer[:, 2:]
-    return label
 
 
 def test_a_batch_without_a_lesson_has_no_gradient() -> None:
     drafter = tiny_drafter(tiny_config())
-    batch = Batch(torch.ones(1, 4, dtype=torch.int64), torch.tensor([[False] * 3 + [True]]))
-    teacher = teach(batch, torch.randn(1, 4, WIDTH), torch.randn(VOCAB, WIDTH), DRAFT_IDS)
-    steps = unroll(
-        drafter,
-        nn.Embedding(VOCAB, WIDTH).requires_grad_(False),
-        batch,
-        torch.randn(1, 4, 3 * WIDTH),
-        steps=1,
-        columns=torch.tensor([2]),
-    )
-    total, means = chain_loss(drafter, steps, teacher)
+    batch = pack([Document([1] * 4, [False] * 3 + [True])])
+    final, head = torch.randn(4, WIDTH), torch.randn(VOCAB, WIDTH)
+    verdicts = judge(final, head, batch.answer, totals=False)
+    teacher = teach(final, head[DRAFT_IDS], VOCABULARY, verdicts)
+    plan = plan_chain(batch, 2)
+    features, table = torch.randn(4, 3 * WIDTH), nn.Embedding(VOCAB, WIDTH)
+    hidden = unroll(drafter, table, batch, features, plan)
+    counts = count_columns(plan, teacher.draftable)
+    total, means = chain_loss(drafter, plan, hidden, teacher, Objective(), counts)
     assert not total.requires_grad
-    assert math.isnan(means[0])
+    assert all(map(math.isnan, means))

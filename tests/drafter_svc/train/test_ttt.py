@@ -5,9 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from drafter_svc.eagle import EagleDrafter
-from drafter_svc.train.attention import ChainAttention
-from drafter_svc.train.data import Batch
-from drafter_svc.train.ttt import chain_columns, unroll
+from drafter_svc.train.data import Batch, Document, pack
+from drafter_svc.train.ttt import plan_chain, unroll
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 
 WIDTH, LENGTH, STEPS = 16, 11, 4
@@ -55,11 +54,18 @@ def reference(
     return chain
 
 
+LENGTHS = (LENGTH, 2, 7)
+
+
 def random_batch(answer: list[bool] | None = None) -> tuple[Batch, Tensor]:
+    """Three packed documents; ``answer`` is that of the first."""
     generator = torch.Generator().manual_seed(5)
-    ids = torch.randint(0, 64, (2, LENGTH), generator=generator)
-    mask = torch.tensor([answer or [False] * 3 + [True] * (LENGTH - 3)] * 2)
-    return Batch(ids, mask), torch.randn(2, LENGTH, 3 * WIDTH, generator=generator)
+    masks = [answer or [False] * 3 + [True] * (LENGTH - 3), [False, True], [False] + [True] * 6]
+    documents = [
+        Document(torch.randint(0, 64, (length,), generator=generator).tolist(), mask)
+        for length, mask in zip(LENGTHS, masks, strict=True)
+    ]
+    return pack(documents), torch.randn(sum(LENGTHS), 3 * WIDTH, generator=generator)
 
 
 @pytest.mark.parametrize("norm_output", [True, False])
@@ -68,73 +74,56 @@ def test_unrolled_chain_is_the_chain_of_each_column(norm_output: bool, stride: i
     drafter = tiny_drafter(tiny_config(norm_output=norm_output))
     table = nn.Embedding(64, WIDTH)
     batch, features = random_batch()
-    columns = chain_columns(batch, stride, phase=1)
+    plan = plan_chain(batch, STEPS, stride=stride, phase=1)
+    compared = 0
     with torch.no_grad():
-        steps = list(unroll(drafter, table, batch, features, steps=STEPS, columns=columns))
-        for row in range(2):
-            for column in columns.tolist():
-                chain = reference(drafter, table, batch.ids[row], features[row], column)
-                for step, expected in enumerate(chain):
-                    at = steps[step].columns.tolist().index(column)
-                    torch.testing.assert_close(
-                        steps[step].hidden[row, at], expected, rtol=1e-4, atol=1e-5
-                    )
+        steps = list(unroll(drafter, table, batch, features, plan))
+        start = 0
+        for length in LENGTHS:
+            document = slice(start, start + length)
+            for column in range(length - 1):
+                chain = reference(drafter, table, batch.ids[document], features[document], column)
+                for k, expected in enumerate(chain):
+                    at = (plan[k].columns == start + column).nonzero().flatten().tolist()
+                    for row in at:
+                        torch.testing.assert_close(steps[k][row], expected, rtol=1e-4, atol=1e-5)
+                        compared += 1
+            start += length
+    assert compared > sum(int(step.live.sum()) for step in plan) > 20
 
 
-def test_live_columns_and_teacher_positions_follow_the_index_table() -> None:
+@pytest.mark.parametrize("prompts", [True, False])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_the_plan_follows_the_index_table(stride: int, prompts: bool) -> None:
     answer = [False, False, False, True, True, True, False, False, True, True, True]
-    batch, features = random_batch(answer)
-    drafter, table = tiny_drafter(tiny_config()), nn.Embedding(64, WIDTH)
-    columns = torch.arange(LENGTH - 1)
-    chain = unroll(drafter, table, batch, features, steps=STEPS, columns=columns)
-    for k, step in enumerate(chain):
-        for i in columns.tolist():
-            # x_{i+1} .. x_{i+2+k} must all be tokens that the target wrote, in one answer.
-            needed = range(i + 1, i + 3 + k)
-            live = all(j < LENGTH and answer[j] for j in needed)
-            assert step.live[:, i].tolist() == [live, live]
-            if live:
-                assert step.teacher[:, i].tolist() == [i + 1 + k] * 2
-
-
-def test_chains_start_at_the_last_prompt_token() -> None:
-    batch, features = random_batch([False] * 4 + [True] * 7)
-    assert chain_columns(batch, 1, 0).tolist() == list(range(3, LENGTH - 1))
-    chain = unroll(
-        tiny_drafter(tiny_config()),
-        nn.Embedding(64, WIDTH),
-        batch,
-        features,
-        steps=1,
-        columns=chain_columns(batch, 1, 0),
-    )
-    assert next(chain).live[0].nonzero().flatten().tolist() == list(range(3, LENGTH - 2))
-
-
-def test_a_chain_does_not_see_another_chain() -> None:
-    columns = torch.arange(5)
-    torch.manual_seed(0)
-    first = [torch.randn(1, 5, heads, 8) for heads in (4, 2, 2)]
-    later = [torch.randn(1, 5, heads, 8) for heads in (4, 2, 2)]
-    changed = [tensor.clone() for tensor in later]
-    for tensor in changed:
-        tensor[:, 2] += 1
-    outputs = []
-    for step in (later, changed):
-        attend = ChainAttention(columns)
-        attend(*first)
-        outputs.append(attend(*step))
-    same = (outputs[0] == outputs[1]).flatten(2).all(-1)[0]
-    assert same.tolist() == [True, True, False, True, True]
+    batch, _ = random_batch(answer)
+    plan = plan_chain(batch, STEPS, stride=stride, phase=0, prompts=prompts)
+    start = 0
+    for length in LENGTHS:
+        for k, step in enumerate(plan):
+            for i in range(length):
+                # x_{i+1} .. x_{i+2+k} must all be tokens that the target wrote, in one answer.
+                needed = range(i + 1, i + 3 + k)
+                live = all(j < length and bool(batch.answer[start + j]) for j in needed)
+                if k == 0:
+                    live |= prompts and i + 2 < length
+                else:
+                    live &= i % stride == 0
+                at = (step.columns == start + i).nonzero().flatten()
+                assert bool(step.live[at].any()) == live
+                if live:
+                    assert step.teacher[at].tolist() == [start + i + 1 + k]
+        start += length
 
 
 def test_the_recycled_state_carries_gradient_to_the_features() -> None:
     drafter, table = tiny_drafter(tiny_config()), nn.Embedding(64, WIDTH)
     batch, features = random_batch()
     features.requires_grad_()
-    columns = torch.tensor([5])
-    last = list(unroll(drafter, table, batch, features, steps=3, columns=columns))[-1]
-    torch.autograd.backward(last.hidden.sum())
+    plan = plan_chain(batch, 3, stride=LENGTH, phase=LENGTH - 5)
+    assert plan[1].columns.tolist() == [5, LENGTHS[0] + LENGTHS[1] + 5][:1]
+    last = list(unroll(drafter, table, batch, features, plan))[-1]
+    torch.autograd.backward(last.sum())
     assert features.grad is not None
-    reached = features.grad.abs().sum((0, 2)) > 0
-    assert reached.tolist() == [True] * 6 + [False] * (LENGTH - 6)
+    reached = features.grad.abs().sum(-1) > 0
+    assert reached.tolist() == [True] * 6 + [False] * (sum(LENGTHS) - 6)

@@ -1,0 +1,106 @@
+"""What the target said about a document, kept on disk for later epochs."""
+
+import errno
+import os
+import threading
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from drafter_svc.train.lesson import Material
+from drafter_svc.train.source import Captured
+from drafter_svc.train.teacher import Verdicts
+
+
+class FeatureCache:
+    """Materials of documents by their index, in one file of at most ``limit`` bytes.
+
+    ``features.bin`` holds the tensors back to back, ``features.index`` a line for each document,
+    behind one with ``key``: files of another key are discarded. A checksum guards each document:
+    one that was cut short or damaged is a miss. A full disk ends the filling, not the run. Every
+    method may be called from several threads.
+    """
+
+    def __init__(self, folder: Path, key: str, *, limit: int, features: int, final: int) -> None:
+        """``features`` and ``final`` are the widths of the two captured rows."""
+        self._widths, self._limit, self._lock = (features, final), limit, threading.Lock()
+        self._entries: dict[int, tuple[int, int, int]] = {}
+        self._size, self.problem = 0, ""
+        folder.mkdir(parents=True, exist_ok=True)
+        index, data = folder / "features.index", folder / "features.bin"
+        lines = index.read_text().splitlines() if index.exists() else []
+        if not lines or lines[0] != key:
+            index.write_text(key + "\n")
+            data.unlink(missing_ok=True)
+        for line in lines[1:] if lines and lines[0] == key else ():
+            fields = line.split()
+            if len(fields) == 4:
+                document, *entry = map(int, fields)
+                self._entries[document] = (entry[0], entry[1], entry[2])
+                self._size = max(self._size, entry[0] + entry[1] * self.row_bytes)
+        self._data, self._index = data.open("a+b", buffering=0), index.open("a")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one token: two bf16 rows, an argmax and a log-sum-exp."""
+        return 2 * sum(self._widths) + 8
+
+    def fits(self, tokens: int) -> bool:
+        """Whether so many tokens have room in an empty cache."""
+        return tokens * self.row_bytes <= self._limit
+
+    def get(self, document: int) -> Material | None:
+        """The material of a document, if it is here and whole."""
+        with self._lock:
+            entry = self._entries.get(document)
+            if entry is None:
+                return None
+            offset, tokens, checksum = entry
+            self._data.seek(offset)
+            blob = bytearray(self._data.read(tokens * self.row_bytes))
+        if len(blob) != tokens * self.row_bytes or zlib.crc32(blob) != checksum:
+            return None
+        return self._decode(torch.frombuffer(blob, dtype=torch.uint8), tokens)
+
+    def put(self, document: int, material: Material) -> None:
+        """Keep the material of a document, if there is room."""
+        with self._lock:
+            tokens = len(material.verdicts.best)
+            if document in self._entries or self.problem:
+                return
+            if self._size + tokens * self.row_bytes > self._limit:
+                return
+            blob = _encode(material)
+            try:
+                self._data.seek(0, 2)
+                offset = self._data.tell()
+                if self._data.write(blob) != len(blob):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._index.write(f"{document} {offset} {tokens} {zlib.crc32(blob)}\n")
+                self._index.flush()
+            except OSError as error:
+                self.problem = f"the feature cache takes no more: {error.strerror}"
+                return
+            self._entries[document] = (offset, tokens, zlib.crc32(blob))
+            self._size = offset + len(blob)
+
+    def _decode(self, blob: Tensor, tokens: int) -> Material:
+        widths = (2 * width * tokens for width in self._widths)
+        best, total, features, final = blob.split([4 * tokens, 4 * tokens, *widths])
+        return Material(
+            Captured(
+                features.view(torch.bfloat16).view(tokens, -1),
+                final.view(torch.bfloat16).view(tokens, -1),
+            ),
+            Verdicts(best.view(torch.int32), total.view(torch.float32)),
+        )
+
+
+def _encode(material: Material) -> bytes:
+    captured, verdicts = material.captured, material.verdicts
+    parts = (verdicts.best, verdicts.total, captured.features, captured.final)
+    return b"".join(
+        part.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for part in parts
+    )

@@ -1,0 +1,139 @@
+"""Lessons: batches with what the target has to say about them, prepared ahead of the drafter."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from drafter_svc.train.data import Batch, Document, pack
+from drafter_svc.train.source import Captured, FeatureSource
+from drafter_svc.train.teacher import Verdicts, judge
+
+# Lessons that are prepared in advance.
+_AHEAD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """All that training needs of the target for one document."""
+
+    captured: Captured
+    verdicts: Verdicts
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A batch of N rows; ``features`` ``[N, captured * H]``, ``final`` ``[N, H]``, on a device."""
+
+    batch: Batch
+    features: Tensor
+    final: Tensor
+    verdicts: Verdicts
+
+
+class MaterialStore(Protocol):
+    """Materials kept from an earlier epoch."""
+
+    def get(self, document: int) -> Material | None: ...
+
+    def put(self, document: int, material: Material) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Classroom:
+    """Where lessons come from.
+
+    ``head`` ``[vocab, H]`` is the target's output layer. ``prompts`` and ``totals`` say what
+    there is to judge: prompt positions too, log-sum-exps too.
+    """
+
+    source: FeatureSource
+    aux_layers: tuple[int, ...]
+    head: Tensor
+    prompts: bool
+    totals: bool
+    store: MaterialStore | None = None
+
+    def prepare(self, documents: Sequence[Document], indices: Sequence[int] = ()) -> Lesson:
+        """The lesson of ``documents``; their ``indices`` are their names in the store.
+
+        Raises ``ValueError`` when the target's states are not finite or not of the text.
+        """
+        kept = [self.store.get(index) if self.store else None for index in indices]
+        kept += [None] * (len(documents) - len(kept))
+        missing = [at for at, material in enumerate(kept) if material is None]
+        if missing:
+            captured = self.source.capture([documents[at].ids for at in missing], self.aux_layers)
+            for at, states in zip(missing, captured, strict=True):
+                kept[at] = material = self._judge(documents[at], states)
+                if self.store and indices:
+                    self.store.put(indices[at], material)
+        materials = [material for material in kept if material is not None]
+        device = self.head.device
+        return Lesson(
+            pack(documents, device),
+            torch.cat([m.captured.features for m in materials]).to(device),
+            torch.cat([m.captured.final for m in materials]).to(device),
+            Verdicts(
+                torch.cat([m.verdicts.best for m in materials]).to(device),
+                torch.cat([m.verdicts.total for m in materials]).to(device),
+            ),
+        )
+
+    def _judge(self, document: Document, states: Captured) -> Material:
+        shapes = [tuple(states.features.shape), tuple(states.final.shape)]
+        rows, width = len(document.ids), self.head.shape[1]
+        if shapes != [(rows, len(self.aux_layers) * width), (rows, width)]:
+            raise ValueError(f"the target's states have shapes {shapes} for {rows} tokens")
+        if not bool(states.features.isfinite().all() and states.final.isfinite().all()):
+            raise ValueError(
+                f"the target's states are not finite for the text of ids {document.ids[:8]}.."
+            )
+        taught = torch.zeros(rows, dtype=torch.bool)
+        taught[:-1] = True if self.prompts else torch.tensor(document.answer[1:])
+        final = states.final.to(self.head.device)
+        verdicts = judge(final, self.head, taught.to(final.device), totals=self.totals)
+        return Material(states, verdicts)
+
+
+def ahead(
+    prepare: Callable[[list[int]], Lesson],
+    groups: Iterable[list[int]],
+    *,
+    threads: int,
+    share: Callable[[], bool],
+) -> Iterator[Lesson]:
+    """``prepare`` of each group in order, some of them in advance on a thread of their own.
+
+    Both threads run their operators with ``threads`` threads: fewer barriers than two teams of
+    all cores. Where ``share`` says so, the caller's thread takes over a lesson that has not been
+    begun instead of waiting, so that neither side idles.
+    """
+    waiting: deque[tuple[list[int], Future[Lesson]]] = deque()
+
+    def take() -> Lesson:
+        _, future = waiting.popleft()
+        while share() and not future.done():
+            spare = next((at for at, (_, f) in enumerate(waiting) if f.cancel()), None)
+            if spare is None:
+                break
+            group, taken = waiting[spare][0], Future[Lesson]()
+            taken.set_result(prepare(group))
+            waiting[spare] = group, taken
+        return future.result()
+
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        try:
+            for group in groups:
+                waiting.append((group, pool.submit(prepare, group)))
+                if len(waiting) > _AHEAD:
+                    yield take()
+            while waiting:
+                yield take()
+        finally:
+            for _, future in waiting:
+                future.cancel()

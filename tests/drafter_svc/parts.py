@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,8 +36,9 @@ class Parts:
         fused = FusedDrafter(self.module, self.embedding, MAX_LENGTH + 16)
         self.vocabulary = DraftVocabulary(self.target_ids, 128)
         self.chain = Chain(fused, self.vocabulary)
-        row_bytes = 2 * 2 * 6 * 4
-        self.cache = KvCache(2, 6, torch.float32, torch.device("cpu"), rows * row_bytes)
+        kv_heads = 2 * self.config.num_hidden_layers
+        row_bytes = 2 * kv_heads * 6 * 4
+        self.cache = KvCache(kv_heads, 6, torch.float32, torch.device("cpu"), rows * row_bytes)
         sequences = Sequences(8, MAX_LENGTH, lookup_match)
         self.worker = Worker(self.chain, self.cache, sequences, 16)
 
@@ -50,7 +52,7 @@ class Parts:
                 self.embedding[torch.tensor(tokens)],
                 torch.stack(states),
                 torch.arange(len(tokens)),
-                _causal,
+                partial(_causal, self.config.sliding_window),
             )[-1]
             logits = self.module.logits(hidden)
             draft_id = choose(logits, result.tokens)
@@ -103,12 +105,14 @@ def greedy(logits: Tensor, _: Sequence[int]) -> int:
     return int(logits.argmax())
 
 
-def _causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _causal(window: int | None, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    rows = torch.arange(len(queries))
+    distance = rows[:, None] - rows
     out = functional.scaled_dot_product_attention(
         queries.transpose(0, 1)[None],
         keys.transpose(0, 1)[None],
         values.transpose(0, 1)[None],
-        is_causal=True,
+        attn_mask=(distance >= 0) & (distance < (window or len(queries))),
         enable_gqa=True,
     )
     return out[0].transpose(0, 1).flatten(-2)

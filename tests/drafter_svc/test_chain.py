@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -90,6 +91,45 @@ def test_ragged_batch_equals_slow_chains(
     for text, (base, length), guess in zip(texts, shapes, guesses, strict=True):
         assert len(guess.tokens) == length
         check(parts, guess, text, base, length, greedy)
+
+
+TOGGLES: list[dict[str, Any]] = [
+    {"num_hidden_layers": 3},
+    {"attention_bias": True},
+    {"qk_norm": True},
+    {"fc_norm": False, "norm_before_fc": True},
+    {"sliding_window": 4},
+    {"sliding_window": 1, "num_hidden_layers": 2},
+    {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    {"rope_scaling": {"rope_type": "yarn", "factor": 8.0}},
+]
+
+
+@pytest.mark.parametrize("toggles", TOGGLES, ids=str)
+def test_toggles_of_other_checkpoints(toggles: dict[str, Any]) -> None:
+    parts = Parts(**toggles)
+    shapes = [(1, 3), (17, 6), (9, 6)]
+    texts = [random_text(base + 1, seed) for seed, (base, _) in enumerate(shapes)]
+    slots = [parts.cache.reserve((0, i), base + 8, set())[0] for i, (base, _) in enumerate(shapes)]
+    for text, slot, (base, _) in zip(texts, slots, shapes, strict=True):
+        # In pieces, so that rows meet what a call before them left in every layer.
+        for start, stop in [(0, base // 2), (base // 2, base)]:
+            if start < stop:
+                append(parts, text, slot, start, stop)
+    requests = [
+        request(parts, text, slot, base, length, GREEDY)
+        for text, slot, (base, length) in zip(texts, slots, shapes, strict=True)
+    ]
+    guesses = parts.chain.draft(requests)
+    for text, (base, length), guess in zip(texts, shapes, guesses, strict=True):
+        check(parts, guess, text, base, length, greedy)
+
+
+def test_every_toggle_changes_what_is_drafted() -> None:
+    text = random_text(18, 1)
+    plain = Parts().slow_draft(text, 17, 6, greedy).confidence
+    for toggles in TOGGLES:
+        assert Parts(**toggles).slow_draft(text, 17, 6, greedy).confidence != plain, toggles
 
 
 def test_rows_of_many_sequences_in_one_pass_equal_rows_alone() -> None:

@@ -29,7 +29,7 @@ class DrafterSettings(Settings):
     )
     max_draft_tokens: int = setting(16, "Longest draft that is served.", ge=1, le=64)
     lookup: str = setting(
-        "3", "Last tokens that must have occurred before for a lookup to propose what followed "
+        "2", "Last tokens that must have occurred before for a lookup to propose what followed "
         "them, in place of the chain; or off.", pattern=r"^(off|[1-9]|1[0-6])$",
     )  # fmt: skip
     metrics_port: Port = setting(

@@ -4,6 +4,11 @@ Shapes, vocabulary and fingerprint are compared first. Then the drafter predicts
 greedy text, teacher-forced, under nine readings of its checkpoint: features from the layers that
 it names, one before or one behind, and tokens paired as declared, one earlier or one later. A
 checkpoint that was read right agrees with the target best at (0, 0).
+
+Agreement is the overlap of both distributions, sum min(p, q), which is the share of first draft
+tokens that rejection sampling would accept. Shares of equal likeliest tokens are reported, but
+neighbouring layers are too alike for them: with a drafter of .417, features one layer off gave
+.414, 0.2 standard errors behind, while their overlap was 10 behind.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,6 +49,7 @@ class Row:
 
     offset: int
     shift: int
+    top1: float
     agreement: float
     ahead: float
     error: float
@@ -56,7 +62,7 @@ class Row:
     @property
     def is_behind(self) -> bool:
         """Whether (0, 0) is better beyond noise."""
-        return self.ahead > STANDARD_ERRORS * self.error
+        return self.ahead > max(0.0, STANDARD_ERRORS * self.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +88,13 @@ class Fit:
             yield ""
             yield f"First-step agreement over {self.probe.positions} positions, and how far the"
             yield "declared reading (0, 0) is ahead, with the paired standard error:"
-            yield "aux offset  token shift  agreement  ahead by"
+            yield "aux offset  token shift  top-1  agreement  ahead by"
             for row in self.probe.rows:
                 ahead = "" if row.is_declared else f"{row.ahead:+.3f} +- {row.error:.3f}"
-                yield f"{row.offset:>10}  {row.shift:>11}  {row.agreement:>9.3f}  {ahead}"
+                yield (
+                    f"{row.offset:>10}  {row.shift:>11}  {row.top1:.3f}  {row.agreement:>9.3f}  "
+                    f"{ahead}"
+                )
         yield ""
         yield "It fits." if self.reason is None else f"It does not fit: {self.reason}."
 
@@ -122,11 +131,11 @@ def run_probe(
     ]
     hits: dict[tuple[int, int], list[Tensor]] = {}
     for ids, prompt in answers:
-        states, likeliest = _states(target, ids, config.aux_layers, offsets)
+        states, logits = _states(target, ids, config.aux_layers, offsets)
         for offset in offsets:
             features = torch.cat([states[layer + offset] for layer in config.aux_layers], dim=-1)
             for shift in _AROUND:
-                hit = _agreement(loaded, target.embedding, ids, features, likeliest, shift)
+                hit = _agreement(loaded, target.embedding, ids, features, logits, shift)
                 hits.setdefault((offset, shift), []).append(hit[max(0, prompt - 1) :])
     declared = torch.cat(hits[0, 0])
     if len(declared) < _FEWEST:
@@ -139,9 +148,10 @@ def run_probe(
 
 def _row(reading: tuple[int, int], hits: Tensor, declared: Tensor) -> Row:
     """Differences are paired by position, so that easy and hard text cancels out."""
-    difference = declared - hits
+    difference = (declared - hits)[:, 1]
     error = float(difference.std()) / len(difference) ** 0.5
-    return Row(*reading, float(hits.mean()), float(difference.mean()), error)
+    top1, agreement = hits.mean(0).tolist()
+    return Row(*reading, top1, agreement, float(difference.mean()), error)
 
 
 def _verdict(probe: Probe) -> str | None:
@@ -167,10 +177,10 @@ def _agreement(
     embedding: nn.Embedding,
     ids: Tensor,
     features: Tensor,
-    likeliest: Tensor,
+    logits: Tensor,
     shift: int,
 ) -> Tensor:
-    """For each position i in [0, T - 3): 1.0 where the drafter's first token is the target's.
+    """Top-1 hit and overlap of each position i in [0, T - 3), ``[T - 3, 2]``.
 
     Entry i pairs the feature of position i with token i + 1 + ``shift`` and stands for the token
     behind that one.
@@ -182,8 +192,11 @@ def _agreement(
     embeds = table(tokens).to(module.fc.weight.dtype)
     attend = _causal(len(positions), config.sliding_window)
     hidden = module.layer(embeds, module.fuse(features[: len(positions)]), positions, attend)
-    drafted = loaded.target_ids[module.logits(hidden).argmax(-1)]
-    return (drafted == likeliest[positions + 1 + shift]).float()
+    drafted = module.logits(hidden)
+    wanted = logits[positions + 1 + shift]
+    hit = loaded.target_ids[drafted.argmax(-1)] == wanted.argmax(-1)
+    overlap = torch.minimum(wanted.softmax(-1)[:, loaded.target_ids], drafted.softmax(-1)).sum(-1)
+    return torch.stack([hit.float(), overlap], dim=-1)
 
 
 def _causal(length: int, window: int | None) -> Any:
@@ -203,11 +216,11 @@ def _causal(length: int, window: int | None) -> Any:
 def _states(
     target: Target, ids: Tensor, aux_layers: Sequence[int], offsets: Sequence[int]
 ) -> tuple[dict[int, Tensor], Tensor]:
-    """Inputs to all layers in question, fp32 ``[T, H]``, and the target's likeliest tokens."""
+    """Inputs to all layers in question, fp32 ``[T, H]``, and the target's logits ``[T, V]``."""
     wanted = {layer + offset for layer in aux_layers for offset in offsets}
     with _capturing(target.model.base_model, wanted) as states:
         logits = target.model(ids[None], use_cache=False).logits[0]
-    return {layer: state[0].float() for layer, state in states.items()}, logits.argmax(-1)
+    return {layer: state[0].float() for layer, state in states.items()}, logits.float()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ A chain step is short enough that each operator call counts. Projections that re
 are one product, RoPE is a table, and the target's embeddings are normalized once at the start.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -33,14 +33,17 @@ class FusedDrafter:
         self._fc = pack_linear(module.fc.weight)
         norms = list(module.fc_norm.parameters())
         self._fc_norm = torch.stack(tuple(norms)) if norms else None
-        self._input_norm = module.input_norm.weight if config.norm_before_fc else None
+        self._input_norm: Tensor | None = None
+        if config.norm_before_fc:
+            self._input_norm = module.input_norm.weight
         embedding = embedding.to(self.device, self.dtype)
         self._embedding = self._norm(embedding, first.input_layernorm.weight)
         self._hidden_norm = first.hidden_norm.weight
         self._first = _FusedLayer(first, config, 0)
+        further: Iterable[Any] = module.layers.values()
         self._further = [
             (layer.input_layernorm.weight, _FusedLayer(layer, config, number))
-            for number, layer in enumerate(module.layers.values(), start=1)
+            for number, layer in enumerate(further, start=1)
         ]
         self._final_norm = module.norm.weight
         self._lm_head = pack_linear(module.lm_head.weight)
@@ -127,6 +130,7 @@ class _FusedLayer:
 
 def _pack(layers: Sequence[nn.Linear]) -> Linear:
     """Linear layers that read the same rows, as one product."""
-    biases = [layer.bias for layer in layers if layer.bias is not None]
-    weight = torch.cat([layer.weight for layer in layers]) if len(layers) > 1 else layers[0].weight
+    biases = tuple(layer.bias for layer in layers if layer.bias is not None)
+    weights: tuple[Tensor, ...] = tuple(layer.weight for layer in layers)
+    weight = torch.cat(weights) if len(layers) > 1 else weights[0]
     return pack_linear(weight, torch.cat(biases) if biases else None)

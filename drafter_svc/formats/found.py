@@ -89,12 +89,12 @@ def check_weights(tensors: Mapping[str, Tensor], module: EagleDrafter) -> None:
 def _complete(tensors: dict[str, Tensor], facts: Facts) -> None:
     """Write out what formats leave unsaid: a tied head, and no bias on the output projection."""
     if facts.tied:
-        embeddings = tensors.get("embed_tokens.weight")
         require(
-            embeddings is not None,
+            "embed_tokens.weight" in tensors,
             "config.json: tie_word_embeddings is true but there is no embed_tokens.weight: set it "
             "to false, or add the embeddings",
         )
+        embeddings = tensors["embed_tokens.weight"]
         head = tensors.setdefault("lm_head.weight", embeddings)
         require(
             head.shape == embeddings.shape and head.equal(embeddings),

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from drafter_svc.config import DrafterConfig, require
@@ -56,7 +57,7 @@ def split_packed(tensors: dict[str, Tensor], heads: int, kv_heads: int, head_dim
             sum(parts.values()) == len(tensor),
             f"{name} has {len(tensor)} rows, which {', '.join(parts)} do not make up",
         )
-        pieces = tensor.split(list(parts.values()))
+        pieces = torch.split(tensor, list(parts.values()))
         for part, piece in zip(parts, pieces, strict=True):
             key = name.replace(packed, part)
             require(key not in tensors, f"two tensors stand for {key}, one of them is {name}")

@@ -1,36 +1,20 @@
-"""Proof that a drafter fits its target.
+"""Proof that a drafter fits its target: shapes, vocabulary, fingerprint, then the probe."""
 
-Shapes, vocabulary and fingerprint are compared first. Then the drafter predicts the target's own
-greedy text, teacher-forced, under nine readings of its checkpoint: features from the layers that
-it names, one before or one behind, and tokens paired as declared, one earlier or one later. A
-checkpoint that was read right agrees with the target best at (0, 0).
-
-Agreement is the overlap of both distributions, sum min(p, q), which is the share of first draft
-tokens that rejection sampling would accept. Shares of equal likeliest tokens are reported, but
-neighbouring layers are too alike for them: with a drafter of .417, features one layer off gave
-.414, 0.2 standard errors behind, while their overlap was 10 behind.
-"""
-
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from drafter_svc.checkpoint import LoadedDrafter, load_checkpoint
+from drafter_svc.checkpoint import load_checkpoint
 from drafter_svc.config import DrafterConfig
 from drafter_svc.formats.facts import Given
 from drafter_svc.formats.found import find
+from drafter_svc.train.probe import Probe, run_probe, verdict
 from drafter_svc.train.target import Target, load_target
 
-#: How many paired standard errors (0, 0) must be ahead of each other reading.
-STANDARD_ERRORS = 3.0
-_AROUND = (-1, 0, 1)
-_FEWEST = 64
 _PROMPTS = (
     "Explain how a bicycle stays upright while it moves.",
     "Write a short letter to a friend about a rainy weekend.",
@@ -41,36 +25,6 @@ _PROMPTS = (
     "Summarize what happens when water boils.",
     "Give me a recipe for a simple vegetable soup.",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One reading; ``ahead`` is how much better (0, 0) agrees, ``error`` its standard error."""
-
-    offset: int
-    shift: int
-    top1: float
-    agreement: float
-    ahead: float
-    error: float
-
-    @property
-    def is_declared(self) -> bool:
-        """Whether this is the checkpoint's own reading."""
-        return self.offset == 0 and self.shift == 0
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether (0, 0) is better beyond noise."""
-        return self.ahead > max(0.0, STANDARD_ERRORS * self.error)
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Agreement of all readings over the same positions."""
-
-    positions: int
-    rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,130 +71,7 @@ def validate(
     if reason is not None:
         return Fit(tuple(checks), reason=reason)
     probe = run_probe(loaded, target, [_answer(target, text, tokens) for text in texts])
-    return Fit(tuple(checks), probe, _verdict(probe))
-
-
-def run_probe(
-    loaded: LoadedDrafter, target: Target, answers: Sequence[tuple[Tensor, int]]
-) -> Probe:
-    """Try all readings on texts: int64 ids ``[T]`` and the number of prompt tokens in each."""
-    config = loaded.config
-    layers = target.model.config.num_hidden_layers
-    offsets = [
-        o for o in _AROUND if config.aux_layers[0] + o >= 0 and config.aux_layers[-1] + o <= layers
-    ]
-    hits: dict[tuple[int, int], list[Tensor]] = {}
-    for ids, prompt in answers:
-        states, logits = _states(target, ids, config.aux_layers, offsets)
-        for offset in offsets:
-            features = torch.cat([states[layer + offset] for layer in config.aux_layers], dim=-1)
-            for shift in _AROUND:
-                hit = _agreement(loaded, target.embedding, ids, features, logits, shift)
-                hits.setdefault((offset, shift), []).append(hit[max(0, prompt - 1) :])
-    declared = torch.cat(hits[0, 0])
-    if len(declared) < _FEWEST:
-        raise ValueError(
-            f"the target's answers have {len(declared)} tokens to compare, the probe needs "
-            f"{_FEWEST}: give more --prompts or --tokens"
-        )
-    return Probe(len(declared), tuple(_row(k, torch.cat(v), declared) for k, v in hits.items()))
-
-
-def _row(reading: tuple[int, int], hits: Tensor, declared: Tensor) -> Row:
-    """Differences are paired by position, so that easy and hard text cancels out."""
-    difference = (declared - hits)[:, 1]
-    error = float(difference.std()) / len(difference) ** 0.5
-    top1, agreement = hits.mean(0).tolist()
-    return Row(*reading, top1, agreement, float(difference.mean()), error)
-
-
-def _verdict(probe: Probe) -> str | None:
-    near = [row for row in probe.rows if not row.is_declared and not row.is_behind]
-    if not near:
-        return None
-    best = max(probe.rows, key=lambda row: row.agreement)
-    if best.is_declared or -best.ahead <= STANDARD_ERRORS * best.error:
-        readings = ", ".join(f"({row.offset}, {row.shift})" for row in near)
-        return (
-            f"aux offset 0 and token shift 0 are not ahead of {readings} by more than "
-            f"{STANDARD_ERRORS:g} standard errors, so that a wrong reading would not show: train "
-            "the drafter further, or probe with more prompts or --tokens"
-        )
-    advice = "" if best.offset == 0 else f": aux layers are off by {best.offset:+d}"
-    advice += "" if best.shift == 0 else f": tokens are paired {best.shift:+d} off"
-    return f"aux offset {best.offset} and token shift {best.shift} agree best{advice}"
-
-
-@torch.no_grad()
-def _agreement(
-    loaded: LoadedDrafter,
-    embedding: nn.Embedding,
-    ids: Tensor,
-    features: Tensor,
-    logits: Tensor,
-    shift: int,
-) -> Tensor:
-    """Top-1 hit and overlap of each position i in [0, T - 3), ``[T - 3, 2]``.
-
-    Entry i pairs the feature of position i with token i + 1 + ``shift`` and stands for the token
-    behind that one.
-    """
-    module, config = loaded.module, loaded.config
-    positions = torch.arange(len(ids) - 3)
-    tokens = ids[(positions + 1 + shift)]
-    table = module.embed_tokens if config.own_embeddings else embedding
-    embeds = table(tokens).to(module.fc.weight.dtype)
-    attend = _causal(len(positions), config.sliding_window)
-    hidden = module.layer(embeds, module.fuse(features[: len(positions)]), positions, attend)
-    drafted = module.logits(hidden)
-    wanted = logits[positions + 1 + shift]
-    hit = loaded.target_ids[drafted.argmax(-1)] == wanted.argmax(-1)
-    overlap = torch.minimum(wanted.softmax(-1)[:, loaded.target_ids], drafted.softmax(-1)).sum(-1)
-    return torch.stack([hit.float(), overlap], dim=-1)
-
-
-def _causal(length: int, window: int | None) -> Any:
-    rows = torch.arange(length)
-    distance = rows[:, None] - rows
-    mask = (distance >= 0) & (distance < (length if window is None else window))
-
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        heads = (tensor.transpose(0, 1)[None] for tensor in (queries, keys, values))
-        out = functional.scaled_dot_product_attention(*heads, attn_mask=mask, enable_gqa=True)
-        return out[0].transpose(0, 1).flatten(-2)
-
-    return attend
-
-
-@torch.no_grad()
-def _states(
-    target: Target, ids: Tensor, aux_layers: Sequence[int], offsets: Sequence[int]
-) -> tuple[dict[int, Tensor], Tensor]:
-    """Inputs to all layers in question, fp32 ``[T, H]``, and the target's logits ``[T, V]``."""
-    wanted = {layer + offset for layer in aux_layers for offset in offsets}
-    with _capturing(target.model.base_model, wanted) as states:
-        logits = target.model(ids[None], use_cache=False).logits[0]
-    return {layer: state[0].float() for layer, state in states.items()}, logits.float()
-
-
-@contextmanager
-def _capturing(body: Any, wanted: set[int]) -> Iterator[dict[int, Tensor]]:
-    """What enters each of the layers, and the final norm as the layer behind the last one."""
-    states: dict[int, Tensor] = {}
-    modules = [*body.layers, body.norm]
-
-    def keep(layer: int) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            states[layer] = args[0] if args else kwargs["hidden_states"]
-
-        return hook
-
-    hooks = [modules[i].register_forward_pre_hook(keep(i), with_kwargs=True) for i in wanted]
-    try:
-        yield states
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return Fit(tuple(checks), probe, verdict(probe))
 
 
 def _compare(
@@ -253,7 +84,7 @@ def _compare(
         ("vocabulary", config.vocab_size, vocab),
         ("target_hidden_size", config.target_hidden_size, width),
     ]
-    checks = []
+    checks: list[str] = []
     for name, said, found in pairs:
         if said != found:
             return checks, f"{name} is {said} in the checkpoint and {found} in the target"

@@ -37,7 +37,7 @@ def test_tables_are_those_of_transformers(scaling: dict[str, Any] | None) -> Non
     expected = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
     found = Rope(16, 5000.0, scaling, 512)(positions)
     for table, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(table.squeeze(-2), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(table.squeeze(-2), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_the_table_is_made_where_the_positions_are() -> None:

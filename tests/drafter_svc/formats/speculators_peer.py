@@ -7,7 +7,9 @@ random features; `forward OUT` loads the drafters in the folders of OUT and save
 import itertools
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -31,7 +33,7 @@ YARN = {
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
 
 
-def combinations():
+def combinations() -> Iterator[dict[str, Any]]:
     """Toggles by name."""
     names = ("model", "norm", "norm_output", "norm_before_residual", "layers", "attention_bias")
     norms, both = (None, "fc_norm", "norm_before_fc"), (False, True)
@@ -48,7 +50,7 @@ def combinations():
         yield plain | change
 
 
-def build(toggles):
+def build(toggles: dict[str, Any]) -> Any:
     layer = {
         "vocab_size": VOCAB,
         "hidden_size": WIDTH,
@@ -103,19 +105,19 @@ def build(toggles):
 
 
 @torch.no_grad()
-def run(model):
+def run(model: Any) -> dict[str, torch.Tensor]:
     """Inputs, and fp32 logits [steps, length, draft] of chains from every position."""
     captured = len(model.config.eagle_aux_hidden_state_layer_ids)
     features = torch.randn(1, LENGTH, captured * model.hidden_size)
     tokens = torch.randint(0, model.verifier_vocab_size, (1, LENGTH))
-    logits = []
+    logits: list[torch.Tensor] = []
     handle = model.lm_head.register_forward_hook(lambda *call: logits.append(call[-1][0].clone()))
     model(features, tokens, torch.zeros(1, LENGTH, dtype=torch.long), ttt_steps=STEPS)
     handle.remove()
     return {"features": features[0], "tokens": tokens[0], "logits": torch.stack(logits)}
 
 
-def main(command, *arguments):
+def main(command: str, *arguments: str) -> None:
     torch.manual_seed(0)
     if command == "forward":
         for folder in Path(arguments[0]).iterdir():

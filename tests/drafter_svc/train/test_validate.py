@@ -14,8 +14,9 @@ from drafter_svc.checkpoint import LoadedDrafter, save_checkpoint
 from drafter_svc.config import DrafterConfig
 from drafter_svc.eagle import EagleDrafter
 from drafter_svc.formats.facts import Given
+from drafter_svc.train.probe import Probe, run_probe, verdict
 from drafter_svc.train.target import Target, load_target
-from drafter_svc.train.validate import Fit, Probe, _verdict, run_probe, validate
+from drafter_svc.train.validate import Fit, validate
 
 VOCAB = 97
 
@@ -96,7 +97,7 @@ def test_the_right_reading_is_found(
     probe = probe_of(target, aux_layers)
     assert best(probe) == reading
     assert max(row.agreement for row in probe.rows) > 0.97
-    reason = _verdict(probe)
+    reason = verdict(probe)
     if reading == (0, 0):
         assert reason is None
     else:
@@ -116,7 +117,7 @@ def test_a_drafter_that_knows_nothing_is_refused(target: Target) -> None:
     drafter.lm_head.weight.zero_()
     loaded = LoadedDrafter(drafter, drafter.config, torch.zeros(VOCAB, dtype=torch.int64), "")
     answers = [(torch.randint(0, VOCAB, (80,)), 5)]
-    reason = _verdict(run_probe(loaded, target, answers))
+    reason = verdict(run_probe(loaded, target, answers))
     assert reason is not None
     assert "standard errors" in reason
 

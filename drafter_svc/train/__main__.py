@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from contextlib import ExitStack
 from types import FrameType
 
 from transformers import HfArgumentParser
@@ -31,13 +32,16 @@ class StopOnSignal:
         return self.stopped
 
 
-def make_source(settings: TrainSettings, target: Target) -> FeatureSource:
+def make_source(settings: TrainSettings, target: Target, stack: ExitStack) -> FeatureSource:
     """Where the target runs: in this process, or at ``settings.verifiers``."""
-    if settings.verifiers:
-        from drafter_svc.train.remote import RemoteSource
+    if not settings.verifiers:
+        return LocalSource(target)
+    # Only here: a run on one machine needs no gRPC.
+    from drafter_svc.train.remote import RemoteSource
 
-        return RemoteSource(settings.verifiers, target.fingerprint)
-    return LocalSource(target)
+    remote = RemoteSource(settings.verifiers, target.fingerprint)
+    stack.callback(remote.close)
+    return remote
 
 
 def train(settings: TrainSettings) -> str:
@@ -46,15 +50,14 @@ def train(settings: TrainSettings) -> str:
     Raises ``ValueError``, ``OSError`` and ``FloatingPointError`` with one sentence, and
     ``Interrupted``.
     """
-    world = World.join(settings.device)
-    try:
-        target = load_target(settings.target, settings.device)
+    with ExitStack() as stack:
+        world = World.join(settings.device)
+        stack.callback(world.leave)
+        target = load_target(settings.target, settings.device, layers=not settings.verifiers)
         documents = read_documents(settings.data, target.tokenizer, settings.max_length)
         corpus = make_corpus(settings, documents)
-        source = make_source(settings, target)
+        source = make_source(settings, target, stack)
         measured = Trainer(settings, target, source, corpus, world, StopOnSignal()).run()
-    finally:
-        world.leave()
     if measured is None:
         return ""
     agreement = " ".join(f"{value:.3f}" for value in measured.top1)

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from drafter_svc.checkpoint import save_checkpoint
+from drafter_svc.train.curve import draw_curve
 from drafter_svc.train.data import Document, plan_batches
 from drafter_svc.train.learner import Learner
 from drafter_svc.train.lesson import Lesson, ahead
@@ -204,12 +205,18 @@ class Trainer:
         self._write_checkpoint()
         self.folder.save(self.position, self.learner.optimizer.state_dict())
         self.folder.log(self.position, self.progress, self.rate, losses, measured)
+        draw_curve(self.folder.log_file, self.folder.path / "curve.svg")
         if self.cache and self.cache.problem:
             tqdm.write(self.cache.problem)
         return measured
 
     def _write_checkpoint(self) -> None:
-        save_checkpoint(self.folder.checkpoint, self.learner.drafter, self.learner.draft_ids)
+        folder = self.folder.checkpoint
+        try:
+            save_checkpoint(folder, self.learner.drafter, self.learner.draft_ids)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OSError(f"cannot write {folder}: {reason}; the one before is intact") from None
 
     def _examination(self) -> list[Lesson]:
         """The held-out documents with the target's states, which stay in memory."""

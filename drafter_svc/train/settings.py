@@ -14,7 +14,9 @@ class TrainSettings:
             "help": 'JSON-lines files of {"messages": ...}, answers by the target, or {"text": ...}'
         }
     )
-    out: str = field(metadata={"help": "folder of the run: checkpoint/, last.pt, log.csv"})
+    out: str = field(
+        metadata={"help": "folder of the run: checkpoint/, last.pt, log.csv, curve.svg"}
+    )
     init: str = field(
         default="",
         metadata={"help": "checkpoint folder whose weights, vocabulary and arms to start from"},

@@ -18,7 +18,7 @@ from drafter_svc.train.source import FeatureSource
 from drafter_svc.train.target import Target
 from drafter_svc.train.vocab import choose_draft_vocabulary, count_tokens
 
-_ARMS = ("fc_norm", "norm_output", "norm_before_residual", "norm_before_fc")
+_ARMS = ("fc_norm", "norm_output", "norm_before_residual")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ def make_drafter(
 
 def _arms(settings: TrainSettings) -> dict[str, Any]:
     arms: dict[str, Any] = {name: getattr(settings, name) for name in _ARMS}
-    known = DrafterConfig.__dataclass_fields__
-    arms = {name: value for name, value in arms.items() if name in known or value}
+    if settings.norm_before_fc:
+        arms["norm_before_fc"] = True
     if settings.sliding_window:
         arms["sliding_window"] = settings.sliding_window
     if settings.aux_layers:

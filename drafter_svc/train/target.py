@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
+from drafter_svc.train.ends import load_ends
 from drafter_svc.train.source import Captured
 from specwire.target import TargetSource
 from specwire.torch import target_fingerprint
@@ -98,13 +99,22 @@ class LocalSource:
         return groups
 
 
-def load_target(text: str, device: str = "cpu") -> Target:
-    """Load a Hugging Face id, a folder or a .gguf file. Raises ``ValueError``, ``OSError``."""
+def load_target(text: str, device: str = "cpu", *, layers: bool = True) -> Target:
+    """Load a Hugging Face id, a folder or a .gguf file. Raises ``ValueError``, ``OSError``.
+
+    Without ``layers`` the target has only its embeddings, final norm and output layer.
+    """
     source = TargetSource.parse(text)
     arguments = dict(source.arguments)
     tokenizer = AutoTokenizer.from_pretrained(source.location, **arguments)
+    if not layers and not source.gguf_file:
+        model, fingerprint = load_ends(source, device)
+        return Target(model, tokenizer, source.name, fingerprint)
     if source.gguf_file:
         arguments["quantization_config"] = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(source.location, dtype=torch.bfloat16, **arguments)
+    fingerprint = target_fingerprint(model)
+    if not layers:  # a GGUF file is read as a whole
+        model.base_model.layers = nn.ModuleList()
     model.eval().requires_grad_(False).to(device)
-    return Target(model, tokenizer, source.name, target_fingerprint(model))
+    return Target(model, tokenizer, source.name, fingerprint)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 # Rows whose logits exist at a time. Larger blocks leave the caches of a CPU.
 _ROWS = 256
+_PART = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,18 @@ def judge(final: Tensor, head: Tensor, taught: Tensor, *, totals: bool) -> Verdi
     total = torch.zeros(taught.shape, device=final.device)
     for rows in taught.nonzero().flatten().split(_ROWS):
         logits = final[rows] @ head.T
-        best[rows] = logits.argmax(-1).int()
+        best[rows] = _argmax(logits).int()
         if totals:
             total[rows] = logits.float().logsumexp(-1)
     return Verdicts(best, total)
+
+
+def _argmax(logits: Tensor) -> Tensor:
+    """The argmax of ``[R, vocab]``; on a CPU, where torch's own takes as long as half a product."""
+    parts = torch.stack([part.amax(-1) for part in logits.split(_PART, -1)], -1)
+    starts = parts.argmax(-1, keepdim=True) * _PART
+    inside = (starts + torch.arange(_PART, device=logits.device)).clamp(max=logits.shape[1] - 1)
+    return inside.gather(1, logits.gather(1, inside).argmax(-1, keepdim=True))[:, 0]
 
 
 @dataclass(frozen=True, slots=True)

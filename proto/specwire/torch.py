@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -52,14 +53,18 @@ def target_fingerprint(model: torch.nn.Module) -> str:
 
     The same weights loaded in fp32 or bf16 give the same fingerprint, on every device.
     """
+    return fingerprint_of_rows(
+        (name, parameter.shape, (parameter[:1] if parameter.dim() else parameter).detach())
+        for name, parameter in model.named_parameters()
+    )
+
+
+def fingerprint_of_rows(parameters: Iterable[tuple[str, Sequence[int], torch.Tensor]]) -> str:
+    """`target_fingerprint` from the name, shape and first row [1, ...] of each parameter."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        rows = parameter.shape[0] if parameter.dim() else 1
-        row = parameter.detach().reshape(rows, -1)[0]
-        digest.update(f"{name}{list(parameter.shape)}".encode())
-        digest.update(
-            row.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes()
-        )
+    for name, shape, row in sorted(parameters, key=lambda parameter: parameter[0]):
+        digest.update(f"{name}{list(shape)}".encode())
+        digest.update(row.to("cpu", torch.bfloat16).flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help install run test lint format-check style types imports proto-lint proto-check \
-	proto format unit bench train clean
+	proto format unit bench synthesize train clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,9 @@ proto: .venv/everything ## Generate the protocol's code from its .proto files
 
 bench: .venv/everything ## Measure the running stack, speculation on and off; ARGS="--help" shows how
 	$(BIN)/python -m loadtests.bench $(ARGS)
+
+synthesize: .venv/everything ## Let a target write training conversations; ARGS="--help" shows how
+	$(BIN)/python -m drafter_svc.train.synthesize $(ARGS)
 
 train: .venv/everything ## Train a drafter; ARGS="--help" shows how
 	$(BIN)/python -m drafter_svc.train $(ARGS)

@@ -2,17 +2,18 @@
 
 import signal
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from types import FrameType
 
 from transformers import HfArgumentParser
 
 from drafter_svc.train.data import read_documents
+from drafter_svc.train.local import LocalSource
 from drafter_svc.train.loop import Interrupted, Trainer
 from drafter_svc.train.settings import TrainSettings
 from drafter_svc.train.setup import make_corpus
 from drafter_svc.train.source import FeatureSource
-from drafter_svc.train.target import LocalSource, Target, load_target
+from drafter_svc.train.target import Target, load_target
 from drafter_svc.train.world import World
 
 
@@ -39,9 +40,7 @@ def make_source(settings: TrainSettings, target: Target, stack: ExitStack) -> Fe
     # Only here: a run on one machine needs no gRPC.
     from drafter_svc.train.remote import RemoteSource
 
-    remote = RemoteSource(settings.verifiers, target.fingerprint)
-    stack.callback(remote.close)
-    return remote
+    return stack.enter_context(closing(RemoteSource(settings.verifiers, target.fingerprint)))
 
 
 def train(settings: TrainSettings) -> str:

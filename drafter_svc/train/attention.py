@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from drafter_svc.train.kernel import attend, attend_backward
+
 # Query rows that share one call of the kernel. A mask is this many rows high, never T x T.
 _BLOCK = 256
-# Devices with a fused kernel that takes the result of a larger softmax in its backward.
-_FUSED = frozenset({"cpu"})
-_ops = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,7 @@ class _ChainSoftmax(torch.autograd.Function):
         sums = grouped.new_empty(grouped.shape[:-1], dtype=torch.float32)
         for block in blocks:
             rows, reach = slice(block.start, block.stop), slice(block.first, block.last)
-            part, lse = _attend(_fold(grouped[rows]), *_pair(keys, values, reach), block.mask)
+            part, lse = attend(_fold(grouped[rows]), *_pair(keys, values, reach), block.mask)
             _grouped(out, keys.shape[1])[rows] = _unfold(part, block)
             sums[rows] = _unfold(lse[..., None], block)[..., 0]
         if own_keys is not None and own_values is not None:
@@ -123,7 +122,7 @@ class _ChainSoftmax(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, own_keys, own_values, out, sums = ctx.saved_tensors
         kv_heads = keys.shape[1]
@@ -133,7 +132,7 @@ class _ChainSoftmax(torch.autograd.Function):
         d_keys, d_values = torch.zeros_like(keys), torch.zeros_like(values)
         for block in ctx.blocks:
             rows, reach = slice(block.start, block.stop), slice(block.first, block.last)
-            d_q, d_k, d_v = _attend_backward(
+            d_q, d_k, d_v = attend_backward(
                 _fold(grads[rows]),
                 _fold(grouped[rows]),
                 *_pair(keys, values, reach),
@@ -159,16 +158,17 @@ class _ChainSoftmax(torch.autograd.Function):
 
 def _grouped(rows: Tensor, kv_heads: int) -> Tensor:
     """``[S, heads, d]`` to ``[S, kv_heads, group, d]``."""
-    return rows.unflatten(1, (kv_heads, -1))
+    return rows.view(len(rows), kv_heads, rows.shape[1] // kv_heads, rows.shape[-1])
 
 
 def _fold(rows: Tensor) -> Tensor:
     """``[R, kv_heads, group, d]`` to ``[kv_heads, group * R, d]``."""
-    return rows.permute(1, 2, 0, 3).flatten(1, 2)
+    folded: Tensor = rows.permute(1, 2, 0, 3).flatten(1, 2)
+    return folded
 
 
 def _unfold(rows: Tensor, block: _Block) -> Tensor:
-    return rows.unflatten(1, (-1, block.stop - block.start)).permute(2, 0, 1, 3)
+    return rows.view(len(rows), -1, block.stop - block.start, rows.shape[-1]).permute(2, 0, 1, 3)
 
 
 def _pair(keys: Tensor, values: Tensor, reach: slice) -> tuple[Tensor, Tensor]:
@@ -177,44 +177,5 @@ def _pair(keys: Tensor, values: Tensor, reach: slice) -> tuple[Tensor, Tensor]:
 
 def _own_scores(grouped: Tensor, own_keys: Tensor) -> Tensor:
     """fp32 ``[steps, S, kv_heads, group]``."""
-    scores = (grouped[None] * own_keys[:, :, :, None]).sum(-1)
-    return scores.float() * grouped.shape[-1] ** -0.5
-
-
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows ``[kv_heads, R, d]`` to outputs alike and fp32 log-sum-exps ``[kv_heads, R]``."""
-    if queries.device.type in _FUSED:
-        out, sums = _ops._scaled_dot_product_flash_attention_for_cpu(
-            queries[None], keys[None], values[None], 0.0, False, attn_mask=mask
-        )
-        return out[0], sums[0]
-    scores = _scores(queries, keys, mask)
-    sums = scores.logsumexp(-1)
-    return (scores - sums[..., None]).exp().to(values.dtype) @ values, sums
-
-
-def _attend_backward(
-    grad: Tensor,
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    out: Tensor,
-    sums: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values for a softmax with the given result."""
-    if queries.device.type in _FUSED:
-        grads = _ops._scaled_dot_product_flash_attention_for_cpu_backward(
-            *(t[None] for t in (grad, queries, keys, values, out, sums)), 0.0, False, attn_mask=mask
-        )
-        return grads[0][0], grads[1][0], grads[2][0]
-    weights = (_scores(queries, keys, mask) - sums[..., None]).exp()
-    inner = (grad.float() * out.float()).sum(-1, keepdim=True)
-    slopes = weights * ((grad @ values.transpose(1, 2)).float() - inner)
-    slopes = (slopes * queries.shape[-1] ** -0.5).to(queries.dtype)
-    d_values = weights.to(grad.dtype).transpose(1, 2) @ grad
-    return slopes @ keys, slopes.transpose(1, 2) @ queries, d_values
-
-
-def _scores(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-    return (queries @ keys.transpose(1, 2)).float() * queries.shape[-1] ** -0.5 + mask
+    scores: Tensor = (grouped[None] * own_keys[:, :, :, None]).sum(-1).float()
+    return scores.mul_(grouped.shape[-1] ** -0.5)

@@ -4,6 +4,8 @@ import errno
 import os
 import threading
 import zlib
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -18,16 +20,29 @@ class FeatureCache:
     """Materials of documents by their index, in one file of at most ``limit`` bytes.
 
     ``features.bin`` holds the tensors back to back, ``features.index`` a line for each document,
-    behind one with ``key``: files of another key are discarded. A checksum guards each document:
-    one that was cut short or damaged is a miss. A full disk ends the filling, not the run. Every
-    method may be called from several threads.
+    behind one with ``key``: files of another key are discarded. The documents that fit, in the
+    order of their indices, have a place; others are never kept, so that what is kept does not
+    depend on time. A checksum guards each document: one that was cut short or damaged is a miss.
+    A full disk ends the filling, not the run. Methods may be called from several threads.
     """
 
-    def __init__(self, folder: Path, key: str, *, limit: int, features: int, final: int) -> None:
-        """``features`` and ``final`` are the widths of the two captured rows."""
-        self._widths, self._limit, self._lock = (features, final), limit, threading.Lock()
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        *,
+        limit: int,
+        lengths: Sequence[int],
+        features: int,
+        final: int,
+    ) -> None:
+        """``lengths`` of documents in tokens, ``features`` and ``final`` of rows in elements."""
+        self._widths, self._lock = (features, final), threading.Lock()
+        ends = accumulate(length * self.row_bytes for length in lengths)
+        self._places = sum(end <= limit for end in ends)
+        self.holds_all = self._places == len(lengths)
         self._entries: dict[int, tuple[int, int, int]] = {}
-        self._size, self.problem = 0, ""
+        self.problem = ""
         folder.mkdir(parents=True, exist_ok=True)
         index, data = folder / "features.index", folder / "features.bin"
         lines = index.read_text().splitlines() if index.exists() else []
@@ -39,17 +54,12 @@ class FeatureCache:
             if len(fields) == 4:
                 document, *entry = map(int, fields)
                 self._entries[document] = (entry[0], entry[1], entry[2])
-                self._size = max(self._size, entry[0] + entry[1] * self.row_bytes)
         self._data, self._index = data.open("a+b", buffering=0), index.open("a")
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one token: two bf16 rows, an argmax and a log-sum-exp."""
         return 2 * sum(self._widths) + 8
-
-    def fits(self, tokens: int) -> bool:
-        """Whether so many tokens have room in an empty cache."""
-        return tokens * self.row_bytes <= self._limit
 
     def get(self, document: int) -> Material | None:
         """The material of a document, if it is here and whole."""
@@ -65,12 +75,10 @@ class FeatureCache:
         return self._decode(torch.frombuffer(blob, dtype=torch.uint8), tokens)
 
     def put(self, document: int, material: Material) -> None:
-        """Keep the material of a document, if there is room."""
+        """Keep the material of a document, if it has a place."""
         with self._lock:
             tokens = len(material.verdicts.best)
-            if document in self._entries or self.problem:
-                return
-            if self._size + tokens * self.row_bytes > self._limit:
+            if document in self._entries or document >= self._places or self.problem:
                 return
             blob = _encode(material)
             try:
@@ -84,11 +92,10 @@ class FeatureCache:
                 self.problem = f"the feature cache takes no more: {error.strerror}"
                 return
             self._entries[document] = (offset, tokens, zlib.crc32(blob))
-            self._size = offset + len(blob)
 
     def _decode(self, blob: Tensor, tokens: int) -> Material:
         widths = (2 * width * tokens for width in self._widths)
-        best, total, features, final = blob.split([4 * tokens, 4 * tokens, *widths])
+        best, total, features, final = torch.split(blob, [4 * tokens, 4 * tokens, *widths])
         return Material(
             Captured(
                 features.view(torch.bfloat16).view(tokens, -1),

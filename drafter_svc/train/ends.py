@@ -63,11 +63,13 @@ class _Files:
 
     def whole(self, name: str) -> Tensor:
         with safe_open(self._path(name), framework="pt") as weights:
-            return weights.get_tensor(name)
+            tensor: Tensor = weights.get_tensor(name)
+        return tensor
 
     def first_row(self, name: str) -> Tensor:
         with safe_open(self._path(name), framework="pt") as weights:
-            return weights.get_slice(name)[:1]
+            row: Tensor = weights.get_slice(name)[:1]
+        return row
 
     def _path(self, name: str) -> str:
         shard = _SINGLE if self._shards is None else self._shards[name]

@@ -63,16 +63,15 @@ class Classroom:
 
         Raises ``ValueError`` when the target's states are not finite or not of the text.
         """
-        kept = [self.store.get(index) if self.store else None for index in indices]
-        kept += [None] * (len(documents) - len(kept))
-        missing = [at for at, material in enumerate(kept) if material is None]
-        if missing:
-            captured = self.source.capture([documents[at].ids for at in missing], self.aux_layers)
-            for at, states in zip(missing, captured, strict=True):
-                kept[at] = material = self._judge(documents[at], states)
-                if self.store and indices:
-                    self.store.put(indices[at], material)
-        materials = [material for material in kept if material is not None]
+        materials = self._kept(indices)
+        if not materials:
+            captured = self.source.capture(
+                [document.ids for document in documents], self.aux_layers
+            )
+            materials = [self._judge(*pair) for pair in zip(documents, captured, strict=True)]
+            if self.store:
+                for index, material in zip(indices, materials, strict=False):
+                    self.store.put(index, material)
         device = self.head.device
         return Lesson(
             pack(documents, device),
@@ -83,6 +82,20 @@ class Classroom:
                 torch.cat([m.verdicts.total for m in materials]).to(device),
             ),
         )
+
+    def _kept(self, indices: Sequence[int]) -> list[Material]:
+        """The materials of all documents, or none.
+
+        A target's last bits depend on what shares its forward. So a lesson's states are those of
+        one forward or those that were kept, never a mixture that depends on what is missing.
+        """
+        materials: list[Material] = []
+        for index in indices if self.store else ():
+            material = self.store.get(index) if self.store else None
+            if material is None:
+                return []
+            materials.append(material)
+        return materials
 
     def _judge(self, document: Document, states: Captured) -> Material:
         shapes = [tuple(states.features.shape), tuple(states.final.shape)]
@@ -102,7 +115,7 @@ class Classroom:
 
 def ahead(
     prepare: Callable[[list[int]], Lesson],
-    groups: Iterable[list[int]],
+    groups: Iterable[list[int] | None],
     *,
     threads: int,
     share: Callable[[], bool],
@@ -111,7 +124,8 @@ def ahead(
 
     Both threads run their operators with ``threads`` threads: fewer barriers than two teams of
     all cores. Where ``share`` says so, the caller's thread takes over a lesson that has not been
-    begun instead of waiting, so that neither side idles.
+    begun instead of waiting, so that neither side idles. Nothing behind a None in ``groups`` is
+    begun before all that is ahead of it is done.
     """
     waiting: deque[tuple[list[int], Future[Lesson]]] = deque()
 
@@ -129,6 +143,10 @@ def ahead(
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         try:
             for group in groups:
+                if group is None:
+                    while waiting:
+                        yield take()
+                    continue
                 waiting.append((group, pool.submit(prepare, group)))
                 if len(waiting) > _AHEAD:
                     yield take()

@@ -150,24 +150,30 @@ class Trainer:
         """Whether the target's work in this process is worth half of the cores."""
         if self.settings.verifiers or self.settings.device != "cpu":
             return False
-        everything = sum(len(document.ids) for document in self.corpus.train)
         first = self.position.tokens < self._epoch_tokens
-        return first or self.cache is None or not self.cache.fits(everything)
+        return first or self.cache is None or not self.cache.holds_all
 
-    def _groups(self, mine: range) -> Iterator[list[int]]:
-        """This process's batches of every update to come, epoch after epoch, without end."""
+    def _groups(self, mine: range) -> Iterator[list[int] | None]:
+        """This process's batches of every update to come, epoch after epoch, without end.
+
+        A None ends an epoch: what one epoch puts into the cache is there when the next one looks.
+        """
         lengths = [len(document.ids) for document in self.corpus.train]
         taught = [self._taught(document) for document in self.corpus.train]
         size = self.settings.accumulate
-        groups = (
-            group
+        epochs = (
+            list(plan_batches(lengths, self.settings.batch_tokens, seed))
             for seed in count(self.settings.seed)
-            for group in plan_batches(lengths, self.settings.batch_tokens, seed)
         )
+        groups = ((group, group is epoch[-1]) for epoch in epochs for group in epoch)
         later = islice(groups, self.position.steps * size, None)
         while update := list(islice(later, size)):
-            self._tokens.append(sum(taught[index] for group in update for index in group))
-            yield from (update[index] for index in mine)
+            self._tokens.append(sum(taught[index] for group, _ in update for index in group))
+            for at, (group, last) in enumerate(update):
+                if at in mine:
+                    yield group
+                if last:
+                    yield None
 
     def _taught(self, document: Document) -> int:
         """Tokens of a document that count."""

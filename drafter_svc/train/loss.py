@@ -1,7 +1,7 @@
 """Losses of an unrolled chain against the target's distributions.
 
-The output layer is part of the loss: logits exist for a block of rows at a time, in forward only,
-where their gradient is formed at once. So memory does not grow with steps times vocabulary.
+The output layer is part of the loss: fp32 logits exist for a block of rows at a time, in forward
+only, where their gradient is formed at once. So memory does not grow with steps times vocabulary.
 """
 
 import math
@@ -98,7 +98,7 @@ def chain_loss(
 def _overlap(drafter: EagleDrafter, normed: Tensor, teacher: Teacher, rows: Tensor) -> Tensor:
     """Sum of min(p, q) with p as it is over the whole vocabulary, ``[R]``."""
     parts = []
-    for states, at in zip(normed.split(_ROWS), rows.split(_ROWS), strict=True):
+    for states, at in zip(torch.split(normed, _ROWS), torch.split(rows, _ROWS), strict=True):
         q = drafter.lm_head(states).float().softmax(-1)
         p = teacher.probabilities[at].float() * teacher.mass[at, None]
         parts.append(torch.minimum(p, q).sum(-1))
@@ -123,13 +123,13 @@ class _HeadLoss(torch.autograd.Function):
         whole: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         d_states = torch.empty_like(states)
-        d_head = torch.zeros_like(head, dtype=torch.float32)
+        slopes = states.new_empty(len(rows), len(head))
         losses, overlaps = torch.empty(2, len(rows), device=states.device)
         for start in range(0, len(rows), _ROWS):
             block = slice(start, start + _ROWS)
             p = teacher.probabilities[rows[block]].float()
             logits = (states[block] @ head.T).float()
-            cross = torch.linalg.vecdot(p, logits)
+            cross = (p[:, None] @ logits[:, :, None])[:, 0, 0]
             top = logits.amax(-1, keepdim=True)
             q = logits.sub_(top).exp_()
             norm = q.sum(-1, keepdim=True)
@@ -146,14 +146,14 @@ class _HeadLoss(torch.autograd.Function):
                 overlaps[block] = torch.minimum(p, q).sum(-1)
                 slope = q.sub_(p).mul_(kl).to(states.dtype)
             d_states[block] = slope @ head
-            d_head += slope.T @ states[block]
-        ctx.save_for_backward(d_states, d_head.to(head.dtype))
+            slopes[block] = slope
+        ctx.save_for_backward(d_states, slopes.T @ states)
         ctx.mark_non_differentiable(losses, overlaps)
         value = (coefficients[0] * losses).sum() + (coefficients[1] * (1 - overlaps)).sum()
         return value, losses, overlaps
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         d_states, d_head = ctx.saved_tensors
         scale = grad.to(d_states.dtype)

@@ -60,7 +60,7 @@ def measure(
         for k, (step, hidden) in enumerate(zip(plan, chain, strict=True)):
             live = step.live & (lesson.batch.positions[step.columns] % stride == 0)
             counts[k] += int(live.sum())
-            pairs = hidden[live].split(_ROWS), step.teacher[live].split(_ROWS)
+            pairs = torch.split(hidden[live], _ROWS), torch.split(step.teacher[live], _ROWS)
             for states, rows in zip(*pairs, strict=True):
                 logits = drafter.logits(states)
                 teacher = (lesson.final[rows] @ head.T).float()
@@ -111,9 +111,11 @@ def _replay(
 def _answers(lessons: Iterable[Lesson]) -> Iterator[tuple[Tensor, Tensor, int, int]]:
     """(ids, features, start, stop) of each run of answer tokens ``[start, stop)``, by document."""
     for lesson in lessons:
-        lengths = lesson.batch.lengths
-        documents = (t.split(lengths) for t in (lesson.batch.ids, lesson.batch.answer))
-        for ids, answer, features in zip(*documents, lesson.features.split(lengths), strict=True):
+        lengths = list(lesson.batch.lengths)
+        documents = (torch.split(t, lengths) for t in (lesson.batch.ids, lesson.batch.answer))
+        for ids, answer, features in zip(
+            *documents, torch.split(lesson.features, lengths), strict=True
+        ):
             edges = torch.nn.functional.pad(answer.int(), (1, 1)).diff()
             starts = (edges == 1).nonzero().flatten().tolist()
             stops = (edges == -1).nonzero().flatten().tolist()

@@ -80,6 +80,7 @@ def make_classroom(
             folder,
             f"{key} {corpus.key}",
             limit=int(settings.feature_cache_gib * 2**30),
+            lengths=[len(document.ids) for document in corpus.train],
             features=len(config.aux_layers) * config.target_hidden_size,
             final=config.target_hidden_size,
         )

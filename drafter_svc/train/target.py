@@ -1,6 +1,5 @@
-"""The frozen target, and the source of features that runs it in this process."""
+"""The frozen target: its tokenizer, its embeddings and output layer, and its layers."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +8,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
 from drafter_svc.train.ends import load_ends
-from drafter_svc.train.source import Captured
 from specwire.target import TargetSource
 from specwire.torch import target_fingerprint
-
-# Tokens in one forward on an accelerator, padding included.
-_FORWARD_TOKENS = 16384
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,50 +48,6 @@ class Target:
         out = self.model.base_model(ids, use_cache=False, output_hidden_states=True)
         features = torch.cat([out.hidden_states[layer] for layer in aux_layers], dim=-1)
         return features, out.last_hidden_state
-
-
-class LocalSource:
-    """A ``FeatureSource`` that runs the target in this process.
-
-    On a CPU each document has a forward of its own: its states then never depend on its company,
-    and products of a few hundred rows are the fastest there. Elsewhere documents of similar
-    length share padded forwards.
-    """
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._limit: int = target.config.max_position_embeddings
-
-    def capture(
-        self, documents: Sequence[Sequence[int]], aux_layers: tuple[int, ...]
-    ) -> list[Captured]:
-        """States of each document, in order. Raises ValueError for a document over the limit."""
-        captured: dict[int, Captured] = {}
-        for group in self._groups([len(ids) for ids in documents]):
-            width = max(len(documents[index]) for index in group)
-            device = self._target.embedding.weight.device
-            ids = torch.zeros(len(group), width, dtype=torch.int64)
-            for row, index in enumerate(group):
-                ids[row, : len(documents[index])] = torch.tensor(documents[index])
-            features, final = self._target.capture(ids.to(device), aux_layers)
-            for row, index in enumerate(group):
-                length = len(documents[index])
-                captured[index] = Captured(features[row, :length], final[row, :length])
-        return [captured[index] for index in range(len(documents))]
-
-    def _groups(self, lengths: list[int]) -> list[list[int]]:
-        if (longest := max(lengths)) > self._limit:
-            raise ValueError(
-                f"a document of {longest} tokens is over the target's limit of {self._limit}"
-            )
-        alone = self._target.embedding.weight.device.type == "cpu"
-        groups: list[list[int]] = []
-        for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-            width = lengths[index]
-            if alone or not groups or (len(groups[-1]) + 1) * width > _FORWARD_TOKENS:
-                groups.append([])
-            groups[-1].append(index)
-        return groups
 
 
 def load_target(text: str, device: str = "cpu", *, layers: bool = True) -> Target:

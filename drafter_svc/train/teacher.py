@@ -31,7 +31,7 @@ def judge(final: Tensor, head: Tensor, taught: Tensor, *, totals: bool) -> Verdi
     """
     best = torch.full(taught.shape, -1, dtype=torch.int32, device=final.device)
     total = torch.zeros(taught.shape, device=final.device)
-    for rows in taught.nonzero().flatten().split(_ROWS):
+    for rows in torch.split(taught.nonzero().flatten(), _ROWS):
         logits = final[rows] @ head.T
         best[rows] = _argmax(logits).int()
         if totals:
@@ -41,7 +41,7 @@ def judge(final: Tensor, head: Tensor, taught: Tensor, *, totals: bool) -> Verdi
 
 def _argmax(logits: Tensor) -> Tensor:
     """The argmax of ``[R, vocab]``; on a CPU, where torch's own takes as long as half a product."""
-    parts = torch.stack([part.amax(-1) for part in logits.split(_PART, -1)], -1)
+    parts = torch.stack([part.amax(-1) for part in torch.split(logits, _PART, -1)], -1)
     starts = parts.argmax(-1, keepdim=True) * _PART
     inside = (starts + torch.arange(_PART, device=logits.device)).clamp(max=logits.shape[1] - 1)
     return inside.gather(1, logits.gather(1, inside).argmax(-1, keepdim=True))[:, 0]
@@ -77,7 +77,7 @@ def teach(final: Tensor, draft_head: Tensor, vocabulary: Tensor, verdicts: Verdi
     probabilities = final.new_zeros(len(final), len(draft_head))
     mass = torch.zeros_like(verdicts.total)
     taught = verdicts.best >= 0
-    for rows in taught.nonzero().flatten().split(_ROWS):
+    for rows in torch.split(taught.nonzero().flatten(), _ROWS):
         logits = (final[rows] @ draft_head.T).float()
         mass[rows] = (logits.logsumexp(-1) - verdicts.total[rows]).exp().clamp(max=1)
         probabilities[rows] = logits.softmax(-1).to(final.dtype)

@@ -44,7 +44,8 @@ class World:
         if self.size > 1:
             flat = torch.cat([tensor.flatten() for tensor in tensors])
             dist.all_reduce(flat)
-            for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+            for tensor, part in zip(tensors, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 
     def largest(self, values: Sequence[float], device: torch.device) -> list[float]:
@@ -53,4 +54,5 @@ class World:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return tensor.tolist()  # type: ignore[no-any-return]
+        largest: list[float] = tensor.tolist()
+        return largest

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from drafter_svc.train import attention
+from drafter_svc.train import kernel as kernel_module
 from drafter_svc.train.attention import ChainAttention
 
 LENGTHS, HEADS, KV_HEADS, WIDTH, STEPS = (9, 1, 14), 4, 2, 8, 3
@@ -51,7 +52,7 @@ def test_results_and_gradients_are_those_of_a_dense_mask(
 ) -> None:
     monkeypatch.setattr(attention, "_BLOCK", 4)
     if kernel == "plain":
-        monkeypatch.setattr(attention, "_FUSED", frozenset())
+        monkeypatch.setattr(kernel_module, "_FUSED", frozenset())
     at = torch.tensor(columns)[torch.tensor(columns) < sum(LENGTHS)]
     calls = random_calls(at)
     attend = ChainAttention(LENGTHS, at, window)
@@ -59,12 +60,9 @@ def test_results_and_gradients_are_those_of_a_dense_mask(
     outs = [attend(*call) for call in calls]
     expected = [dense(at, k, calls[: k + 1], window) for k in range(len(calls))]
     leaves = [tensor for call in calls for tensor in call]
-    got = torch.autograd.grad(
-        sum((o * w).sum() for o, w in zip(outs, weights, strict=True)), leaves
-    )  # type: ignore[arg-type]
-    wanted = torch.autograd.grad(
-        sum((o * w).sum() for o, w in zip(expected, weights, strict=True)),  # type: ignore[arg-type]
-        leaves,
+    got, wanted = (
+        torch.autograd.grad(torch.stack([(o * w).sum() for o, w in pairs]).sum(), leaves)
+        for pairs in (zip(outs, weights, strict=True), zip(expected, weights, strict=True))
     )
     for a, b in zip([*outs, *got], [*expected, *wanted], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

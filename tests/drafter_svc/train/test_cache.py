@@ -24,7 +24,8 @@ def material(tokens: int, seed: int = 0) -> Material:
 
 
 def open_cache(folder: Path, key: str = "key", limit: int = 10**6) -> FeatureCache:
-    return FeatureCache(folder, key, limit=limit, features=FEATURES, final=FINAL)
+    lengths = [12, 6, 4, 4, 4, 4, 4, 5]
+    return FeatureCache(folder, key, limit=limit, lengths=lengths, features=FEATURES, final=FINAL)
 
 
 def same(one: Material | None, two: Material) -> bool:
@@ -85,16 +86,15 @@ def test_a_run_that_was_killed_while_writing_goes_on(tmp_path: Path) -> None:
     assert same(open_cache(tmp_path).get(0), material(5, 0))
 
 
-def test_the_limit_holds(tmp_path: Path) -> None:
-    cache = open_cache(tmp_path)
-    small = open_cache(tmp_path / "small", limit=cache.row_bytes * 10)
-    small.put(0, material(6, 0))
-    small.put(1, material(6, 1))
-    small.put(2, material(4, 2))
-    assert [small.get(i) is not None for i in range(3)] == [True, False, True]
-    assert (tmp_path / "small" / "features.bin").stat().st_size == cache.row_bytes * 10
-    assert small.fits(10)
-    assert not small.fits(11)
+def test_the_documents_that_fit_have_a_place(tmp_path: Path) -> None:
+    assert open_cache(tmp_path).holds_all
+    limit = open_cache(tmp_path).row_bytes * 21
+    small = open_cache(tmp_path / "small", limit=limit)
+    for document, tokens in ((7, 5), (2, 4), (1, 6), (0, 12)):
+        small.put(document, material(tokens, document))
+    assert [small.get(i) is not None for i in (0, 1, 2, 7)] == [True, True, False, False]
+    assert (tmp_path / "small" / "features.bin").stat().st_size <= limit
+    assert not small.holds_all
 
 
 def test_a_full_disk_ends_the_filling_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

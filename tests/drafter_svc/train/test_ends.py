@@ -39,7 +39,7 @@ def test_shards(tmp_path: Path) -> None:
     folder = write_tiny_llama(tmp_path)
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate((list(tensors)[::2], list(tensors)[1::2])):
         save_file({n: tensors[n] for n in names}, folder / f"part-{number}.safetensors")
         weight_map |= dict.fromkeys(names, f"part-{number}.safetensors")

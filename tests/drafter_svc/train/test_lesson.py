@@ -1,5 +1,6 @@
 """Lessons: order, work shared between threads, and states that cannot be learned from."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Sequence
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from drafter_svc.train.data import Document
-from drafter_svc.train.lesson import Classroom, Lesson, ahead
+from drafter_svc.train.lesson import Classroom, Lesson, Material, ahead
+from drafter_svc.train.local import LocalSource
 from drafter_svc.train.source import Captured
-from drafter_svc.train.target import LocalSource, load_target
+from drafter_svc.train.target import load_target
 
 DOCUMENTS = [Document([3, 4, 5, 6], [False, True, True, True]), Document([7, 8], [False, True])]
 WIDTH = 6
@@ -66,19 +68,67 @@ def test_states_of_another_width_are_refused() -> None:
         room(Captured(torch.randn(4, WIDTH), torch.randn(4, WIDTH))).prepare(DOCUMENTS[:1])
 
 
-def test_local_states_do_not_depend_on_the_company(tiny_llama: Path) -> None:
-    target = load_target(str(tiny_llama))
+def test_packed_documents_have_the_states_of_documents_alone(tiny_llama: Path) -> None:
+    reference, target = load_target(str(tiny_llama)), load_target(str(tiny_llama))
+    for loaded in (reference, target):
+        loaded.model.float()
     source = LocalSource(target)
     texts = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14]]
-    together = source.capture(texts, (1, 3))
-    for ids, captured in zip(texts, together, strict=True):
-        (alone,) = source.capture([ids], (1, 3))
-        assert torch.equal(captured.features, alone.features)
-        features, final = target.capture(torch.tensor([ids]), (1, 3))
-        assert torch.equal(captured.features, features[0])
-        assert torch.equal(captured.final, final[0])
+    for ids, captured in zip(texts, source.capture(texts, (1, 3)), strict=True):
+        features, final = reference.capture(torch.tensor([ids]), (1, 3))
+        torch.testing.assert_close(captured.features, features[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(captured.final, final[0], rtol=1e-4, atol=1e-5)
+
+
+def test_more_documents_than_a_forward_takes_keep_their_order(tiny_llama: Path) -> None:
+    source = LocalSource(load_target(str(tiny_llama)))
+    texts = [[token] * 400 for token in range(3, 11)]
+    captured = source.capture(texts, (1,))
+    for ids, states in zip(texts, captured, strict=True):
+        (alone,) = source.capture([ids], (1,))
+        torch.testing.assert_close(states.features, alone.features, rtol=0.05, atol=0.05)
     with pytest.raises(ValueError, match="over the target's limit of 512"):
         source.capture([[1] * 513], (1, 3))
+
+
+class Store:
+    """Materials in memory."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, Material] = {}
+
+    def get(self, document: int) -> Material | None:
+        return self.kept.get(document)
+
+    def put(self, document: int, material: Material) -> None:
+        self.kept[document] = material
+
+
+def test_a_lesson_is_kept_as_a_whole_or_computed_as_a_whole() -> None:
+    store = Store()
+    classroom = dataclasses.replace(room(states(4), states(2), states(4), states(2)), store=store)
+    first = classroom.prepare(DOCUMENTS, [8, 9])
+    again = classroom.prepare(DOCUMENTS, [8, 9])
+    assert torch.equal(first.features, again.features)
+    del store.kept[9]
+    computed = classroom.prepare(DOCUMENTS, [8, 9])
+    assert not torch.equal(first.features[:4], computed.features[:4])
+    assert sorted(store.kept) == [8, 9]
+
+
+def test_nothing_of_an_epoch_begins_before_the_one_ahead_is_done() -> None:
+    done: list[int] = []
+
+    def prepare(group: list[int]) -> Lesson:
+        assert len(done) >= group[0] // 3 * 3
+        time.sleep(0.01)
+        done.append(group[0])
+        return group  # type: ignore[return-value]
+
+    groups: list[list[int] | None] = []
+    for number in range(9):
+        groups += [[number], None] if number % 3 == 2 else [[number]]
+    assert len(list(ahead(prepare, groups, threads=1, share=lambda: True))) == 9
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -92,7 +142,7 @@ def test_lessons_come_in_order_whoever_prepares_them(share: bool) -> None:
 
     groups = [[number] for number in range(12)]
     lessons = ahead(prepare, groups, threads=1, share=lambda: share)
-    assert list(lessons) == groups
+    assert [list(lesson) for lesson in lessons] == groups  # type: ignore[call-overload]
     assert (threading.main_thread() in workers) == share
 
 

@@ -89,10 +89,10 @@ def reference(
                 divergences.append((weight, -(p * log_q).sum()))
             misses.append((weight, 1 - alpha))
             alphas.append(float(alpha.detach()))
-            after[i] = survival.get(i, 0.0) * float(alpha)
+            after[i] = survival.get(i, 0.0) * alphas[-1]
         survival = after
         kl = sum(w * d for w, d in divergences) / len(divergences)
-        means.append(float(sum(d for _, d in divergences)) / len(divergences))
+        means.append(sum(float(d.detach()) for _, d in divergences) / len(divergences))
         if objective.loss == "lk":
             share = math.exp(-3 * sum(alphas) / len(alphas))
             kl = share * kl + (1 - share) * sum(w * m for w, m in misses) / len(misses)

@@ -8,9 +8,10 @@ import torch
 from drafter_svc.train.data import Document
 from drafter_svc.train.initial import drafter_config, initial_drafter
 from drafter_svc.train.lesson import Classroom
+from drafter_svc.train.local import LocalSource
 from drafter_svc.train.measure import TEMPERATURES, measure
 from drafter_svc.train.simulate import Rounds, draft_chains, walk
-from drafter_svc.train.target import LocalSource, load_target
+from drafter_svc.train.target import load_target
 from drafter_svc.train.ttt import plan_chain, unroll
 
 STEPS, LENGTH = 2, 20
@@ -25,7 +26,13 @@ def test_agreement_overlap_and_acceptance_are_counted_by_definition(tiny_llama: 
     mask = [False] * 4 + [True] * 16
     documents = [Document(torch.randint(2, 97, (LENGTH,)).tolist(), mask) for _ in range(2)]
     aux_layers = drafter.config.aux_layers
-    room = Classroom(LocalSource(target), aux_layers, target.head, prompts=False, totals=False)
+    room = Classroom(
+        LocalSource(load_target(str(tiny_llama))),
+        aux_layers,
+        target.head,
+        prompts=False,
+        totals=False,
+    )
     lesson = room.prepare(documents)
     measured = measure(
         drafter, target.embedding, target.head, draft_ids, [lesson], steps=STEPS, stride=1
@@ -52,7 +59,7 @@ def test_agreement_overlap_and_acceptance_are_counted_by_definition(tiny_llama: 
             assert measured.overlap[k] == pytest.approx(sum(overlap) / len(overlap), abs=2e-2)
             assert 0 < measured.overlap[k] < 1
         rounds = Rounds(STEPS)
-        for document, features in zip(documents, lesson.features.split(LENGTH), strict=True):
+        for document, features in zip(documents, torch.split(lesson.features, LENGTH), strict=True):
             columns = torch.arange(3, LENGTH - 1)
             proposals = draft_chains(
                 drafter,

@@ -129,15 +129,14 @@ def test_drafter_killed_in_mid_generation(
     wait_until(lambda: linked(stub), "a drafted round")
     frames = stub.Generate(request())
     seen: list[verifier_pb2.GenerateResponse] = []
-    events = {}
     for frame in frames:
         seen.append(frame)
-        if len(seen) == 10:
+        # On a busy machine the drafter may have the prompt only some rounds later.
+        if "drafter" in cluster.processes and frame.tokens.drafted:
             cluster.kill("drafter")
-            events["killed"] = len(seen)
     tokens, rounds, _ = collect(iter(seen))
     assert tokens == expected
-    assert any(r.drafted for r in rounds[:10])
+    assert "drafter" not in cluster.processes
     assert not rounds[-1].drafted
     cluster.start_drafter()
     cluster.wait()

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,5 +66,7 @@ def test_process_ids(sleeper: subprocess.Popen[bytes], tmp_path: Path) -> None:
 
 
 def test_no_other_process_is_killed() -> None:
-    with pytest.raises(StartError, match="is no drafter"):
-        read_pid(str(os.getpid()))
+    with subprocess.Popen(["sleep", "60"]) as other:
+        with pytest.raises(StartError, match="is no drafter"):
+            read_pid(str(other.pid))
+        other.kill()

@@ -55,9 +55,11 @@ class Course:
             lessons = list(islice(prepared, len(mine)))
             yield tokens.popleft(), lessons
 
-    def prepare(self, group: list[int]) -> Lesson:
-        """The lesson of the documents with these indices."""
-        return self._classroom.prepare([self._documents[index] for index in group], group)
+    def prepare(self, group: tuple[list[int], bool]) -> Lesson:
+        """The lesson of the documents with these indices, from the cache after the first epoch."""
+        indices, later = group
+        documents = [self._documents[index] for index in indices]
+        return self._classroom.prepare(documents, indices, look=later)
 
     def _shares(self) -> bool:
         """Whether the target's work in this process is worth half of the cores."""
@@ -66,8 +68,8 @@ class Course:
         first = self._position.tokens < self.epoch_tokens
         return first or self._cache is None or not self._cache.holds_all
 
-    def _groups(self, mine: range, tokens: deque[int]) -> Iterator[list[int] | None]:
-        """This process's batches of every update to come, epoch after epoch, without end.
+    def _groups(self, mine: range, tokens: deque[int]) -> Iterator[tuple[list[int], bool] | None]:
+        """This process's batches of every update to come, without end; true after one epoch.
 
         ``tokens`` gets the taught tokens of each update. A None ends an epoch: what one epoch
         puts into the cache is there when the next one looks.
@@ -76,16 +78,20 @@ class Course:
         taught = [self._taught(document) for document in self._documents]
         size = self._settings.accumulate
         epochs = (
-            list(plan_batches(lengths, self._settings.batch_tokens, seed))
-            for seed in count(self._settings.seed)
+            list(plan_batches(lengths, self._settings.batch_tokens, self._settings.seed + epoch))
+            for epoch in count()
         )
-        groups = ((group, group is epoch[-1]) for epoch in epochs for group in epoch)
-        later = islice(groups, self._position.steps * size, None)
-        while update := list(islice(later, size)):
-            tokens.append(sum(taught[index] for group, _ in update for index in group))
-            for at, (group, last) in enumerate(update):
+        groups = (
+            (group, group is plan[-1], epoch > 0)
+            for epoch, plan in enumerate(epochs)
+            for group in plan
+        )
+        ahead_of_us = islice(groups, self._position.steps * size, None)
+        while update := list(islice(ahead_of_us, size)):
+            tokens.append(sum(taught[index] for group, *_ in update for index in group))
+            for at, (group, last, later) in enumerate(update):
                 if at in mine:
-                    yield group
+                    yield group, later
                 if last:
                     yield None
 

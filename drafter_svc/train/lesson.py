@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from drafter_svc.train.teacher import Verdicts, judge
 
 # Lessons that are prepared in advance.
 _AHEAD = 2
+
+Group = TypeVar("Group")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,44 +60,38 @@ class Classroom:
     totals: bool
     store: MaterialStore | None = None
 
-    def prepare(self, documents: Sequence[Document], indices: Sequence[int] = ()) -> Lesson:
+    def prepare(
+        self, documents: Sequence[Document], indices: Sequence[int] = (), *, look: bool = False
+    ) -> Lesson:
         """The lesson of ``documents``; their ``indices`` are their names in the store.
 
-        Raises ``ValueError`` when the target's states are not finite or not of the text.
+        A target's last bits depend on what shares its forward. So that they do not depend on how
+        far an earlier process came, the store is asked with ``look`` only, and must then hold
+        either all that it ever takes or nothing. Raises ``ValueError`` when the target's states
+        are not finite or not of the text.
         """
-        materials = self._kept(indices)
-        if not materials:
-            captured = self.source.capture(
-                [document.ids for document in documents], self.aux_layers
-            )
-            materials = [self._judge(*pair) for pair in zip(documents, captured, strict=True)]
-            if self.store:
-                for index, material in zip(indices, materials, strict=False):
-                    self.store.put(index, material)
+        materials: dict[int, Material] = {}
+        for at, index in enumerate(indices if look and self.store else ()):
+            if self.store and (material := self.store.get(index)):
+                materials[at] = material
+        missing = [at for at in range(len(documents)) if at not in materials]
+        if missing:
+            captured = self.source.capture([documents[at].ids for at in missing], self.aux_layers)
+            for at, states in zip(missing, captured, strict=True):
+                materials[at] = self._judge(documents[at], states)
+                if self.store and indices:
+                    self.store.put(indices[at], materials[at])
+        kept = [materials[at] for at in range(len(documents))]
         device = self.head.device
         return Lesson(
             pack(documents, device),
-            torch.cat([m.captured.features for m in materials]).to(device),
-            torch.cat([m.captured.final for m in materials]).to(device),
+            torch.cat([m.captured.features for m in kept]).to(device),
+            torch.cat([m.captured.final for m in kept]).to(device),
             Verdicts(
-                torch.cat([m.verdicts.best for m in materials]).to(device),
-                torch.cat([m.verdicts.total for m in materials]).to(device),
+                torch.cat([m.verdicts.best for m in kept]).to(device),
+                torch.cat([m.verdicts.total for m in kept]).to(device),
             ),
         )
-
-    def _kept(self, indices: Sequence[int]) -> list[Material]:
-        """The materials of all documents, or none.
-
-        A target's last bits depend on what shares its forward. So a lesson's states are those of
-        one forward or those that were kept, never a mixture that depends on what is missing.
-        """
-        materials: list[Material] = []
-        for index in indices if self.store else ():
-            material = self.store.get(index) if self.store else None
-            if material is None:
-                return []
-            materials.append(material)
-        return materials
 
     def _judge(self, document: Document, states: Captured) -> Material:
         shapes = [tuple(states.features.shape), tuple(states.final.shape)]
@@ -114,8 +110,8 @@ class Classroom:
 
 
 def ahead(
-    prepare: Callable[[list[int]], Lesson],
-    groups: Iterable[list[int] | None],
+    prepare: Callable[[Group], Lesson],
+    groups: Iterable[Group | None],
     *,
     threads: int,
     share: Callable[[], bool],
@@ -127,7 +123,7 @@ def ahead(
     begun instead of waiting, so that neither side idles. Nothing behind a None in ``groups`` is
     begun before all that is ahead of it is done.
     """
-    waiting: deque[tuple[list[int], Future[Lesson]]] = deque()
+    waiting: deque[tuple[Group, Future[Lesson]]] = deque()
 
     def take() -> Lesson:
         _, future = waiting.popleft()

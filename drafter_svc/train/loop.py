@@ -1,20 +1,18 @@
 """The training run: lessons in, checkpoints and a log out, resumable at any step."""
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from itertools import count, islice
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from drafter_svc.checkpoint import save_checkpoint
+from drafter_svc.train.course import Course
 from drafter_svc.train.curve import draw_curve
-from drafter_svc.train.data import Document, plan_batches
+from drafter_svc.train.data import plan_batches
 from drafter_svc.train.learner import Learner
-from drafter_svc.train.lesson import Lesson, ahead
+from drafter_svc.train.lesson import Lesson
 from drafter_svc.train.measure import Measurement, measure
 from drafter_svc.train.optim import chain_steps, learning_rate
 from drafter_svc.train.run_folder import Position, RunFolder
@@ -71,22 +69,17 @@ class Trainer:
         self.classroom, self.cache = make_classroom(
             settings, target, source, drafter.config, corpus, cache_folder
         )
-        self._epoch_tokens = sum(map(self._taught, corpus.train))
+        self.course = Course(
+            settings, corpus.train, self.classroom, self.cache, self.world, self.position
+        )
         self._examined: list[Lesson] = []
-        self._tokens: deque[int] = deque()
-        self._cores = torch.get_num_threads()
-
-    @property
-    def total(self) -> float:
-        """Taught tokens of the whole run."""
-        return self.settings.epochs * self._epoch_tokens
 
     @property
     def progress(self) -> float:
         """Share of the run that is done: of its tokens or of its time, whichever is further."""
         limit = self.settings.minutes * 60
         timed = self.position.seconds / limit if limit else 0.0
-        return max(self.position.tokens / self.total, timed)
+        return max(self.position.tokens / self.course.total, timed)
 
     def run(self) -> Measurement | None:
         """Train to the end. Returns the last measurement, in the leading process.
@@ -100,8 +93,8 @@ class Trainer:
         with tqdm(
             total=1.0, initial=min(1.0, self.progress), bar_format=_BAR, disable=hidden
         ) as bar:
-            for lessons in self.lessons():
-                losses = self.step(lessons)
+            for tokens, lessons in self.course.updates():
+                losses = self.step(tokens, lessons)
                 seconds, stop = self.world.largest(
                     [time.monotonic() - started, float(self._stopped())],
                     self.learner.draft_ids.device,
@@ -119,70 +112,21 @@ class Trainer:
                     reported = time.monotonic()
         return self.report(losses) if self.world.leads else None
 
-    def step(self, lessons: list[Lesson]) -> list[float]:
-        """Make an update from this process's share of it. Returns the losses of its last lesson."""
-        position, settings = self.position, self.settings
-        steps = chain_steps(settings.chain_steps, self.progress)
-        position.steps += 1
-        losses = self.learner.learn(lessons, steps, phase=position.steps, rate=self.rate)
-        position.tokens += self._tokens.popleft()
+    def step(self, tokens: int, lessons: list[Lesson]) -> list[float]:
+        """Make an update over ``tokens`` taught tokens, this process's share being ``lessons``.
+
+        Returns the losses of its last lesson.
+        """
+        steps = chain_steps(self.settings.chain_steps, self.progress)
+        self.position.steps += 1
+        losses = self.learner.learn(lessons, steps, phase=self.position.steps, rate=self.rate)
+        self.position.tokens += tokens
         return losses
 
     @property
     def rate(self) -> float:
         """The learning rate of the next update."""
         return learning_rate(self.settings.learning_rate, self.progress, self.settings.warm_up)
-
-    def lessons(self) -> Iterator[list[Lesson]]:
-        """This process's lessons of each update, from the current position on.
-
-        While the target works in this process, it and the drafter have half of the cores each.
-        """
-        self._tokens.clear()
-        half = max(1, self._cores // 2)
-        mine = range(self.world.rank, self.settings.accumulate, self.world.size)
-        prepared = ahead(self._prepare, self._groups(mine), threads=half, share=self._shares)
-        while True:
-            torch.set_num_threads(half if self._shares() else self._cores)
-            yield list(islice(prepared, len(mine)))
-
-    def _shares(self) -> bool:
-        """Whether the target's work in this process is worth half of the cores."""
-        if self.settings.verifiers or self.settings.device != "cpu":
-            return False
-        first = self.position.tokens < self._epoch_tokens
-        return first or self.cache is None or not self.cache.holds_all
-
-    def _groups(self, mine: range) -> Iterator[list[int] | None]:
-        """This process's batches of every update to come, epoch after epoch, without end.
-
-        A None ends an epoch: what one epoch puts into the cache is there when the next one looks.
-        """
-        lengths = [len(document.ids) for document in self.corpus.train]
-        taught = [self._taught(document) for document in self.corpus.train]
-        size = self.settings.accumulate
-        epochs = (
-            list(plan_batches(lengths, self.settings.batch_tokens, seed))
-            for seed in count(self.settings.seed)
-        )
-        groups = ((group, group is epoch[-1]) for epoch in epochs for group in epoch)
-        later = islice(groups, self.position.steps * size, None)
-        while update := list(islice(later, size)):
-            self._tokens.append(sum(taught[index] for group, _ in update for index in group))
-            for at, (group, last) in enumerate(update):
-                if at in mine:
-                    yield group
-                if last:
-                    yield None
-
-    def _taught(self, document: Document) -> int:
-        """Tokens of a document that count."""
-        if self.settings.teach_prompts:
-            return len(document.ids) - 1
-        return sum(document.answer[1:])
-
-    def _prepare(self, group: list[int]) -> Lesson:
-        return self.classroom.prepare([self.corpus.train[index] for index in group], group)
 
     def _interrupt(self) -> None:
         if self.world.leads:

@@ -104,16 +104,20 @@ class Store:
         self.kept[document] = material
 
 
-def test_a_lesson_is_kept_as_a_whole_or_computed_as_a_whole() -> None:
+def test_the_store_is_asked_when_told_and_filled_by_what_it_lacks() -> None:
     store = Store()
-    classroom = dataclasses.replace(room(states(4), states(2), states(4), states(2)), store=store)
+    classroom = dataclasses.replace(room(states(4), states(2), states(2), states(4)), store=store)
     first = classroom.prepare(DOCUMENTS, [8, 9])
-    again = classroom.prepare(DOCUMENTS, [8, 9])
+    again = classroom.prepare(DOCUMENTS, [8, 9], look=True)
     assert torch.equal(first.features, again.features)
     del store.kept[9]
-    computed = classroom.prepare(DOCUMENTS, [8, 9])
-    assert not torch.equal(first.features[:4], computed.features[:4])
+    mixed = classroom.prepare(DOCUMENTS, [8, 9], look=True)
+    assert torch.equal(first.features[:4], mixed.features[:4])
+    assert not torch.equal(first.features[4:], mixed.features[4:])
     assert sorted(store.kept) == [8, 9]
+    classroom.source.capture([[3] * 4], (1, 2))
+    with pytest.raises(IndexError):  # not asked to look: all is computed
+        classroom.prepare(DOCUMENTS, [8, 9])
 
 
 def test_nothing_of_an_epoch_begins_before_the_one_ahead_is_done() -> None:

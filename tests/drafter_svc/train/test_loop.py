@@ -188,6 +188,54 @@ def test_a_checkpoint_of_another_target_is_no_start(
         Trainer(again, other, LocalSource(other), first.corpus)
 
 
+@pytest.mark.parametrize(
+    "arms",
+    [
+        {"norm_output": False, "fc_norm": False},
+        {"norm_before_residual": True, "aux_layers": [3]},
+        {"loss": "lk", "step_weights": "fixed", "optimizer": "adamw"},
+        {"teach_prompts": False, "stride": 1, "accumulate": 3},
+    ],
+)
+def test_every_arm_trains_and_records_itself(
+    settings: TrainSettings, make: Make, arms: dict[str, Any]
+) -> None:
+    trainer = make(dataclasses.replace(settings, epochs=2, **arms))
+    before = trainer.report([])
+    after = trainer.run()
+    assert after is not None
+    assert after.overlap[0] > before.overlap[0]
+    config = load_checkpoint(trainer.folder.checkpoint, dtype=torch.bfloat16).config
+    for name, value in arms.items():
+        if name in ("norm_output", "fc_norm", "norm_before_residual"):
+            assert getattr(config, name) == value
+        assert config.training["settings"][name] == value
+    assert config.aux_layers == tuple(arms.get("aux_layers", (1, 2, 3)))
+
+
+class BrokenSource(LocalSource):
+    """From the third batch on its features hold NaN."""
+
+    calls = 0
+
+    def capture(self, documents: Any, aux_layers: tuple[int, ...]) -> Any:
+        captured = super().capture(documents, aux_layers)
+        self.calls += 1
+        if self.calls > 2:
+            captured[0].features[0, 0] = torch.nan
+        return captured
+
+
+def test_features_that_are_not_finite_end_the_run_with_its_checkpoint_intact(
+    settings: TrainSettings, make: Make, target: Target
+) -> None:
+    make(settings).report([])
+    before = (Path(settings.out) / "checkpoint" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="states are not finite"):
+        make(settings, source=BrokenSource(target)).run()
+    assert (Path(settings.out) / "checkpoint" / "model.safetensors").read_bytes() == before
+
+
 def test_a_run_does_not_go_on_with_other_data(settings: TrainSettings, make: Make) -> None:
     make(settings).report([])
     with pytest.raises(ValueError, match="another chain_steps, held_out"):
@@ -203,7 +251,7 @@ def test_time_ends_a_run_and_its_schedule(settings: TrainSettings, make: Make) -
     trainer.position.seconds = 59.9
     trainer.run()
     assert trainer.progress >= 1
-    assert trainer.position.tokens < trainer.total / 10
+    assert trainer.position.tokens < trainer.course.total / 10
 
 
 def test_too_little_data_is_refused(settings: TrainSettings, make: Make) -> None:

@@ -18,7 +18,7 @@ from drafter_svc.train.source import FeatureSource
 from drafter_svc.train.target import Target
 from drafter_svc.train.vocab import choose_draft_vocabulary, count_tokens
 
-_ARMS = ("fc_norm", "norm_output", "norm_before_residual")
+_ARMS = ("fc_norm", "norm_output", "norm_before_residual", "norm_before_fc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,6 @@ def make_drafter(
 
 def _arms(settings: TrainSettings) -> dict[str, Any]:
     arms: dict[str, Any] = {name: getattr(settings, name) for name in _ARMS}
-    if settings.norm_before_fc:
-        arms["norm_before_fc"] = True
     if settings.sliding_window:
         arms["sliding_window"] = settings.sliding_window
     if settings.aux_layers:

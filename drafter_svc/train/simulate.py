@@ -32,8 +32,7 @@ def draft_chains(
     i + 2 of column i and those that follow.
     """
     current = torch.arange(len(ids) - 1)
-    window = getattr(drafter.config, "sliding_window", None)
-    attend = ChainAttention([len(current)], columns, window)
+    attend = ChainAttention([len(current)], columns, drafter.config.sliding_window)
     state = drafter.fuse(features[:-1])
     tokens = ids[1:]
     proposals: list[Tensor] = []

@@ -76,8 +76,7 @@ def unroll(
     the recycled state.
     """
     columns = plan[min(1, len(plan) - 1)].columns
-    window = getattr(drafter.config, "sliding_window", None)
-    attend = ChainAttention(batch.lengths, columns, window)
+    attend = ChainAttention(batch.lengths, columns, drafter.config.sliding_window)
     state = drafter.fuse(features)
     for k, step in enumerate(plan):
         if k == 1:

@@ -193,6 +193,7 @@ def test_a_checkpoint_of_another_target_is_no_start(
     [
         {"norm_output": False, "fc_norm": False},
         {"norm_before_residual": True, "aux_layers": [3]},
+        {"norm_before_fc": True, "fc_norm": False, "sliding_window": 4},
         {"loss": "lk", "step_weights": "fixed", "optimizer": "adamw"},
         {"teach_prompts": False, "stride": 1, "accumulate": 3},
     ],
@@ -207,9 +208,10 @@ def test_every_arm_trains_and_records_itself(
     assert after.overlap[0] > before.overlap[0]
     config = load_checkpoint(trainer.folder.checkpoint, dtype=torch.bfloat16).config
     for name, value in arms.items():
-        if name in ("norm_output", "fc_norm", "norm_before_residual"):
+        if name in ("norm_output", "fc_norm", "norm_before_residual", "norm_before_fc"):
             assert getattr(config, name) == value
         assert config.training["settings"][name] == value
+    assert config.sliding_window == arms.get("sliding_window")
     assert config.aux_layers == tuple(arms.get("aux_layers", (1, 2, 3)))
 
 

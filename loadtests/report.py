@@ -79,19 +79,11 @@ def _interval(ratio: Ratio) -> str:
 
 def _acceptance(rounds: Rounds) -> Table:
     table = _table(
-        "Acceptance by position in the draft", "position", "proposed", "accepted", "cumulative"
+        "Acceptance by position in the draft", "position", "proposed", "accepted", "share"
     )
-    table.add_column("conditional", justify="right")
-    counts = zip(rounds.proposed_at, rounds.accepted_at, strict=True)
-    shares = zip(rounds.cumulative, rounds.conditional, strict=True)
-    for position, ((proposed, accepted), (cumulative, conditional)) in enumerate(
-        zip(counts, shares, strict=True), start=1
-    ):
-        table.add_row(
-            str(position),
-            *(str(proposed), str(accepted)),
-            *(f"{cumulative:.3f}", _number(conditional, 3)),
-        )
+    counts = zip(rounds.proposed_at, rounds.accepted_at, rounds.shares, strict=True)
+    for position, (proposed, accepted, share) in enumerate(counts, start=1):
+        table.add_row(str(position), str(proposed), str(accepted), f"{share:.3f}")
     table.caption = (
         "Acceptance length (tokens per verification, bonus included): "
         f"{rounds.acceptance_length:.3f} over all rounds, "

@@ -116,24 +116,10 @@ class Rounds:
         return {name: drafts for name, drafts in sources.items() if drafts.rounds}
 
     @property
-    def cumulative(self) -> tuple[float, ...]:
-        """By chain position: share of the drafts reaching it that were accepted that far."""
+    def shares(self) -> tuple[float, ...]:
+        """By position: share of the drafts reaching it that were accepted that far."""
         pairs = zip(self.accepted_at, self.proposed_at, strict=True)
         return tuple(accepted / proposed if proposed else 0.0 for accepted, proposed in pairs)
-
-    @property
-    def conditional(self) -> tuple[float | None, ...]:
-        """By chain position: share accepted where everything before it was.
-
-        The quotient of neighbouring cumulative shares: exact where drafts are of one length, an
-        estimate where the length follows the drafter's confidence. None where nothing was
-        accepted before it.
-        """
-        before = (1.0, *self.cumulative)
-        return tuple(
-            share / earlier if earlier else None
-            for share, earlier in zip(self.cumulative, before, strict=False)
-        )
 
 
 def _sum(lists: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -25,8 +25,7 @@ def test_acceptance_over_requests_whose_drafts_have_different_lengths() -> None:
     assert rounds.acceptance_length == pytest.approx(14 / 9)
     assert rounds.drafted_acceptance_length == pytest.approx(1 + 5 / 5)
     assert rounds.drafted_share == pytest.approx(5 / 9)
-    assert rounds.cumulative == pytest.approx((3 / 5, 2 / 4))
-    assert rounds.conditional == pytest.approx((3 / 5, (2 / 4) / (3 / 5)))
+    assert rounds.shares == pytest.approx((3 / 5, 2 / 4))
 
 
 def test_sources_are_counted_apart() -> None:
@@ -64,7 +63,7 @@ def test_nothing_is_divided_by_nothing() -> None:
     assert plain.drafted_acceptance_length is None
     dead = Rounds.of([result(5, 5, drafted_rounds=4, proposed_at=[4, 4], accepted_at=[0, 0])])
     assert dead is not None
-    assert dead.conditional == (0.0, None)
+    assert dead.shares == (0.0, 0.0)
 
 
 def test_times_are_per_round_after_the_first_token() -> None:

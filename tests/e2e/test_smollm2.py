@@ -82,7 +82,7 @@ def test_text_is_that_of_transformers_at_every_draft_length(
     prompts.write_text("".join(json.dumps({"turns": [text]}) + "\n" for text in PROMPTS))
     command = [
         sys.executable, "-m", "loadtests.exactness", "--prompts", str(prompts),
-        "--target", str(target), "--url", stack, "--max-tokens", "40",
+        "--target", str(target), "--url", stack, "--max-tokens", "24",
     ]  # fmt: skip
     check = subprocess.run(
         command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, check=False

@@ -156,7 +156,7 @@ async def test_a_client_that_leaves_ends_the_handler() -> None:
         await call.write(round_of(1))
         await call.read()
         call.cancel()
-        await asyncio.wait_for(served.servicer.closed.wait(), 10)
+        assert await asyncio.wait_for(served.servicer.closed.wait(), 10)
 
 
 async def test_health_follows_the_drain() -> None:

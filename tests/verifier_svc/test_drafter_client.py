@@ -240,7 +240,7 @@ async def test_a_drafter_that_hangs_up_without_a_word_is_tried_again(connect: Co
     async with serving(drafter, port), connect(port) as (_, events):
         await events.next(Unlinked)
         drafter.silent = False
-        await events.next(Linked)
+        assert (await events.next(Linked)).welcome.max_draft_tokens
 
 
 async def test_what_is_no_drafter_is_no_drafter(connect: Connect) -> None:
@@ -252,5 +252,5 @@ async def test_what_is_no_drafter_is_no_drafter(connect: Connect) -> None:
     server = await asyncio.start_server(handler, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with server, connect(port) as (_, events):
-        await events.next(Unlinked)
-        await events.next(Unlinked)
+        reasons = {(await events.next(Unlinked)).reason for _ in range(2)}
+        assert all(reasons)

@@ -19,6 +19,7 @@ from transformers import HfArgumentParser
 
 from drafter_svc.checkpoint import LoadedDrafter, load_checkpoint
 from drafter_svc.train.data import encode
+from drafter_svc.train.initial import require_fit
 from drafter_svc.train.simulate import Rounds, draft_chains, lookups, walk
 from drafter_svc.train.summary import Arm, print_table, summary
 from drafter_svc.train.target import Target, load_target
@@ -176,8 +177,7 @@ def main() -> int:
         ).parse_args_into_dataclasses()
         loaded = load_checkpoint(settings.checkpoint, dtype=torch.bfloat16)
         target = load_target(settings.target)
-        if loaded.config.target_fingerprint != target.fingerprint:
-            raise ValueError(f"{settings.checkpoint} was made for another target")
+        require_fit(loaded.config, target, settings.checkpoint)
         results: dict[str, dict[Arm, Rounds]] = {}
         for path in settings.prompts:
             name = Path(path).stem

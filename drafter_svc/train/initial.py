@@ -88,10 +88,15 @@ def initial_drafter(
 def trained_drafter(folder: str, target: Target) -> tuple[EagleDrafter, Tensor]:
     """A checkpoint's drafter in fp32 and its draft vocabulary, int64 ``[draft_vocab]``.
 
-    Raises ``ValueError`` when the checkpoint cannot be read or was made for another target.
+    Raises ``ValueError`` when the checkpoint cannot be read or does not fit.
     """
     loaded = load_checkpoint(folder, dtype=torch.float32)
-    config = loaded.config
+    require_fit(loaded.config, target, folder)
+    return loaded.module.train().requires_grad_(True), loaded.target_ids
+
+
+def require_fit(config: DrafterConfig, target: Target, folder: str) -> None:
+    """Raises ``ValueError`` for another target's drafter, or one that training cannot run."""
     if config.vocab_size != target.config.vocab_size:
         raise ValueError(
             f"{folder} has a vocabulary of {config.vocab_size}, the target one of "
@@ -99,4 +104,13 @@ def trained_drafter(folder: str, target: Target) -> tuple[EagleDrafter, Tensor]:
         )
     if config.target_fingerprint != target.fingerprint:
         raise ValueError(f"{folder} was made for another target")
-    return loaded.module.train().requires_grad_(True), loaded.target_ids
+    if config.num_hidden_layers != 1:
+        raise ValueError(
+            f"{folder} has num_hidden_layers {config.num_hidden_layers}: "
+            "training and evaluation run drafters of one layer"
+        )
+    if config.own_embeddings:
+        raise ValueError(
+            f"{folder} has embeddings of its own: "
+            "training and evaluation run drafters that read the target's"
+        )

@@ -10,6 +10,7 @@ import grpc
 import torch
 
 from drafter_svc.train.capture_job import CaptureJob, Stream
+from drafter_svc.train.reach import CHANNEL_OPTIONS, FIRST_PAUSE, LONGEST_PAUSE, REFUSALS
 from drafter_svc.train.source import Captured
 from specwire.errors import DataLoss, WireError
 from specwire.round import Numbering
@@ -19,22 +20,6 @@ from specwire.v1.tensor_pb2 import Tensor
 from specwire.v1.verifier_pb2_grpc import VerifierServiceStub
 
 logger = logging.getLogger(__name__)
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
-_OPTIONS = [
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    # A verifier that stands still, or is cut off, counts as lost.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-]
-# What another try would not change.
-_REFUSALS = {
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.UNIMPLEMENTED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +47,7 @@ class RemoteSource:
         self._fingerprint = fingerprint
         self._verifiers = []
         for address in addresses:
-            channel = grpc.insecure_channel(address, options=_OPTIONS)
+            channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
             self._verifiers.append(_Verifier(address, channel, VerifierServiceStub(channel)))
         self._lock = threading.Lock()
         self._jobs: set[CaptureJob] = set()
@@ -130,7 +115,7 @@ def _join(parts: Sequence[Tensor], index: int) -> torch.Tensor:
 
 def _carry(verifier: _Verifier, job: CaptureJob, fingerprint: str) -> None:
     """Carry documents to one verifier until the job is over."""
-    pause, said = _FIRST_PAUSE, ""
+    pause, said = FIRST_PAUSE, ""
     while not job.over:
         stream = job.open()
         try:
@@ -138,7 +123,7 @@ def _carry(verifier: _Verifier, job: CaptureJob, fingerprint: str) -> None:
             return
         except grpc.RpcError as error:
             reason = error.details() or error.code().name
-            if error.code() in _REFUSALS:
+            if error.code() in REFUSALS:
                 job.fail(ValueError(f"{verifier.address}: {reason}"))
         except WireError as error:
             reason = str(error)
@@ -148,12 +133,12 @@ def _carry(verifier: _Verifier, job: CaptureJob, fingerprint: str) -> None:
         finally:
             job.close(stream)
         if stream.answered:
-            pause = _FIRST_PAUSE
+            pause = FIRST_PAUSE
         if reason != said and not job.over:
             logger.warning("verifier %s: %s; it is tried again", verifier.address, reason)
             said = reason
         job.pause(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = min(2 * pause, LONGEST_PAUSE)
 
 
 def _run(verifier: _Verifier, job: CaptureJob, stream: Stream, fingerprint: str) -> None:

@@ -162,3 +162,15 @@ def cluster(
     finally:
         running.stop()
         server.stop()
+
+
+@pytest.fixture
+def verifier(tiny_llama: Path, tmp_path: Path) -> Iterator[Cluster]:
+    """A verifier without drafter or gateway."""
+    running = Cluster(tmp_path, tiny_llama, tmp_path, "")
+    try:
+        running.start_verifier()
+        running.wait()
+        yield running
+    finally:
+        running.stop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,6 @@ from tests.integration.conftest import Cluster, wait_until
 from tests.support.process import spawn_module
 
 LAYERS = (0, 2, 3)
-
-
-@pytest.fixture
-def verifier(tiny_llama: Path, tmp_path: Path) -> Iterator[Cluster]:
-    """A verifier without drafter or gateway."""
-    running = Cluster(tmp_path, tiny_llama, tmp_path, "")
-    try:
-        running.start_verifier()
-        running.wait()
-        yield running
-    finally:
-        running.stop()
 
 
 def documents(count: int, length: int = 200) -> list[list[int]]:

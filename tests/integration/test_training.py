@@ -5,25 +5,12 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import Cluster, wait_until
 from tests.support.process import spawn_module, stop
-
-
-@pytest.fixture
-def verifier(tiny_llama: Path, tmp_path: Path) -> Iterator[Cluster]:
-    """A verifier without drafter or gateway."""
-    running = Cluster(tmp_path, tiny_llama, tmp_path, "")
-    try:
-        running.start_verifier()
-        running.wait()
-        yield running
-    finally:
-        running.stop()
 
 
 @pytest.mark.slow

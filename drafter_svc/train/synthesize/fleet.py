@@ -10,6 +10,7 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
+from drafter_svc.train.reach import CHANNEL_OPTIONS, FIRST_PAUSE, LONGEST_PAUSE, REFUSALS
 from drafter_svc.train.synthesize.conversation import Turn, Wish
 from specwire.errors import DataLoss, WireError
 from specwire.round import Numbering
@@ -20,20 +21,6 @@ logger = logging.getLogger(__name__)
 
 _START_SECONDS = 60.0
 _DESCRIBE_SECONDS = 30.0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
-_OPTIONS = [
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-]
-# What another try would not change.
-_REFUSALS = {
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.UNIMPLEMENTED,
-}
 
 
 @dataclass(eq=False)
@@ -43,7 +30,7 @@ class _Verifier:
     stub: Any
     up: bool = False
     load: int = 0
-    pause: float = _FIRST_PAUSE
+    pause: float = FIRST_PAUSE
     said: str = ""
 
     def say(self, reason: str) -> None:
@@ -58,7 +45,7 @@ class Fleet:
     def __init__(self, addresses: Sequence[str]) -> None:
         self._verifiers = []
         for address in addresses:
-            channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+            channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
             self._verifiers.append(_Verifier(address, channel, VerifierServiceStub(channel)))
         self._changed = asyncio.Condition()
         self._watches: list[asyncio.Task[None]] = []
@@ -121,11 +108,11 @@ class Fleet:
             verifier = await self._choose()
             try:
                 ended = await _write(verifier, wish, written)
-                verifier.pause = _FIRST_PAUSE
+                verifier.pause = FIRST_PAUSE
                 return Turn(written, ended)
             except grpc.aio.AioRpcError as error:
                 reason = error.details() or error.code().name
-                if error.code() in _REFUSALS:
+                if error.code() in REFUSALS:
                     raise ValueError(f"{verifier.address}: {reason}") from None
                 verifier.say(reason)
                 verifier.up = False
@@ -183,7 +170,7 @@ class Fleet:
                 async with self._changed:
                     await self._changed.wait_for(lambda: not verifier.up)
             await asyncio.sleep(verifier.pause)
-            verifier.pause = min(2 * verifier.pause, _LONGEST_PAUSE)
+            verifier.pause = min(2 * verifier.pause, LONGEST_PAUSE)
 
 
 def _raise_if_cancelled() -> None:

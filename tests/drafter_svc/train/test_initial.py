@@ -1,11 +1,18 @@
 """What a drafter starts from."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from drafter_svc.train.initial import default_aux_layers, drafter_config, initial_drafter
+from drafter_svc.train.initial import (
+    default_aux_layers,
+    drafter_config,
+    initial_drafter,
+    require_fit,
+)
 from drafter_svc.train.target import load_target
 
 
@@ -52,3 +59,22 @@ def test_initial_weights_depend_on_the_seed_only(tiny_llama: Path) -> None:
     weights = [drafter.midlayer.self_attn.q_proj.weight for drafter in (one, same, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_hidden_layers": 2}, "num_hidden_layers 2"),
+        ({"own_embeddings": True}, "embeddings of its own"),
+        ({"target_fingerprint": "beef"}, "made for another target"),
+        ({"vocab_size": 96}, "vocabulary of 96"),
+    ],
+)
+def test_a_drafter_that_training_cannot_run_is_refused(
+    tiny_llama: Path, change: dict[str, Any], reason: str
+) -> None:
+    target = load_target(str(tiny_llama))
+    config = drafter_config(target, 90)
+    require_fit(config, target, "folder")
+    with pytest.raises(ValueError, match=reason):
+        require_fit(replace(config, **change), target, "folder")

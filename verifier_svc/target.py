@@ -73,10 +73,8 @@ class Target:
         self._body: Any = model.get_decoder()
         _check_standard_attention(model, self._body)
         self.aux_layers: tuple[int, ...] = default_aux_layers(self.num_layers)
-        self._wanted: frozenset[int] = frozenset()
-        self._captured: dict[int, torch.Tensor] = {}
         for index in range(self.num_layers):
-            self._body.layers[index].register_forward_pre_hook(self._keep(index), with_kwargs=True)
+            self._body.layers[index].register_forward_pre_hook(_keep(index), with_kwargs=True)
         self.head = Head(model.get_output_embeddings(), config)
         self.vocab_size = self.head.vocab_size
         pack_linears(self._body)
@@ -170,23 +168,27 @@ class Target:
             slots += range(base + part.position, base + part.position + count)
         slot_index = torch.tensor(slots, device=self.device)
         plan = AttentionPlan(tuple(segments), slot_index, cache.keys, cache.values)
-        self._wanted, self._captured = frozenset(aux_layers), {}
+        # What a forward captures travels with it: two of them may run at once.
+        captured = dict.fromkeys(aux_layers, self._like)
         hidden: torch.Tensor = self._body(
             input_ids=torch.tensor([tokens], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),
             use_cache=False,
             plan=plan,
+            captured=captured,
         ).last_hidden_state[0]
-        captured, self._captured = self._captured, {}
         return hidden, captured, slot_index
 
-    def _keep(self, index: int) -> Any:
-        def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if index in self._wanted:
-                state = args[0] if args else kwargs["hidden_states"]
-                self._captured[index] = state[0]
 
-        return hook
+def _keep(index: int) -> Any:
+    """A hook that keeps the input to layer `index` where the forward wants it."""
+
+    def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if index in kwargs["captured"]:
+            state = args[0] if args else kwargs["hidden_states"]
+            kwargs["captured"][index] = state[0]
+
+    return hook
 
 
 def default_aux_layers(num_layers: int) -> tuple[int, ...]:

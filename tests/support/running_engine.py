@@ -31,7 +31,7 @@ def settings_for(folder: Path, *flags: str) -> VerifierSettings:
 
 @cache
 def target_of(folder: Path) -> Target:
-    """The loaded target; one for all engines of a run, of which one runs at a time."""
+    """The loaded target; one for all engines of a run."""
     return build_target(settings_for(folder))
 
 

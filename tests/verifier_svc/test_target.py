@@ -107,6 +107,23 @@ def test_captured_features_are_the_inputs_of_the_aux_layers_in_order(
     torch.testing.assert_close(logits, out.logits[0], rtol=1e-4, atol=1e-4)
 
 
+def test_two_forwards_at_once_capture_each_its_own_states(tiny_llama: Path) -> None:
+    target = load(tiny_llama)
+    alone = run(target, TOKENS)[1]
+    others: list[torch.Tensor] = []
+
+    def meanwhile(*_: Any) -> None:
+        if not others:
+            others.append(torch.empty(0))
+            others[0] = run(target, TOKENS[::-1] * 2)[1]
+
+    layer = target.model.get_decoder().layers[1].register_forward_pre_hook(meanwhile)
+    between = run(target, TOKENS)[1]
+    layer.remove()
+    assert torch.equal(between, alone)
+    assert torch.equal(others[0], run(target, TOKENS[::-1] * 2)[1])
+
+
 @pytest.mark.parametrize("aux_layers", [(4,), (0, 99), (-1,), ()])
 def test_layers_that_are_not_there_cannot_be_captured(
     tiny_llama: Path, aux_layers: tuple[int, ...]

@@ -32,7 +32,7 @@ class Slot:
 
 
 class KvCache:
-    """Slots by key, in order of last use."""
+    """Slots by key, in order of last use; those of sequences that have ended are evicted first."""
 
     def __init__(
         self, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device, budget: int
@@ -42,6 +42,7 @@ class KvCache:
         self._dtype, self._device = dtype, device
         self.budget_rows = budget // (2 * kv_heads * head_dim * dtype.itemsize)
         self._slots: dict[Key, Slot] = {}
+        self._ended: dict[Key, None] = {}
         self._rows = 0
 
     def __len__(self) -> int:
@@ -61,6 +62,7 @@ class KvCache:
             CacheFullError: there is no room; the slot of ``key``, if any, is as it was.
         """
         slot = self._slots.pop(key, None)
+        self._ended.pop(key, None)
         if slot is not None:
             self._slots[key] = slot
             if len(slot.kv) >= rows:
@@ -79,8 +81,21 @@ class KvCache:
             slot.kv = kv
         return slot, evicted
 
+    def copy(self, source: Key, slot: Slot, count: int) -> None:
+        """Copy the first ``count`` rows of ``source``, which counts as used now, to ``slot``."""
+        slot.kv[:count] = self._slots[source].kv[:count]
+        self._slots[source] = self._slots.pop(source)
+        if source in self._ended:
+            self._ended[source] = self._ended.pop(source)
+
+    def end(self, key: Key) -> None:
+        """The sequence of ``key`` has ended: its slot goes before those of all that run."""
+        if key in self._slots:
+            self._ended[key] = None
+
     def free(self, key: Key) -> None:
         """Drop the slot of ``key``, if there is one."""
+        self._ended.pop(key, None)
         slot = self._slots.pop(key, None)
         if slot is not None:
             self._rows -= len(slot.kv)
@@ -89,12 +104,13 @@ class KvCache:
         """Evict in order of last use until ``rows`` more fit; nobody where that is not enough."""
         evicted: list[Key] = []
         room = self.budget_rows - self._rows
-        for key, slot in self._slots.items():
+        running = (key for key in self._slots if key not in self._ended)
+        for key in (*self._ended, *running):
             if room >= rows:
                 break
             if key not in in_use:
                 evicted.append(key)
-                room += len(slot.kv)
+                room += len(self._slots[key].kv)
         if room < rows:
             raise CacheFullError
         for key in evicted:

@@ -73,7 +73,7 @@ class Worker:
         answers: dict[int, Answers] = defaultdict(Answers)
         for message in rounds:
             for seq in message.closes:
-                self._drop((message.link, seq))
+                self._end((message.link, seq))
             features = self._chain.prepare(message.features)
             at = 0
             for extend in message.extends:
@@ -122,11 +122,14 @@ class Worker:
             self._refuse(held, "its features are not finite")
             return held
         try:
-            slot = self._reserve(held, fresh.stop + self._scratch, batch.in_use)
+            in_use = batch.in_use | {held.source} if held.source else batch.in_use
+            slot = self._reserve(held, fresh.stop + self._scratch, in_use)
         except CacheFullError:
             self._refuse(held, "it does not fit into the memory for KV")
             return held
         batch.slots[held.key] = slot
+        if held.source is not None:
+            self._inherit(held, held.source, fresh.start, slot, batch)
         if tokens:
             batch.rows.append(Rows(slot, fresh.start, tokens, features))
             self._penalize(held, tokens)
@@ -138,6 +141,17 @@ class Worker:
             self._drop(key)
             metrics.EVICTIONS.inc()
         return slot
+
+    def _inherit(self, held: Held, source: Key, count: int, slot: Slot, batch: _Batch) -> None:
+        """Copy the entries that a new sequence takes over."""
+        if source in batch.slots:
+            # What the source was sent in this batch has to be there first.
+            self._append(batch, "round")
+            batch.rows.clear()
+        self._cache.copy(source, slot, count)
+        self._penalize(held, held.tokens[1 : count + 1])
+        held.source = None
+        metrics.ROWS.labels("inherited").inc(count)
 
     def _penalize(self, held: Held, tokens: Sequence[int]) -> None:
         if held.key not in self._penalties:
@@ -161,7 +175,8 @@ class Worker:
         """Answer every wish: by lookup, by a chain, or by an empty draft where there is none."""
         requests: dict[Key, ChainRequest] = {}
         for key, (held, stop) in batch.wishes.items():
-            if held.refused or not held.receiver.real_len:
+            # A chain starts from the state of an entry that was run here.
+            if held.refused or batch.slots[key].hidden is None:
                 answers[key[0]].drafts.append(Draft(key[1], stop, ()))
                 continue
             wish, base = held.receiver.take_request(), held.receiver.real_len
@@ -186,6 +201,14 @@ class Worker:
         metrics.CHAINS.inc(len(requests))
         proposed = sum(len(guess.tokens) for guess in guesses)
         metrics.DRAFT_TOKENS.labels(DraftSource.CHAIN).inc(proposed)
+
+    def _end(self, key: Key) -> None:
+        """Keep what others may inherit for as long as there is room."""
+        if self._sequences.end(key):
+            self._cache.end(key)
+            self._penalties.pop(key, None)
+        else:
+            self._drop(key)
 
     def _drop(self, key: Key) -> None:
         self._sequences.drop(key)

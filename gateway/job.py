@@ -113,6 +113,7 @@ class Job:
             sampling=body.sampling(self.seed, prompt.max_tokens, self.top_logprobs),
             speculation=body.drafting(),
             choice_index=choice,
+            cache_salt=body.cache_salt,
         )
         settings = self.services.settings
         return Runner(

@@ -115,6 +115,7 @@ def build_engine(
             BlockPool(len(cache.features) // BLOCK_SIZE),
             max_sequences=settings.max_sequences,
             token_budget=settings.token_budget,
+            keep=settings.prefix_cache,
         ),
         drafting=Drafting(port, policy, cache, settings.draft_deadline_ms * 1e-3),
         policy=policy,

@@ -39,6 +39,11 @@ class KVCache:
         if width != self.features.shape[1]:
             self.features = self.features.new_empty(self.features.shape[0], width)
 
+    def copy(self, source: int, slot: int, count: int) -> None:
+        """Copy KV and features of `count` slots; the two runs must not overlap."""
+        for pool in (*self.keys, *self.values, self.features):
+            pool[slot : slot + count] = pool[source : source + count]
+
     @staticmethod
     def bytes_per_slot(
         layers: int, kv_heads: int, head_dim: int, feature_width: int, dtype: torch.dtype

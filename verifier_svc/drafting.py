@@ -77,8 +77,9 @@ class Drafting:
     def open(self, sequence: Sequence) -> None:
         """Drafts are wanted for a sequence from now on."""
         if self._port is not None and sequence.generation.max_draft_tokens:
-            sender = SequenceSender(ROUND_ROWS)
-            self._feeds[sequence.id] = Feed(sequence, sender, self._policy.new_record())
+            entries = sequence.inherited.count - 1 if sequence.inherited else 0
+            sender = SequenceSender(ROUND_ROWS, entries)
+            self._feeds[sequence.id] = Feed(sequence, sender, self._policy.new_record(), entries)
 
     def close(self, seq: int) -> None:
         """A sequence has ended."""
@@ -195,7 +196,7 @@ class Drafting:
     def _extend(self, feed: Feed, start: int, stop: int) -> Extend:
         sequence = feed.sequence
         tokens = tuple(sequence.tokens[start + 1 : stop + 1])
-        opening = _opening(sequence) if start == 0 else None
+        opening = _opening(sequence, feed.inherited) if start <= feed.inherited else None
         return Extend(sequence.id, start, tokens, opening=opening)
 
     def _features(self, extend: Extend) -> torch.Tensor:
@@ -213,7 +214,7 @@ class Drafting:
             feed.sequence.draft = ()
 
 
-def _opening(sequence: Sequence) -> Opening:
+def _opening(sequence: Sequence, inherited: int) -> Opening:
     sampling = sequence.sampling
     return Opening(
         first_token=sequence.tokens[0],
@@ -225,4 +226,6 @@ def _opening(sequence: Sequence) -> Opening:
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
         logit_bias=sampling.logit_bias,
+        source=sequence.inherited.source if sequence.inherited else 0,
+        inherited=inherited,
     )

@@ -191,6 +191,7 @@ class Engine:
             logger.warning("speculation is off: %s", error)
             return False
         self._cache.resize_features(self._target.feature_width)
+        self._scheduler.forget_prefixes()
         self._drafting.recapture()
         return True
 
@@ -198,6 +199,9 @@ class Engine:
         for sequence in self._scheduler.admit():
             sequence.admitted = now
             sequence.timings.queue = now - sequence.arrived
+            if (prefix := sequence.inherited) is not None:
+                self._cache.copy(prefix.slot, sequence.slot, prefix.count)
+            self._metrics.count_prompt(len(sequence), sequence.computed)
             self._drafting.open(sequence)
 
     def _commit(self, works: Items[Work], hidden: torch.Tensor) -> None:
@@ -248,14 +252,14 @@ class Engine:
                 self._emit(sequence, done)
                 self._forget([sequence.id])
 
-    def _forget(self, seqs: Items[int]) -> None:
-        for sequence in self._scheduler.remove(seqs):
+    def _forget(self, seqs: Items[int], *, failed: bool = False) -> None:
+        for sequence in self._scheduler.remove(seqs, failed=failed):
             self._drafting.close(sequence.id)
 
     def _fail_running(self, reason: str) -> None:
         for sequence in self._scheduler.running:
             self._emit(sequence, Failed(reason))
-            self._forget([sequence.id])
+            self._forget([sequence.id], failed=True)
 
     def _account_wait(self, now: float) -> None:
         """Charge the wait for drafts to the sequences that waited."""

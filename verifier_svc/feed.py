@@ -17,6 +17,9 @@ class Feed:
     sequence: Sequence
     sender: SequenceSender
     record: Record
+    # Entries that the drafter can take from the sequence that this one inherits from. The last
+    # inherited position is none of them: its successor may be another.
+    inherited: int = 0
     # False where features of early positions were captured from other layers than now.
     complete: bool = True
     asked: Wish = NO_WISH

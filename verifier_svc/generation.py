@@ -56,6 +56,7 @@ class Generation:
     sampling: Sampling
     max_draft_tokens: int = 0
     choice_index: int = 0
+    cache_salt: str = ""
 
 
 class FinishReason(Enum):

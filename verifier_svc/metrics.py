@@ -27,6 +27,14 @@ class Metrics:
         self.feature_calls = Gauge(
             prefix + "num_feature_calls", "Features calls that are open.", registry=registry
         )
+        self.prefix_queries = Counter(
+            prefix + "prefix_cache_queries",
+            "Tokens of admitted sequences, for which a cached prefix was looked for.",
+            registry=registry,
+        )
+        self.prefix_hits = Counter(
+            prefix + "prefix_cache_hits", "Tokens of them that were cached.", registry=registry
+        )
         self.rounds = Counter(prefix + "rounds", "Verifications of a sequence.", registry=registry)
 
         def by_source(name: str, text: str) -> Counter:
@@ -54,6 +62,11 @@ class Metrics:
         self.drafter_linked = Gauge(
             prefix + "drafter_linked", "1 while a drafter is linked.", registry=registry
         )
+
+    def count_prompt(self, tokens: int, cached: int) -> None:
+        """Count the tokens of a sequence that is admitted."""
+        self.prefix_queries.inc(tokens)
+        self.prefix_hits.inc(cached)
 
     def count_round(self, source: DraftSource, proposed: int, accepted: int, emitted: int) -> None:
         """Count one verification of one sequence, with a draft of `source` or without."""

@@ -49,6 +49,7 @@ def decode(
         sampling=sampling,
         max_draft_tokens=0 if speculation.disabled else cap,
         choice_index=request.choice_index,
+        cache_salt=request.cache_salt,
     )
 
 

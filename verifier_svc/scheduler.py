@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from verifier_svc.blocks import BlockPool, blocks_for
-from verifier_svc.sequence import Sequence
+from verifier_svc.blocks import BLOCK_SIZE, BlockPool, Extent, blocks_for
+from verifier_svc.prefixes import Prefixes
+from verifier_svc.sequence import Inherited, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,21 @@ class Work:
 
 
 class Scheduler:
-    """Continuous batching: verifying sequences first, then prompt chunks, within a budget."""
+    """Continuous batching: verifying sequences first, then prompt chunks, within a budget.
 
-    def __init__(self, pool: BlockPool, *, max_sequences: int, token_budget: int) -> None:
+    Blocks of sequences that have ended are kept for prompts that begin alike, and given up, the
+    least recently used first, before a sequence has to wait.
+    """
+
+    def __init__(
+        self, pool: BlockPool, *, max_sequences: int, token_budget: int, keep: bool = True
+    ) -> None:
+        """Take the pool; `keep` is whether prefixes are reused."""
         self._pool = pool
+        self._keep = keep
+        self._prefixes = Prefixes()
+        # Full blocks of sequences that have ended, in order of last use.
+        self._kept: dict[int, Extent] = {}
         self._max_sequences = max_sequences
         self._budget = token_budget
         self._waiting: deque[Sequence] = deque()
@@ -57,23 +69,50 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def admit(self) -> list[Sequence]:
-        """Give blocks to waiting sequences in order of arrival, as many as fit."""
-        admitted = []
+        """Give blocks to waiting sequences in order of arrival, as many as fit.
+
+        What a sequence inherits must be copied before anything else happens here.
+        """
+        admitted: list[Sequence] = []
+        sources: set[int] = set()
         while self._waiting and len(self._running) < self._max_sequences:
+            sequence = self._waiting[0]
+            found = self._find(sequence)
             # Blocks for the whole generation: a sequence that runs never has to give way.
-            extent = self._pool.take(blocks_for(self._waiting[0].limit))
+            blocks = blocks_for(sequence.limit)
+            extent = self._take(blocks, sources | {found[0]}) if found else None
+            extent = extent or self._take(blocks, sources)
             if extent is None:
                 break
-            sequence = self._waiting.popleft()
+            self._waiting.popleft()
             sequence.extent = extent
+            if found and found[0] in self._prefixes:
+                source, count = found
+                sequence.inherit(Inherited(source, self._slot(source), count))
+                sources.add(source)
             self._running[sequence.id] = sequence
             admitted.append(sequence)
         return admitted
+
+    def cached(self, sequence: Sequence) -> int:
+        """Tokens of a sequence that it could inherit now."""
+        found = self._find(sequence)
+        return found[1] if found else 0
+
+    def forget_prefixes(self) -> None:
+        """Nothing that was computed so far may be inherited any more."""
+        for seq in tuple(self._kept):
+            self._evict(seq)
+        for sequence in self._running.values():
+            self._prefixes.drop(sequence.id)
+            sequence.heritable = False
 
     def plan(self) -> list[Work]:
         """The rows of the next step."""
         budget = self._budget
         works = []
+        for sequence in self._running.values():
+            self._remember(sequence)
         decoding = [s for s in self._running.values() if s.decoding]
         prefilling = [s for s in self._running.values() if not s.decoding]
         for sequence in decoding:
@@ -90,15 +129,64 @@ class Scheduler:
             budget -= len(chunk)
         return works
 
-    def remove(self, seqs: Iterable[int]) -> list[Sequence]:
-        """Drop sequences, waiting or running; unknown ids are skipped."""
+    def remove(self, seqs: Iterable[int], *, failed: bool = False) -> list[Sequence]:
+        """Drop sequences, waiting or running; unknown ids are skipped.
+
+        What they computed is kept for others, unless they `failed`.
+        """
         wanted = set(seqs)
         removed = [s for s in self._waiting if s.id in wanted]
         self._waiting = deque(s for s in self._waiting if s.id not in wanted)
         for seq in wanted & self._running.keys():
             sequence = self._running.pop(seq)
-            assert sequence.extent is not None
-            self._pool.give(sequence.extent)
-            sequence.extent = None
+            if not failed:
+                self._remember(sequence)
+            self._release(sequence)
             removed.append(sequence)
         return removed
+
+    def _find(self, sequence: Sequence) -> tuple[int, int] | None:
+        # The last token is always run: the first draw needs its logits.
+        return self._prefixes.find(sequence.salt, sequence.tokens[:-1])
+
+    def _remember(self, sequence: Sequence) -> None:
+        if self._keep and sequence.heritable:
+            tokens = sequence.tokens
+            computed = min(sequence.computed, len(tokens))
+            self._prefixes.extend(sequence.id, sequence.salt, tokens, computed)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Keep the blocks that others may inherit, and give the others back."""
+        extent, sequence.extent = sequence.extent, None
+        assert extent is not None
+        covered = self._prefixes.covered(sequence.id)
+        count = 0 if covered else self._prefixes.length(sequence.id) // BLOCK_SIZE
+        if count:
+            self._kept[sequence.id] = Extent(extent.start, count)
+            for other in [seq for seq in self._kept if seq != sequence.id]:
+                if self._prefixes.covered(other):
+                    self._evict(other)
+        else:
+            self._prefixes.drop(sequence.id)
+        if count < extent.count:
+            self._pool.give(Extent(extent.start + count, extent.count - count))
+
+    def _take(self, count: int, protected: set[int]) -> Extent | None:
+        """A run of blocks, at the expense of what is kept where it must be."""
+        while (extent := self._pool.take(count)) is None:
+            victim = next((seq for seq in self._kept if seq not in protected), None)
+            if victim is None:
+                return None
+            self._evict(victim)
+        return extent
+
+    def _evict(self, seq: int) -> None:
+        self._prefixes.drop(seq)
+        self._pool.give(self._kept.pop(seq))
+
+    def _slot(self, source: int) -> int:
+        """Where a source's position 0 is; it counts as used now."""
+        if source in self._running:
+            return self._running[source].slot
+        self._kept[source] = extent = self._kept.pop(source)
+        return extent.slot

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 
 from specwire.draft import DraftSource
 from verifier_svc.blocks import Extent
 from verifier_svc.generation import FinishReason, Generation, Timings, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What a sequence takes over: the first `count` positions of `source`, from `slot` on."""
+
+    source: int
+    slot: int
+    count: int
 
 
 class Sequence:
@@ -28,6 +38,10 @@ class Sequence:
         self.draft: tuple[int, ...] = ()
         self.draft_source = DraftSource.CHAIN
         self.extent: Extent | None = None
+        self.salt = generation.cache_salt
+        self.inherited: Inherited | None = None
+        # Whether others may inherit from it.
+        self.heritable = True
         self.limit = min(self.output_start + self.sampling.max_tokens, max_model_len)
         own_eos = frozenset[int]() if self.sampling.ignore_eos else eos
         self.end_tokens = own_eos | self.sampling.stop_token_ids
@@ -60,6 +74,12 @@ class Sequence:
     def room_for_draft(self) -> int:
         """Draft tokens that could all be accepted and still leave room for the bonus token."""
         return max(0, self.limit - len(self.tokens) - 1)
+
+    def inherit(self, inherited: Inherited) -> None:
+        """Positions that another sequence has computed need not be run."""
+        self.inherited = inherited
+        self.computed = inherited.count
+        self.usage.cached_prompt_tokens = min(inherited.count, self.output_start)
 
     def commit(self, drawn: Items[int], accepted: int) -> tuple[int, ...]:
         """Append the tokens drawn after `accepted` draft tokens; return those that count.

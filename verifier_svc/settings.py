@@ -31,6 +31,7 @@ class VerifierSettings(Settings):
     max_sequences: int = setting(32, "Sequences that run at once.", ge=1, le=1024)
     max_waiting: int = setting(256, "Sequences that queue; more are refused.", ge=0)
     token_budget: int = setting(512, "Rows of a step that prompts may fill up to.", ge=32)
+    prefix_cache: bool = setting(True, "Keep the KV of ended sequences for prompts that begin so.")
     max_document_len: int = setting(
         4096,
         "Longest document of the Features call, in tokens; the first one takes the memory of "

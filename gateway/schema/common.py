@@ -94,6 +94,8 @@ class GenerationBody(Body):
     skip_special_tokens: bool = True
     return_token_ids: bool = False
     speculation: bool | Speculation = True
+    cache_salt: str = Field("", max_length=256)
+    """Only requests of the same salt reuse each other's cached prompt prefixes."""
     # Accepted and without effect on the output.
     user: str | None = None
     metadata: dict[str, str] | None = None

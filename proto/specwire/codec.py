@@ -51,6 +51,8 @@ def encode_extend(extend: Extend) -> pb.Extend:
                 presence_penalty=opening.presence_penalty,
                 frequency_penalty=opening.frequency_penalty,
                 logit_bias=opening.logit_bias,
+                source=opening.source,
+                inherited=opening.inherited,
             )
         )
     return message
@@ -105,6 +107,8 @@ def _decode_opening(message: pb.Opening, vocab_size: int) -> Opening:
         presence_penalty=message.presence_penalty,
         frequency_penalty=message.frequency_penalty,
         logit_bias=dict(message.logit_bias),
+        source=message.source,
+        inherited=message.inherited,
     )
 
 

@@ -16,7 +16,11 @@ Features = TypeVar("Features", contravariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What a drafter must know of a sequence to propose what its verifier is likely to draw."""
+    """What a drafter must know of a sequence to propose what its verifier is likely to draw.
+
+    Its first `inherited` entries are those of the sequence `source` of the same link, which may
+    have ended.
+    """
 
     first_token: int
     output_start: int
@@ -27,6 +31,8 @@ class Opening:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    source: int = 0
+    inherited: int = 0
 
 
 class DraftSource(StrEnum):

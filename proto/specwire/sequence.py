@@ -34,10 +34,11 @@ class SequenceSender:
     `round_rows`, which goes ahead by bulk; a round is sent once all of that is acknowledged.
     """
 
-    def __init__(self, round_rows: int) -> None:
+    def __init__(self, round_rows: int, inherited: int = 0) -> None:
+        """Take what a round may carry, and the entries that the drafter can take from elsewhere."""
         self._round_rows = round_rows
-        self._entries = 0
-        self._sent = 0
+        self._entries = inherited
+        self._sent = inherited
         self._held = 0
         self._bulk_stop = 0
         self._outstanding: int | None = None
@@ -121,8 +122,9 @@ class SequenceSender:
 class SequenceReceiver:
     """What a drafter holds of one sequence. Its guesses are scratch behind `real_len`."""
 
-    def __init__(self) -> None:
-        self._real_len = 0
+    def __init__(self, inherited: int = 0) -> None:
+        """Take the entries that are held from the start."""
+        self._real_len = inherited
         self._wish = NO_WISH
 
     @property

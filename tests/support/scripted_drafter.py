@@ -108,10 +108,13 @@ class ScriptedDrafter:
         self.broken_promises: list[str] = []
         self.rounds = 0
         self.answers = 0
+        # Entries that sequences took over from others.
+        self.inherited = 0
         self.closed: list[int] = []
         # By sequence, of all that was ever held: known tokens and feature rows.
         self.seen: dict[int, tuple[list[int], list[torch.Tensor]]] = {}
         self._held: dict[int, _Held] = {}
+        self._ended: dict[int, _Held] = {}
         self._link = 0
         self._links = 0
         self._lock = threading.RLock()
@@ -126,7 +129,7 @@ class ScriptedDrafter:
         with self._lock:
             self._links += 1
             self._link = self._links
-            self._held = {}
+            self._held, self._ended = {}, {}
             self._deliver(Linked(self._link, self.welcome))
 
     def unlink(self) -> None:
@@ -138,7 +141,7 @@ class ScriptedDrafter:
     def evict(self) -> None:
         """All sequences are forgotten; the link stays."""
         with self._lock:
-            self._held = {}
+            self._held, self._ended = {}, {}
 
     @property
     def held(self) -> list[int]:
@@ -163,7 +166,8 @@ class ScriptedDrafter:
                 return
             self.rounds += 1
             for seq in closes:
-                self._held.pop(seq, None)
+                if (ended := self._held.pop(seq, None)) is not None:
+                    self._ended[seq] = ended
                 self.closed.append(seq)
             drafts, needs = [], []
             for extend, rows in zip(extends, features, strict=True):
@@ -197,9 +201,11 @@ class ScriptedDrafter:
             self.broken_promises.append(f"{features.shape} rows for {extend}")
         held = self._held.get(extend.seq)
         if held is None:
-            if extend.start or extend.opening is None:
+            if extend.opening is None:
                 return Need(extend.seq, 0, extend.stop)
-            held = _Held(extend.opening, tokens=[extend.opening.first_token])
+            held = self._open(extend.opening)
+            if extend.start > held.receiver.real_len:
+                return Need(extend.seq, held.receiver.real_len, extend.stop)
             self._held[extend.seq] = held
         fresh = held.receiver.extend(extend.start, extend.stop, extend.wish)
         if fresh is None:
@@ -211,6 +217,15 @@ class ScriptedDrafter:
             self.broken_promises.append(f"{len(held.tokens)} tokens at {held.receiver.real_len}")
         self.seen[extend.seq] = (held.tokens, held.rows)
         return held
+
+    def _open(self, opening: Opening) -> _Held:
+        source = self._held.get(opening.source) or self._ended.get(opening.source)
+        if source is None:
+            return _Held(opening, tokens=[opening.first_token])
+        count = min(opening.inherited, source.receiver.real_len)
+        self.inherited += count
+        tokens, rows = source.tokens[: count + 1], source.rows[:count]
+        return _Held(opening, SequenceReceiver(count), tokens, rows)
 
     def _answer(self, event: DraftEvent) -> None:
         link = self._link

@@ -111,7 +111,7 @@ def test_decoding_goes_on_when_it_takes_the_whole_budget() -> None:
 
 def test_remove_gives_blocks_back_and_skips_the_unknown() -> None:
     pool = BlockPool(10)
-    made = Scheduler(pool, max_sequences=1, token_budget=10)
+    made = Scheduler(pool, max_sequences=1, token_budget=10, keep=False)
     running, waiting = sequence(1, 5), sequence(2, 5)
     made.add(running)
     made.add(waiting)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from specwire.v1 import tensor_pb2 as specwire_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19specwire/v1/drafter.proto\x12\x0bspecwire.v1\x1a\x18specwire/v1/tensor.proto\"\x11\n\x0f\x44\x65scribeRequest\"\x80\x03\n\x10\x44\x65scribeResponse\x12\x17\n\x0f\x63heckpoint_hash\x18\x01 \x01(\t\x12\x1a\n\x12target_fingerprint\x18\x02 \x01(\t\x12\x15\n\raux_layer_ids\x18\x03 \x03(\r\x12\x1a\n\x12target_hidden_size\x18\x04 \x01(\r\x12\x13\n\x0bhidden_size\x18\x05 \x01(\r\x12\x12\n\nvocab_size\x18\x06 \x01(\r\x12\x18\n\x10\x64raft_vocab_size\x18\x07 \x01(\r\x12\x13\n\x0bnorm_output\x18\x08 \x01(\x08\x12\x0f\n\x07\x66\x63_norm\x18\t \x01(\x08\x12\x1c\n\x14norm_before_residual\x18\n \x01(\x08\x12\x19\n\x11\x64raft_temperature\x18\x0b \x01(\x02\x12\x12\n\nmax_length\x18\x0c \x01(\r\x12\x18\n\x10max_draft_tokens\x18\r \x01(\r\x12\r\n\x05\x64type\x18\x0e \x01(\t\x12\x0f\n\x07version\x18\x0f \x01(\t\x12\x14\n\x0clookup_match\x18\x10 \x01(\r\"]\n\x05Hello\x12\x0f\n\x07link_id\x18\x01 \x01(\x04\x12\x1a\n\x12target_fingerprint\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\"c\n\x0c\x44raftRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.specwire.v1.HelloH\x00\x12#\n\x05round\x18\x02 \x01(\x0b\x32\x12.specwire.v1.RoundH\x00\x42\t\n\x07message\"t\n\x05Round\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12$\n\x07\x65xtends\x18\x02 \x03(\x0b\x32\x13.specwire.v1.Extend\x12%\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x13.specwire.v1.Tensor\x12\x0e\n\x06\x63loses\x18\x04 \x03(\x04\"\x88\x01\n\x06\x45xtend\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x14\n\x0c\x64raft_tokens\x18\x04 \x01(\r\x12%\n\x07opening\x18\x05 \x01(\x0b\x32\x14.specwire.v1.Opening\x12\x15\n\rlookup_tokens\x18\x06 \x01(\r\"\xa9\x02\n\x07Opening\x12\x13\n\x0b\x66irst_token\x18\x01 \x01(\r\x12\x14\n\x0coutput_start\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x14\n\x0c\x63hoice_index\x18\x04 \x01(\r\x12\x13\n\x0btemperature\x18\x05 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12\x37\n\nlogit_bias\x18\t \x03(\x0b\x32#.specwire.v1.Opening.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"y\n\rDraftResponse\x12\x30\n\x07welcome\x18\x01 \x01(\x0b\x32\x1d.specwire.v1.DescribeResponseH\x00\x12+\n\tproposals\x18\x02 \x01(\x0b\x32\x16.specwire.v1.ProposalsH\x00\x42\t\n\x07message\"\x8d\x01\n\tProposals\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\"\n\x06\x64rafts\x18\x02 \x03(\x0b\x32\x12.specwire.v1.Draft\x12 \n\x05needs\x18\x03 \x03(\x0b\x32\x11.specwire.v1.Need\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x19.specwire.v1.DraftTimings\"\x85\x01\n\x05\x44raft\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\'\n\nconfidence\x18\x04 \x01(\x0b\x32\x13.specwire.v1.Tensor\x12(\n\x06source\x18\x05 \x01(\x0e\x32\x18.specwire.v1.DraftSource\"3\n\x04Need\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x10\n\x08real_len\x18\x02 \x01(\r\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\r\"4\n\x0c\x44raftTimings\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x12\n\ncompute_us\x18\x02 \x01(\x04\"h\n\x0b\x42ulkRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.specwire.v1.HelloH\x00\x12)\n\x06\x65xtend\x18\x02 \x01(\x0b\x32\x17.specwire.v1.BulkExtendH\x00\x42\t\n\x07message\"X\n\nBulkExtend\x12#\n\x06\x65xtend\x18\x01 \x01(\x0b\x32\x13.specwire.v1.Extend\x12%\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x13.specwire.v1.Tensor\"p\n\x0c\x42ulkResponse\x12\x30\n\x07welcome\x18\x01 \x01(\x0b\x32\x1d.specwire.v1.DescribeResponseH\x00\x12#\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x14.specwire.v1.BulkAckH\x00\x42\t\n\x07message\"D\n\x07\x42ulkAck\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x10\n\x08real_len\x18\x02 \x01(\r\x12\x0c\n\x04stop\x18\x03 \x01(\r\x12\x0c\n\x04rows\x18\x04 \x01(\r*\\\n\x0b\x44raftSource\x12\x1c\n\x18\x44RAFT_SOURCE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44RAFT_SOURCE_CHAIN\x10\x01\x12\x17\n\x13\x44RAFT_SOURCE_LOOKUP\x10\x02\x32\xde\x01\n\x0e\x44rafterService\x12G\n\x08\x44\x65scribe\x12\x1c.specwire.v1.DescribeRequest\x1a\x1d.specwire.v1.DescribeResponse\x12\x42\n\x05\x44raft\x12\x19.specwire.v1.DraftRequest\x1a\x1a.specwire.v1.DraftResponse(\x01\x30\x01\x12?\n\x04\x42ulk\x12\x18.specwire.v1.BulkRequest\x1a\x19.specwire.v1.BulkResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19specwire/v1/drafter.proto\x12\x0bspecwire.v1\x1a\x18specwire/v1/tensor.proto\"\x11\n\x0f\x44\x65scribeRequest\"\x80\x03\n\x10\x44\x65scribeResponse\x12\x17\n\x0f\x63heckpoint_hash\x18\x01 \x01(\t\x12\x1a\n\x12target_fingerprint\x18\x02 \x01(\t\x12\x15\n\raux_layer_ids\x18\x03 \x03(\r\x12\x1a\n\x12target_hidden_size\x18\x04 \x01(\r\x12\x13\n\x0bhidden_size\x18\x05 \x01(\r\x12\x12\n\nvocab_size\x18\x06 \x01(\r\x12\x18\n\x10\x64raft_vocab_size\x18\x07 \x01(\r\x12\x13\n\x0bnorm_output\x18\x08 \x01(\x08\x12\x0f\n\x07\x66\x63_norm\x18\t \x01(\x08\x12\x1c\n\x14norm_before_residual\x18\n \x01(\x08\x12\x19\n\x11\x64raft_temperature\x18\x0b \x01(\x02\x12\x12\n\nmax_length\x18\x0c \x01(\r\x12\x18\n\x10max_draft_tokens\x18\r \x01(\r\x12\r\n\x05\x64type\x18\x0e \x01(\t\x12\x0f\n\x07version\x18\x0f \x01(\t\x12\x14\n\x0clookup_match\x18\x10 \x01(\r\"]\n\x05Hello\x12\x0f\n\x07link_id\x18\x01 \x01(\x04\x12\x1a\n\x12target_fingerprint\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\"c\n\x0c\x44raftRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.specwire.v1.HelloH\x00\x12#\n\x05round\x18\x02 \x01(\x0b\x32\x12.specwire.v1.RoundH\x00\x42\t\n\x07message\"t\n\x05Round\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12$\n\x07\x65xtends\x18\x02 \x03(\x0b\x32\x13.specwire.v1.Extend\x12%\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x13.specwire.v1.Tensor\x12\x0e\n\x06\x63loses\x18\x04 \x03(\x04\"\x88\x01\n\x06\x45xtend\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x14\n\x0c\x64raft_tokens\x18\x04 \x01(\r\x12%\n\x07opening\x18\x05 \x01(\x0b\x32\x14.specwire.v1.Opening\x12\x15\n\rlookup_tokens\x18\x06 \x01(\r\"\xcc\x02\n\x07Opening\x12\x13\n\x0b\x66irst_token\x18\x01 \x01(\r\x12\x14\n\x0coutput_start\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x14\n\x0c\x63hoice_index\x18\x04 \x01(\r\x12\x13\n\x0btemperature\x18\x05 \x01(\x02\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12\x37\n\nlogit_bias\x18\t \x03(\x0b\x32#.specwire.v1.Opening.LogitBiasEntry\x12\x0e\n\x06source\x18\n \x01(\x04\x12\x11\n\tinherited\x18\x0b \x01(\r\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"y\n\rDraftResponse\x12\x30\n\x07welcome\x18\x01 \x01(\x0b\x32\x1d.specwire.v1.DescribeResponseH\x00\x12+\n\tproposals\x18\x02 \x01(\x0b\x32\x16.specwire.v1.ProposalsH\x00\x42\t\n\x07message\"\x8d\x01\n\tProposals\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\"\n\x06\x64rafts\x18\x02 \x03(\x0b\x32\x12.specwire.v1.Draft\x12 \n\x05needs\x18\x03 \x03(\x0b\x32\x11.specwire.v1.Need\x12*\n\x07timings\x18\x04 \x01(\x0b\x32\x19.specwire.v1.DraftTimings\"\x85\x01\n\x05\x44raft\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\'\n\nconfidence\x18\x04 \x01(\x0b\x32\x13.specwire.v1.Tensor\x12(\n\x06source\x18\x05 \x01(\x0e\x32\x18.specwire.v1.DraftSource\"3\n\x04Need\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x10\n\x08real_len\x18\x02 \x01(\r\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\r\"4\n\x0c\x44raftTimings\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x12\n\ncompute_us\x18\x02 \x01(\x04\"h\n\x0b\x42ulkRequest\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.specwire.v1.HelloH\x00\x12)\n\x06\x65xtend\x18\x02 \x01(\x0b\x32\x17.specwire.v1.BulkExtendH\x00\x42\t\n\x07message\"X\n\nBulkExtend\x12#\n\x06\x65xtend\x18\x01 \x01(\x0b\x32\x13.specwire.v1.Extend\x12%\n\x08\x66\x65\x61tures\x18\x02 \x01(\x0b\x32\x13.specwire.v1.Tensor\"p\n\x0c\x42ulkResponse\x12\x30\n\x07welcome\x18\x01 \x01(\x0b\x32\x1d.specwire.v1.DescribeResponseH\x00\x12#\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x14.specwire.v1.BulkAckH\x00\x42\t\n\x07message\"D\n\x07\x42ulkAck\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x10\n\x08real_len\x18\x02 \x01(\r\x12\x0c\n\x04stop\x18\x03 \x01(\r\x12\x0c\n\x04rows\x18\x04 \x01(\r*\\\n\x0b\x44raftSource\x12\x1c\n\x18\x44RAFT_SOURCE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x44RAFT_SOURCE_CHAIN\x10\x01\x12\x17\n\x13\x44RAFT_SOURCE_LOOKUP\x10\x02\x32\xde\x01\n\x0e\x44rafterService\x12G\n\x08\x44\x65scribe\x12\x1c.specwire.v1.DescribeRequest\x1a\x1d.specwire.v1.DescribeResponse\x12\x42\n\x05\x44raft\x12\x19.specwire.v1.DraftRequest\x1a\x1a.specwire.v1.DraftResponse(\x01\x30\x01\x12?\n\x04\x42ulk\x12\x18.specwire.v1.BulkRequest\x1a\x19.specwire.v1.BulkResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_OPENING_LOGITBIASENTRY']._loaded_options = None
   _globals['_OPENING_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_DRAFTSOURCE']._serialized_start=2117
-  _globals['_DRAFTSOURCE']._serialized_end=2209
+  _globals['_DRAFTSOURCE']._serialized_start=2152
+  _globals['_DRAFTSOURCE']._serialized_end=2244
   _globals['_DESCRIBEREQUEST']._serialized_start=68
   _globals['_DESCRIBEREQUEST']._serialized_end=85
   _globals['_DESCRIBERESPONSE']._serialized_start=88
@@ -49,27 +49,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXTEND']._serialized_start=789
   _globals['_EXTEND']._serialized_end=925
   _globals['_OPENING']._serialized_start=928
-  _globals['_OPENING']._serialized_end=1225
-  _globals['_OPENING_LOGITBIASENTRY']._serialized_start=1177
-  _globals['_OPENING_LOGITBIASENTRY']._serialized_end=1225
-  _globals['_DRAFTRESPONSE']._serialized_start=1227
-  _globals['_DRAFTRESPONSE']._serialized_end=1348
-  _globals['_PROPOSALS']._serialized_start=1351
-  _globals['_PROPOSALS']._serialized_end=1492
-  _globals['_DRAFT']._serialized_start=1495
-  _globals['_DRAFT']._serialized_end=1628
-  _globals['_NEED']._serialized_start=1630
-  _globals['_NEED']._serialized_end=1681
-  _globals['_DRAFTTIMINGS']._serialized_start=1683
-  _globals['_DRAFTTIMINGS']._serialized_end=1735
-  _globals['_BULKREQUEST']._serialized_start=1737
-  _globals['_BULKREQUEST']._serialized_end=1841
-  _globals['_BULKEXTEND']._serialized_start=1843
-  _globals['_BULKEXTEND']._serialized_end=1931
-  _globals['_BULKRESPONSE']._serialized_start=1933
-  _globals['_BULKRESPONSE']._serialized_end=2045
-  _globals['_BULKACK']._serialized_start=2047
-  _globals['_BULKACK']._serialized_end=2115
-  _globals['_DRAFTERSERVICE']._serialized_start=2212
-  _globals['_DRAFTERSERVICE']._serialized_end=2434
+  _globals['_OPENING']._serialized_end=1260
+  _globals['_OPENING_LOGITBIASENTRY']._serialized_start=1212
+  _globals['_OPENING_LOGITBIASENTRY']._serialized_end=1260
+  _globals['_DRAFTRESPONSE']._serialized_start=1262
+  _globals['_DRAFTRESPONSE']._serialized_end=1383
+  _globals['_PROPOSALS']._serialized_start=1386
+  _globals['_PROPOSALS']._serialized_end=1527
+  _globals['_DRAFT']._serialized_start=1530
+  _globals['_DRAFT']._serialized_end=1663
+  _globals['_NEED']._serialized_start=1665
+  _globals['_NEED']._serialized_end=1716
+  _globals['_DRAFTTIMINGS']._serialized_start=1718
+  _globals['_DRAFTTIMINGS']._serialized_end=1770
+  _globals['_BULKREQUEST']._serialized_start=1772
+  _globals['_BULKREQUEST']._serialized_end=1876
+  _globals['_BULKEXTEND']._serialized_start=1878
+  _globals['_BULKEXTEND']._serialized_end=1966
+  _globals['_BULKRESPONSE']._serialized_start=1968
+  _globals['_BULKRESPONSE']._serialized_end=2080
+  _globals['_BULKACK']._serialized_start=2082
+  _globals['_BULKACK']._serialized_end=2150
+  _globals['_DRAFTERSERVICE']._serialized_start=2247
+  _globals['_DRAFTERSERVICE']._serialized_end=2469
 # @@protoc_insertion_point(module_scope)

@@ -205,7 +205,9 @@ class Round(_message.Message):
 
     @_builtins.property
     def closes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Sequences that have ended. Closing an unknown one is no error."""
+        """Sequences that have ended; others may still inherit from them, while memory lasts. Closing
+        an unknown one is no error.
+        """
 
     def __init__(
         self,
@@ -249,7 +251,7 @@ class Extend(_message.Message):
 
     @_builtins.property
     def opening(self) -> Global___Opening:
-        """Given where start is 0."""
+        """Given where start is at most `opening.inherited`."""
 
     def __init__(
         self,
@@ -304,6 +306,8 @@ class Opening(_message.Message):
     PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
     FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
     LOGIT_BIAS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    INHERITED_FIELD_NUMBER: _builtins.int
     first_token: _builtins.int
     """x_0, which no entry carries."""
     output_start: _builtins.int
@@ -314,6 +318,11 @@ class Opening(_message.Message):
     repetition_penalty: _builtins.float
     presence_penalty: _builtins.float
     frequency_penalty: _builtins.float
+    source: _builtins.int
+    """The sequence begins with the first `inherited` entries of `source`, another sequence of the
+    link, ended or not. Where the drafter has fewer of them it says so as of any gap.
+    """
+    inherited: _builtins.int
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]: ...
     def __init__(
@@ -328,10 +337,12 @@ class Opening(_message.Message):
         presence_penalty: _builtins.float = ...,
         frequency_penalty: _builtins.float = ...,
         logit_bias: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
+        source: _builtins.int = ...,
+        inherited: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "first_token", b"first_token", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "output_start", b"output_start", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "first_token", b"first_token", "frequency_penalty", b"frequency_penalty", "inherited", b"inherited", "logit_bias", b"logit_bias", "output_start", b"output_start", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "source", b"source", "temperature", b"temperature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -187,6 +187,7 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     SPECULATION_FIELD_NUMBER: _builtins.int
     CHOICE_INDEX_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     session_id: _builtins.str
     """Empty, or the session that the request belongs to, fenced by `epoch`:
@@ -197,6 +198,8 @@ class GenerateRequest(_message.Message):
     """Index in `tokens` at which the output begins; equals len(tokens) for a new generation."""
     choice_index: _builtins.int
     """Which of n choices this is; part of the noise key."""
+    cache_salt: _builtins.str
+    """Requests of different salts never reuse each other's cached prefixes."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Prompt, followed by the output that exists already when a generation is resumed."""
@@ -216,10 +219,11 @@ class GenerateRequest(_message.Message):
         sampling: Global___Sampling | None = ...,
         speculation: Global___Speculation | None = ...,
         choice_index: _builtins.int = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "speculation", b"speculation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice_index", b"choice_index", "epoch", b"epoch", "output_start", b"output_start", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id", "speculation", b"speculation", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "choice_index", b"choice_index", "epoch", b"epoch", "output_start", b"output_start", "request_id", b"request_id", "sampling", b"sampling", "session_id", b"session_id", "speculation", b"speculation", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

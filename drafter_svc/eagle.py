@@ -55,6 +55,10 @@ class EagleDrafter(nn.Module):
             config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
         )
 
+    def embeddings(self, target: nn.Embedding) -> nn.Embedding:
+        """The embeddings that the drafter reads: its own, or those of its ``target``."""
+        return self.embed_tokens if self.config.own_embeddings else target
+
     def fuse(self, features: Tensor) -> Tensor:
         """Target features ``[..., T, captured * H]`` in aux layer order to ``[..., T, H]``."""
         features = features.to(self.fc.weight.dtype)

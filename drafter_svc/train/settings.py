@@ -66,6 +66,7 @@ class TrainSettings:
         default_factory=list,
         metadata={"help": "layers whose inputs are captured; none: low, middle, high"},
     )
+    layers: int = field(default=1, metadata={"help": "decoder layers of a new drafter"})
     fc_norm: bool = field(default=True, metadata={"help": "an RMSNorm per captured state"})
     norm_output: bool = field(default=True, metadata={"help": "recycle the state after the norm"})
     norm_before_residual: bool = field(
@@ -91,7 +92,7 @@ class TrainSettings:
         for name in ("epochs", "learning_rate", "clip", "report_minutes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        counts = ("batch_tokens", "accumulate", "stride", "draft_vocab", "held_out")
+        counts = ("batch_tokens", "accumulate", "stride", "draft_vocab", "held_out", "layers")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -54,6 +54,7 @@ def make_drafter(
 
 def _arms(settings: TrainSettings) -> dict[str, Any]:
     arms: dict[str, Any] = {name: getattr(settings, name) for name in _ARMS}
+    arms["num_hidden_layers"] = settings.layers
     if settings.sliding_window:
         arms["sliding_window"] = settings.sliding_window
     if settings.aux_layers:

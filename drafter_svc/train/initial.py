@@ -117,7 +117,7 @@ def require_fit(config: DrafterConfig, target: Target, folder: str) -> None:
 def require_layers(aux_layers: Sequence[int], target: Target) -> None:
     """Raises ``ValueError`` for states that the target does not have."""
     layers = target.config.num_hidden_layers
-    if aux_layers[-1] >= layers:
+    if aux_layers[-1] > layers:
         raise ValueError(
-            f"aux_layers has {aux_layers[-1]}, the target's layers end at {layers - 1}"
+            f"aux_layers has {aux_layers[-1]}, the target has states 0 to {layers} (its last one)"
         )

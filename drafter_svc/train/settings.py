@@ -64,7 +64,10 @@ class TrainSettings:
     draft_vocab: int = field(default=8192, metadata={"help": "size of the draft vocabulary"})
     aux_layers: list[int] = field(
         default_factory=list,
-        metadata={"help": "layers whose inputs are captured; none: low, middle, high"},
+        metadata={
+            "help": "layers whose inputs are captured, where the number of layers stands for the "
+            "last state before the final norm; none: low, middle, high"
+        },
     )
     layers: int = field(default=1, metadata={"help": "decoder layers of a new drafter"})
     fc_norm: bool = field(default=True, metadata={"help": "an RMSNorm per captured state"})

@@ -218,7 +218,7 @@ def test_a_checkpoint_of_another_target_is_no_start(
         {"norm_output": False, "fc_norm": False},
         {"norm_before_residual": True, "aux_layers": [3]},
         {"norm_before_fc": True, "fc_norm": False, "sliding_window": 4, "layers": 2},
-        {"loss": "lk", "step_weights": "fixed", "optimizer": "adamw"},
+        {"loss": "lk", "step_weights": "fixed", "optimizer": "adamw", "aux_layers": [1, 4]},
         {"teach_prompts": False, "stride": 1, "accumulate": 3},
     ],
 )

@@ -64,9 +64,9 @@ def initial_drafter(
 ) -> EagleDrafter:
     """A drafter in fp32 that starts by passing the highest captured state to the target's head.
 
-    ``fc`` is [0, .., 0, I], ``norm`` is the target's final norm, ``lm_head`` its rows of
-    ``draft_ids``; the layers add nothing to the residual stream at first. The rest is normal
-    with deviation 0.02, from ``seed``.
+    ``fc``, or an MTP head's projection, is [0, .., 0, I], ``norm`` is the target's final norm,
+    ``lm_head`` its rows of ``draft_ids``; the layers add nothing to the residual stream at first.
+    The rest is normal with deviation 0.02, from ``seed``.
     """
     drafter = EagleDrafter(config)
     generator = torch.Generator().manual_seed(seed)
@@ -75,8 +75,9 @@ def initial_drafter(
             parameter.normal_(std=0.02, generator=generator)
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             parameter.zero_()
-    drafter.fc.weight.zero_()
-    drafter.fc.weight[:, -config.target_hidden_size :] = torch.eye(config.hidden_size)
+    projection: Any = drafter.midlayer.eh_proj if config.mtp_head else drafter.fc
+    projection.weight.zero_()
+    projection.weight[:, -config.hidden_size :] = torch.eye(config.hidden_size)
     drafter.norm.weight.copy_(target.final_norm)
     drafter.lm_head.weight.copy_(target.head[draft_ids.to(target.head.device)])
     return drafter

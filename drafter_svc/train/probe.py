@@ -127,7 +127,7 @@ def _agreement(
     module, config = loaded.module, loaded.config
     positions = torch.arange(len(ids) - 3)
     tokens = ids[(positions + 1 + shift)]
-    embeds = module.embeddings(embedding)(tokens).to(module.fc.weight.dtype)
+    embeds = module.embeddings(embedding)(tokens).to(module.norm.weight.dtype)
     attend = _causal(len(positions), config.sliding_window)
     hidden = module.layer(embeds, module.fuse(features[: len(positions)]), positions, attend)
     drafted = module.logits(hidden)

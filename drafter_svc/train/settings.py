@@ -70,6 +70,13 @@ class TrainSettings:
         },
     )
     layers: int = field(default=1, metadata={"help": "decoder layers of a new drafter"})
+    mtp_head: bool = field(
+        default=False,
+        metadata={
+            "help": "the form of a multi-token-prediction head: the last state and the embedding "
+            "are projected to what a plain layer reads"
+        },
+    )
     fc_norm: bool = field(default=True, metadata={"help": "an RMSNorm per captured state"})
     norm_output: bool = field(default=True, metadata={"help": "recycle the state after the norm"})
     norm_before_residual: bool = field(

@@ -34,13 +34,17 @@ def test_a_target_that_is_too_shallow_is_refused() -> None:
         default_aux_layers(3)
 
 
+@pytest.mark.parametrize(
+    "arms", [{}, {"num_hidden_layers": 3}, {"mtp_head": True, "aux_layers": (4,)}], ids=str
+)
 def test_an_untrained_drafter_reads_the_highest_state_with_the_targets_head(
-    tiny_llama: Path,
+    tiny_llama: Path, arms: dict[str, Any]
 ) -> None:
     target = load_target(str(tiny_llama))
     draft_ids = torch.arange(50) * 2 - torch.arange(50) // 10
-    drafter = initial_drafter(drafter_config(target, 50), target, draft_ids, 0)
-    features = torch.randn(5, 96)
+    config = drafter_config(target, 50, arms)
+    drafter = initial_drafter(config, target, draft_ids, 0)
+    features = torch.randn(5, 32 * len(config.aux_layers))
     with torch.no_grad():
         hidden = drafter.layer(
             torch.randn(5, 32),
@@ -48,7 +52,7 @@ def test_an_untrained_drafter_reads_the_highest_state_with_the_targets_head(
             torch.arange(5),
             lambda q, k, v: q.flatten(1),
         )
-        high = torch.nn.functional.rms_norm(features[:, 64:], (32,), eps=1e-6)
+        high = torch.nn.functional.rms_norm(features[:, -32:], (32,), eps=1e-6)
         final = torch.nn.functional.rms_norm(high, (32,), target.final_norm.float(), 1e-6)
         expected = final @ target.head[draft_ids].float().T
     torch.testing.assert_close(drafter.logits(hidden), expected, rtol=1e-3, atol=1e-3)

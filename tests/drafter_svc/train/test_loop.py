@@ -220,6 +220,8 @@ def test_a_checkpoint_of_another_target_is_no_start(
         {"norm_before_fc": True, "fc_norm": False, "sliding_window": 4, "layers": 2},
         {"loss": "lk", "step_weights": "fixed", "optimizer": "adamw", "aux_layers": [1, 4]},
         {"teach_prompts": False, "stride": 1, "accumulate": 3},
+        {"mtp_head": True},
+        {"mtp_head": True, "norm_output": False, "fc_norm": False, "layers": 2, "aux_layers": [3]},
     ],
 )
 def test_every_arm_trains_and_records_itself(
@@ -232,12 +234,13 @@ def test_every_arm_trains_and_records_itself(
     assert after.overlap[0] > before.overlap[0]
     config = load_checkpoint(trainer.folder.checkpoint, dtype=torch.bfloat16).config
     for name, value in arms.items():
-        if name in ("norm_output", "fc_norm", "norm_before_residual", "norm_before_fc"):
+        if name in ("norm_output", "fc_norm", "norm_before_residual", "norm_before_fc", "mtp_head"):
             assert getattr(config, name) == value
         assert config.training["settings"][name] == value
     assert config.sliding_window == arms.get("sliding_window")
     assert config.num_hidden_layers == arms.get("layers", 1)
-    assert config.aux_layers == tuple(arms.get("aux_layers", (1, 2, 3)))
+    usual = (4,) if "mtp_head" in arms else (1, 2, 3)
+    assert config.aux_layers == tuple(arms.get("aux_layers", usual))
 
 
 class BrokenSource(LocalSource):

@@ -21,6 +21,9 @@ SHAPES: list[dict[str, Any]] = [
     {"own_embeddings": True, "target_hidden_size": 12},
     {"num_hidden_layers": 2, "own_embeddings": True, "norm_output": False},
     {"num_hidden_layers": 2, "sliding_window": 7, "attention_bias": True},
+    {"mtp_head": True, "aux_layers": (4,)},
+    {"mtp_head": True, "aux_layers": (4,), "fc_norm": False, "norm_output": False},
+    {"mtp_head": True, "aux_layers": (4,), "num_hidden_layers": 3, "qk_norm": True},
 ]
 
 
@@ -54,7 +57,8 @@ def test_training_and_replay_compute_the_served_chain(shape: dict[str, Any]) -> 
     parts = Parts(**shape)
     table = nn.Embedding(128, 16, _weight=parts.embedding).requires_grad_(False)
     text = random_text(BASE + 1, 3)
-    features = text.features[:, : 3 * parts.config.target_hidden_size]
+    width = len(parts.config.aux_layers) * parts.config.target_hidden_size
+    features = text.features[:, :width]
     guess, logits = served(parts, table, text.tokens, features)
     assert len(set(guess.tokens)) > 1
 

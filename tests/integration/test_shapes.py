@@ -70,7 +70,7 @@ def generate(stub: VerifierServiceStub) -> tuple[list[int], list[verifier_pb2.To
 def replayed(model: PreTrainedModel, loaded: LoadedDrafter, tokens: list[int]) -> list[list[int]]:
     """What the drafter proposes at each column of a text, computed in one pass."""
     keep_states(model.base_model)
-    target = Target(model, None, "", "")  # type: ignore[arg-type]
+    target = Target(model, None, "", "")
     ids = torch.tensor(tokens)
     features, _ = target.capture(ids[None], loaded.config.aux_layers)
     proposals: list[list[int]] = draft_chains(

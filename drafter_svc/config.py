@@ -43,6 +43,9 @@ class DrafterConfig:
     ``sliding_window`` is the number of keys that a query sees, its own included; None is all.
     ``rope_scaling`` has ``rope_type`` linear, llama3 or yarn with its parameters.
     ``own_embeddings``: the drafter brings its embeddings instead of reading its target's.
+    ``mtp_head``: the form of a multi-token-prediction head (DeepSeek-V3) instead of EAGLE-3's. The
+    one captured state, or the recycled one, is projected together with the embedding to what a
+    plain layer reads; there is no ``fc``.
 
     Raises ``CheckpointError`` on values that contradict each other.
     """
@@ -72,6 +75,7 @@ class DrafterConfig:
     sliding_window: int | None = None
     rope_scaling: Mapping[str, Any] | None = None
     own_embeddings: bool = False
+    mtp_head: bool = False
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -103,6 +107,17 @@ class DrafterConfig:
         )
         if self.rope_scaling is not None:
             _check_scaling(self.rope_scaling)
+        if self.mtp_head:
+            self._check_mtp_head()
+
+    def _check_mtp_head(self) -> None:
+        require(
+            len(self.aux_layers) == 1 and self.hidden_size == self.target_hidden_size,
+            "an MTP head reads one captured state of its own width, got aux layers "
+            f"{list(self.aux_layers)} of width {self.target_hidden_size} for {self.hidden_size}",
+        )
+        for name in ("norm_before_fc", "norm_before_residual"):
+            require(not getattr(self, name), f"{name} is true, which an MTP head has no place for")
 
     def _check_numbers(self) -> None:
         for name in INT_FIELDS:

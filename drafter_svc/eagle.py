@@ -3,9 +3,11 @@
 Submodule names give the tensor names of the SpecForge checkpoint layout. The two normalizations
 of "Attention Drift" (arXiv 2605.09992) are switches of the config: ``fc_norm`` is one RMSNorm per
 captured hidden state, ``norm_output`` recycles the state after the final norm instead of before.
+With ``mtp_head`` the first layer is that of a multi-token-prediction head instead of EAGLE-3's.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +39,15 @@ class EagleDrafter(nn.Module):
         eps = config.rms_norm_eps
         if config.own_embeddings:
             self.embed_tokens = nn.Embedding(config.vocab_size, width)
-        self.fc = nn.Linear(captured * config.target_hidden_size, width, bias=False)
+        if not config.mtp_head:
+            self.fc = nn.Linear(captured * config.target_hidden_size, width, bias=False)
         self.fc_norm = nn.ModuleList(
             nn.RMSNorm(config.target_hidden_size, eps=eps)
             for _ in range(captured if config.fc_norm else 0)
         )
         if config.norm_before_fc:
             self.input_norm = nn.RMSNorm(captured * config.target_hidden_size, eps=eps)
-        self.midlayer = _FirstLayer(config)
+        self.midlayer: Any = _MtpLayer(config) if config.mtp_head else _FirstLayer(config)
         #: Layers behind the first, by the number that checkpoints give them.
         self.layers = nn.ModuleDict(
             {str(index): _FurtherLayer(config) for index in range(1, config.num_hidden_layers)}
@@ -55,16 +58,20 @@ class EagleDrafter(nn.Module):
             config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
         )
 
+    def embeddings(self, target: nn.Embedding) -> nn.Embedding:
+        """The embeddings that the drafter reads: its own, or those of its ``target``."""
+        return self.embed_tokens if self.config.own_embeddings else target
+
     def fuse(self, features: Tensor) -> Tensor:
         """Target features ``[..., T, captured * H]`` in aux layer order to ``[..., T, H]``."""
-        features = features.to(self.fc.weight.dtype)
+        features = features.to(self.norm.weight.dtype)
         if self.config.fc_norm:
             chunks = features.chunk(len(self.fc_norm), dim=-1)
             normed = [norm(chunk) for norm, chunk in zip(self.fc_norm, chunks, strict=True)]
             features = torch.cat(normed, dim=-1)
         if self.config.norm_before_fc:
             features = self.input_norm(features)
-        return self.fc(features)  # type: ignore[no-any-return]
+        return features if self.config.mtp_head else self.fc(features)
 
     def layer(self, embeds: Tensor, state: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """The output of the last decoder layer, before the final norm.
@@ -109,6 +116,26 @@ class _FirstLayer(nn.Module):
         pair = torch.cat([self.input_layernorm(embeds), normed], dim=-1)
         hidden = residual + self.self_attn(pair, rotation, attend)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))  # type: ignore[no-any-return]
+
+
+class _MtpLayer(nn.Module):
+    """A plain Llama layer over a projection of embedding and state, embedding first.
+
+    That of DeepSeek-V3, where the norms are ``enorm`` and ``hnorm``: unlike in EAGLE-3 the
+    embedding is part of the residual stream.
+    """
+
+    def __init__(self, config: DrafterConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = nn.RMSNorm(width, eps=eps)
+        self.hidden_norm = nn.RMSNorm(width, eps=eps)
+        self.eh_proj = nn.Linear(2 * width, width, bias=False)
+        self.layer = _FurtherLayer(config)
+
+    def forward(self, embeds: Tensor, state: Tensor, rotation: _Rotation, attend: Attend) -> Tensor:
+        pair = torch.cat([self.input_layernorm(embeds), self.hidden_norm(state)], dim=-1)
+        return self.layer(self.eh_proj(pair), rotation, attend)  # type: ignore[no-any-return]
 
 
 class _FurtherLayer(nn.Module):

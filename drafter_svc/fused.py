@@ -4,7 +4,7 @@ A chain step is short enough that each operator call counts. Projections that re
 are one product, RoPE is a table, and the target's embeddings are normalized once at the start.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,9 +28,9 @@ class FusedDrafter:
         """Take the embedding ``[vocab, H]`` and how many positions can occur."""
         config, first = module.config, module.midlayer
         self.config = config
-        self.dtype, self.device = module.fc.weight.dtype, module.fc.weight.device
+        self.dtype, self.device = module.norm.weight.dtype, module.norm.weight.device
         self._eps = config.rms_norm_eps
-        self._fc = pack_linear(module.fc.weight)
+        self._fc = None if config.mtp_head else pack_linear(module.fc.weight)
         norms = list(module.fc_norm.parameters())
         self._fc_norm = torch.stack(tuple(norms)) if norms else None
         self._input_norm: Tensor | None = None
@@ -39,11 +39,16 @@ class FusedDrafter:
         embedding = embedding.to(self.device, self.dtype)
         self._embedding = self._norm(embedding, first.input_layernorm.weight)
         self._hidden_norm = first.hidden_norm.weight
-        self._first = _FusedLayer(first, config, 0)
-        further: Iterable[Any] = module.layers.values()
-        self._further = [
+        plain: list[Any] = list(module.layers.values())
+        self._first: _FusedLayer | None = None
+        if config.mtp_head:
+            plain.insert(0, first.layer)
+            self._join = pack_linear(first.eh_proj.weight)
+        else:
+            self._first = _FusedLayer(first, config, 0)
+        self._plain = [
             (layer.input_layernorm.weight, _FusedLayer(layer, config, number))
-            for number, layer in enumerate(further, start=1)
+            for number, layer in enumerate(plain, start=config.num_hidden_layers - len(plain))
         ]
         self._final_norm = module.norm.weight
         self._lm_head = pack_linear(module.lm_head.weight)
@@ -66,7 +71,7 @@ class FusedDrafter:
             features = (normed * self._fc_norm).flatten(-2)
         if self._input_norm is not None:
             features = self._norm(features, self._input_norm)
-        return self._fc(features)
+        return features if self._fc is None else self._fc(features)
 
     def layer(self, tokens: Tensor, state: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """The output ``[T, H]`` of the last decoder layer, before the final norm.
@@ -76,10 +81,14 @@ class FusedDrafter:
         normed = self._norm(state, self._hidden_norm)
         embeds = functional.embedding(tokens, self._embedding)
         rotation = self._cos[positions], self._sin[positions]
-        residual = normed if self.config.norm_before_residual else state
-        hidden = self._first.run(torch.cat([embeds, normed], dim=-1), residual, rotation, attend)
-        for weight, further in self._further:
-            hidden = further.run(self._norm(hidden, weight), hidden, rotation, attend)
+        pair = torch.cat([embeds, normed], dim=-1)
+        if self._first is None:
+            hidden = self._join(pair)
+        else:
+            residual = normed if self.config.norm_before_residual else state
+            hidden = self._first.run(pair, residual, rotation, attend)
+        for weight, layer in self._plain:
+            hidden = layer.run(self._norm(hidden, weight), hidden, rotation, attend)
         return hidden
 
     def finish(self, hidden: Tensor) -> tuple[Tensor, Tensor]:

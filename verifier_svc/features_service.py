@@ -181,14 +181,14 @@ class FeatureCalls:
         layers, theirs = tuple(first.hello.aux_layer_ids), first.hello.target_fingerprint
         if not layers:
             raise InvalidRequest("aux_layer_ids: at least one layer is needed.")
+        last = self._model.num_layers  # stands for what leaves the last layer
         for layer in layers:
-            if layer >= self._model.num_layers:
+            if layer > last:
                 raise InvalidRequest(
-                    f"aux_layer_ids: {layer} is not a layer of a target of "
-                    f"{self._model.num_layers}."
+                    f"aux_layer_ids: {layer} is not a state of a target of {last} layers."
                 )
-        if len(layers) > self._model.num_layers:
-            raise InvalidRequest(f"aux_layer_ids: at most {self._model.num_layers} layers.")
+        if len(layers) > last + 1:
+            raise InvalidRequest(f"aux_layer_ids: at most {last + 1} states.")
         if theirs and theirs != self._model.fingerprint:
             raise Incompatible(
                 f"target_fingerprint: {theirs[:12]} was asked for, "

@@ -51,7 +51,8 @@ class Target:
     """A causal language model of standard attention, run over packed rows.
 
     Captured features are the input to the decoder layers `aux_layers`, side by side:
-    [rows, len(aux_layers) * hidden_size] in the model's dtype.
+    [rows, len(aux_layers) * hidden_size] in the model's dtype. `num_layers` in place of a layer
+    is what leaves the last one, before the final norm.
     """
 
     def __init__(self, model: PreTrainedModel, name: str) -> None:
@@ -73,8 +74,10 @@ class Target:
         self._body: Any = model.get_decoder()
         _check_standard_attention(model, self._body)
         self.aux_layers: tuple[int, ...] = default_aux_layers(self.num_layers)
-        for index in range(self.num_layers):
-            self._body.layers[index].register_forward_pre_hook(_keep(index), with_kwargs=True)
+        layers = self._body.layers[: self.num_layers]
+        for index, layer in enumerate(layers):
+            layer.register_forward_pre_hook(_keep_input(index), with_kwargs=True)
+        layers[-1].register_forward_hook(_keep_output(self.num_layers), with_kwargs=True)
         self.head = Head(model.get_output_embeddings(), config)
         self.vocab_size = self.head.vocab_size
         pack_linears(self._body)
@@ -99,7 +102,7 @@ class Target:
         return len(self.aux_layers) * self.hidden_size
 
     def check_layers(self, aux_layers: Items[int]) -> None:
-        """Check that these layers can be captured.
+        """Check that the inputs to these layers can be captured.
 
         Raises:
             TargetError: no layer, or one that the target does not have.
@@ -107,13 +110,14 @@ class Target:
         if not aux_layers:
             raise TargetError("aux_layer_ids: at least one layer is needed.")
         for index in aux_layers:
-            if not 0 <= index < self.num_layers:
+            if not 0 <= index <= self.num_layers:
                 raise TargetError(
-                    f"aux_layer_ids: {index} is not a layer of a target of {self.num_layers}."
+                    f"aux_layer_ids: {index} is not a state of a target of {self.num_layers} "
+                    "layers."
                 )
 
     def capture(self, aux_layers: Items[int]) -> None:
-        """Capture the input to these layers from now on.
+        """Capture the input to these layers from now on, or the last layer's output.
 
         Raises:
             TargetError: no layer, or one that the target does not have.
@@ -146,8 +150,8 @@ class Target:
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """Run one packed batch for its states alone: write KV at its slots.
 
-        Returns the final hidden states [rows, hidden_size] of all rows, and by layer the input
-        to each of `aux_layers` [rows, hidden_size].
+        Returns the final hidden states [rows, hidden_size] of all rows, after the final norm, and
+        by layer the input to each of `aux_layers` [rows, hidden_size].
         """
         hidden, captured, _ = self._forward(rows, cache, aux_layers)
         return hidden, captured
@@ -180,12 +184,23 @@ class Target:
         return hidden, captured, slot_index
 
 
-def _keep(index: int) -> Any:
+def _keep_input(index: int) -> Any:
     """A hook that keeps the input to layer `index` where the forward wants it."""
 
     def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if index in kwargs["captured"]:
             state = args[0] if args else kwargs["hidden_states"]
+            kwargs["captured"][index] = state[0]
+
+    return hook
+
+
+def _keep_output(index: int) -> Any:
+    """A hook on the last layer that keeps what leaves it, under the number behind its own."""
+
+    def hook(_: torch.nn.Module, __: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if index in kwargs["captured"]:
+            state = output[0] if isinstance(output, tuple) else output
             kwargs["captured"][index] = state[0]
 
     return hook

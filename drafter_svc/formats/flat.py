@@ -14,10 +14,13 @@ from drafter_svc.formats.layer import IGNORED, read_layers, write_layers
 from drafter_svc.formats.section import Section
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
+# Known to this project only: no reader of EAGLE-3 may take the weights of another form for it.
+MTP_ARCHITECTURE = "HoldcourseMtpHead"
 AUX_LAYERS = "eagle_aux_hidden_state_layer_ids"
 _ARCHITECTURES = frozenset(
     {
         ARCHITECTURE,
+        MTP_ARCHITECTURE,
         "Eagle3LlamaForCausalLM",  # vLLM
         "LlamaEagle3DraftModel",  # NeMo Automodel
         "LlamaForCausalLM",  # SafeAILab's first
@@ -59,6 +62,7 @@ def read_flat(values: Mapping[str, Any]) -> Facts:
         tied=flat.default("tie_word_embeddings", bool, False),
     )
     facts.values |= {name: bool(value) for name, value in toggles.items()}
+    facts.values["mtp_head"] = architectures == [MTP_ARCHITECTURE]
     for name, default in (
         ("target_hidden_size", "hidden_size"),
         ("draft_vocab_size", "vocab_size"),
@@ -79,8 +83,12 @@ def read_flat(values: Mapping[str, Any]) -> Facts:
 
 
 def write_flat(config: DrafterConfig) -> str:
-    """The text of a ``config.json`` that vLLM, SGLang and `read_flat` take."""
-    flat: dict[str, Any] = {"architectures": [ARCHITECTURE], **write_layers(config)}
+    """The text of a ``config.json`` that vLLM, SGLang and `read_flat` take.
+
+    That of an MTP head is for `read_flat` alone.
+    """
+    architecture = MTP_ARCHITECTURE if config.mtp_head else ARCHITECTURE
+    flat: dict[str, Any] = {"architectures": [architecture], **write_layers(config)}
     for name in ("target_hidden_size", "draft_vocab_size", *_TOGGLES):
         flat[name] = getattr(config, name)
     flat["torch_dtype"] = "bfloat16"

@@ -95,7 +95,8 @@ def _complete(tensors: dict[str, Tensor], facts: Facts) -> None:
             "to false, or add the embeddings",
         )
         embeddings = tensors["embed_tokens.weight"]
-        head = tensors.setdefault("lm_head.weight", embeddings)
+        # A tensor of its own: files hold no shared memory, and training moves the head alone.
+        head = tensors.setdefault("lm_head.weight", embeddings.clone())
         require(
             head.shape == embeddings.shape and head.equal(embeddings),
             "config.json: tie_word_embeddings is true but lm_head.weight is not embed_tokens.weight"

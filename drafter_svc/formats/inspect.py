@@ -16,6 +16,7 @@ def describe(found: Found, given: Given) -> list[tuple[str, str]]:
         ("hash", found.files.digest),
         ("parameters", f"{trained:,} in {_dtypes(found)}, {found.files.weight_bytes:,} bytes"),
         ("width", "{hidden_size}, of the target {target_hidden_size}".format(**values)),
+        ("form", "MTP head" if values["mtp_head"] else "EAGLE-3"),
         ("layers", str(values["num_hidden_layers"])),
         ("heads", "{num_attention_heads}, {num_key_value_heads} for keys".format(**values)),
         ("head width", str(values["head_dim"])),

@@ -21,6 +21,8 @@ _FURTHER_NORM = re.compile(r"(layers\.[1-9]\d*)\.hidden_norm\.weight")
 
 def recognize(names: Mapping[str, object], nested: bool, eagle_config: bool) -> str:
     """Whose layout it is, as far as names tell."""
+    if "midlayer.eh_proj.weight" in names:
+        return "Holdcourse"
     if nested:
         return "speculators"
     if any(name.endswith("draft_id_to_target_id") for name in names):

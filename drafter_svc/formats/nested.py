@@ -46,6 +46,7 @@ def read_nested(values: Mapping[str, Any]) -> Facts:
         "target_hidden_size", int, layers["hidden_size"]
     )
     facts.values["draft_vocab_size"] = top.take("draft_vocab_size", int)
+    facts.values["mtp_head"] = False
     _check_proposal(top.default("speculators_config", dict, {}))
     top.fixed({"tie_word_embeddings": False})
     top.drop((*IGNORED, *_DESCRIPTIVE))
@@ -64,6 +65,7 @@ def write_nested(config: DrafterConfig, verifier: str) -> str:
         config.hidden_size == config.target_hidden_size,
         "speculators cannot hold a drafter whose width differs from its target's",
     )
+    require(not config.mtp_head, "speculators' EAGLE-3 cannot hold an MTP head")
     top: dict[str, Any] = {
         "architectures": ["Eagle3Speculator"],
         "speculators_model_type": "eagle3",

@@ -1,7 +1,8 @@
 """Attention of training-time test over packed documents: every column starts its own chain."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -25,40 +26,58 @@ class _Block:
     mask: Tensor
 
 
+@dataclass(slots=True)
+class _Keys:
+    """Keys and values of one layer: those of step 0, and those of each chain step after it."""
+
+    first: tuple[Tensor, Tensor] | None = None
+    own: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
 class ChainAttention:
-    """An ``Attend`` whose first call is step 0 and whose later calls are one chain step each.
+    """An ``Attend`` whose first call in each layer is step 0 and each later one a chain step.
 
     Rows are packed: documents of ``lengths`` tokens, one behind the other. Step 0 is causal
     attention of all columns within their document. At step k, column i sees the step-0 keys of
     its document up to i and its own keys of steps 1..k, never another chain's. Only ``columns``
     (int64 ``[S]``, ascending) go on after step 0; later calls get and return ``[S, ...]`` tensors.
-    With ``window``, a query at position p sees the keys at positions above ``p - window``.
+    With ``window``, a query at position p sees the keys at positions above ``p - window``. A step
+    is one call for each of ``layers``, in their order.
 
     Memory grows with the number of rows: nothing of size T x T is ever built.
     """
 
-    def __init__(self, lengths: Sequence[int], columns: Tensor, window: int | None = None) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        columns: Tensor,
+        window: int | None = None,
+        layers: int = 1,
+    ) -> None:
         self._lengths, self._columns, self._window = lengths, columns, window
-        self._first: tuple[Tensor, Tensor] | None = None
-        self._own: list[tuple[Tensor, Tensor]] = []
+        self._turns = cycle([_Keys() for _ in range(layers)])
+        self._planned: tuple[int, tuple[_Block, ...]] = -1, ()
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        if self._first is None:
-            self._first = keys, values
+        layer = next(self._turns)
+        if layer.first is None:
+            layer.first = keys, values
             columns = torch.arange(len(queries), device=queries.device)
             own: tuple[Tensor | None, Tensor | None] = None, None
         else:
-            self._own.append((keys, values))
-            if self._window is not None and len(self._own) >= self._window:
+            layer.own.append((keys, values))
+            if self._window is not None and len(layer.own) >= self._window:
                 raise ValueError(f"a window of {self._window} hides the text from chain steps")
             columns = self._columns
-            own = torch.stack([k for k, _ in self._own]), torch.stack([v for _, v in self._own])
-        blocks = tuple(self._blocks(columns, len(self._own), queries))
-        out: Tensor = _ChainSoftmax.apply(queries, *self._first, *own, blocks)  # type: ignore[no-untyped-call]
+            own = torch.stack([k for k, _ in layer.own]), torch.stack([v for _, v in layer.own])
+        step, group = len(layer.own), queries.shape[1] // keys.shape[1]
+        # All layers of a step share its masks.
+        if self._planned[0] != step:
+            self._planned = step, tuple(self._blocks(columns, step, queries, group))
+        out: Tensor = _ChainSoftmax.apply(queries, *layer.first, *own, self._planned[1])  # type: ignore[no-untyped-call]
         return out.flatten(1)
 
-    def _blocks(self, columns: Tensor, step: int, like: Tensor) -> Iterator[_Block]:
-        group = like.shape[1] // self._first[0].shape[1] if self._first else 1
+    def _blocks(self, columns: Tensor, step: int, like: Tensor, group: int) -> Iterator[_Block]:
         edges = [0]
         for length in self._lengths:
             edges.append(edges[-1] + length)

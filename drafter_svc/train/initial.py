@@ -1,6 +1,6 @@
 """A drafter's weights before training, taken from the target where they fit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,8 @@ def drafter_config(
 ) -> DrafterConfig:
     """EAGLE-3.1 with one layer of the target's own shapes and both normalizations.
 
-    ``arms`` replace fields of it. Raises ``ValueError`` for layers that the target does not have.
+    ``arms`` replace fields of it, but the width and the embeddings, which are the target's.
+    Raises ``ValueError`` for layers that the target does not have.
     """
     config = target.config
     made = DrafterConfig(
@@ -53,11 +54,7 @@ def drafter_config(
         target_fingerprint=target.fingerprint,
     )
     made = replace(made, **(arms or {}))
-    if made.aux_layers[-1] >= config.num_hidden_layers:
-        raise ValueError(
-            f"aux_layers has {made.aux_layers[-1]}, the target's layers end at "
-            f"{config.num_hidden_layers - 1}"
-        )
+    require_layers(made.aux_layers, target)
     return made
 
 
@@ -67,9 +64,9 @@ def initial_drafter(
 ) -> EagleDrafter:
     """A drafter in fp32 that starts by passing the highest captured state to the target's head.
 
-    ``fc`` is [0, .., 0, I], ``norm`` is the target's final norm, ``lm_head`` its rows of
-    ``draft_ids``; the layer adds nothing to the residual stream at first. The rest is normal
-    with deviation 0.02, from ``seed``.
+    ``fc``, or an MTP head's projection, is [0, .., 0, I], ``norm`` is the target's final norm,
+    ``lm_head`` its rows of ``draft_ids``; the layers add nothing to the residual stream at first.
+    The rest is normal with deviation 0.02, from ``seed``.
     """
     drafter = EagleDrafter(config)
     generator = torch.Generator().manual_seed(seed)
@@ -78,8 +75,9 @@ def initial_drafter(
             parameter.normal_(std=0.02, generator=generator)
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             parameter.zero_()
-    drafter.fc.weight.zero_()
-    drafter.fc.weight[:, -config.target_hidden_size :] = torch.eye(config.hidden_size)
+    projection: Any = drafter.midlayer.eh_proj if config.mtp_head else drafter.fc
+    projection.weight.zero_()
+    projection.weight[:, -config.hidden_size :] = torch.eye(config.hidden_size)
     drafter.norm.weight.copy_(target.final_norm)
     drafter.lm_head.weight.copy_(target.head[draft_ids.to(target.head.device)])
     return drafter
@@ -88,15 +86,20 @@ def initial_drafter(
 def trained_drafter(folder: str, target: Target) -> tuple[EagleDrafter, Tensor]:
     """A checkpoint's drafter in fp32 and its draft vocabulary, int64 ``[draft_vocab]``.
 
-    Raises ``ValueError`` when the checkpoint cannot be read or does not fit.
+    Embeddings stay as they are in training, the drafter's own too (SpecForge and speculators
+    freeze them likewise): a corpus that trains a drafter has too few of the rarer tokens. Raises
+    ``ValueError`` when the checkpoint cannot be read or does not fit.
     """
     loaded = load_checkpoint(folder, dtype=torch.float32)
     require_fit(loaded.config, target, folder)
-    return loaded.module.train().requires_grad_(True), loaded.target_ids
+    module = loaded.module.train().requires_grad_(True)
+    if loaded.config.own_embeddings:
+        module.embed_tokens.requires_grad_(False)
+    return module, loaded.target_ids
 
 
 def require_fit(config: DrafterConfig, target: Target, folder: str) -> None:
-    """Raises ``ValueError`` for another target's drafter, or one that training cannot run."""
+    """Raises ``ValueError`` for a drafter of another target."""
     if config.vocab_size != target.config.vocab_size:
         raise ValueError(
             f"{folder} has a vocabulary of {config.vocab_size}, the target one of "
@@ -104,13 +107,18 @@ def require_fit(config: DrafterConfig, target: Target, folder: str) -> None:
         )
     if config.target_fingerprint != target.fingerprint:
         raise ValueError(f"{folder} was made for another target")
-    if config.num_hidden_layers != 1:
+    if config.target_hidden_size != target.config.hidden_size:
         raise ValueError(
-            f"{folder} has num_hidden_layers {config.num_hidden_layers}: "
-            "training and evaluation run drafters of one layer"
+            f"{folder} has target_hidden_size {config.target_hidden_size}, the target has "
+            f"{target.config.hidden_size}"
         )
-    if config.own_embeddings:
+    require_layers(config.aux_layers, target)
+
+
+def require_layers(aux_layers: Sequence[int], target: Target) -> None:
+    """Raises ``ValueError`` for states that the target does not have."""
+    layers = target.config.num_hidden_layers
+    if aux_layers[-1] > layers:
         raise ValueError(
-            f"{folder} has embeddings of its own: "
-            "training and evaluation run drafters that read the target's"
+            f"aux_layers has {aux_layers[-1]}, the target has states 0 to {layers} (its last one)"
         )

@@ -45,26 +45,16 @@ class LocalSource:
             for captured in self._run(group, aux_layers)
         ]
 
-    @torch.no_grad()
     def _run(
         self, documents: Sequence[Sequence[int]], aux_layers: tuple[int, ...]
     ) -> list[Captured]:
         lengths = [len(ids) for ids in documents]
         ids = torch.tensor([token for ids in documents for token in ids], device=self._device)
         positions = torch.cat([torch.arange(length) for length in lengths]).to(self._device)
-        out = self._target.model.base_model(
-            ids[None],
-            position_ids=positions[None],
-            use_cache=False,
-            output_hidden_states=True,
-            document_lengths=lengths,
+        features, final = self._target.capture(
+            ids[None], aux_layers, position_ids=positions[None], document_lengths=lengths
         )
-        features = torch.cat([out.hidden_states[layer][0] for layer in aux_layers], dim=-1)
-        pairs = zip(
-            torch.split(features, lengths),
-            torch.split(out.last_hidden_state[0], lengths),
-            strict=True,
-        )
+        pairs = zip(torch.split(features[0], lengths), torch.split(final[0], lengths), strict=True)
         return [Captured(*pair) for pair in pairs]
 
 

@@ -15,15 +15,15 @@ _MUON_SCALE = 5.0
 class MasterOptimizer:
     """Computes in the module's bf16 weights and accumulates gradients and updates in fp32.
 
-    With ``muon``, Muon updates the matrices inside the layer and AdamW the head and the norms;
-    without, AdamW updates everything.
+    With ``muon``, Muon updates the matrices inside the layers and AdamW the head and the norms;
+    without, AdamW updates everything. Parameters that need no gradient stay as they are.
     """
 
     def __init__(self, module: nn.Module, *, clip: float, muon: bool = True) -> None:
-        self._weights = list(module.parameters())
+        trained = {name: w for name, w in module.named_parameters() if w.requires_grad}
+        names, self._weights = list(trained), list(trained.values())
         self._masters = [nn.Parameter(weight.detach().float()) for weight in self._weights]
         self._clip = clip
-        names = [name for name, _ in module.named_parameters()]
         hidden: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
         for name, master in zip(names, self._masters, strict=True):

@@ -10,10 +10,8 @@ neighbouring layers are too alike for them: with a drafter of .417, features one
 .414, 0.2 standard errors behind, while their overlap was 10 behind.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ from torch.nn import functional
 
 from drafter_svc.checkpoint import LoadedDrafter
 from drafter_svc.eagle import Attend
+from drafter_svc.train.states import States
 from drafter_svc.train.target import Target
 
 #: How many paired standard errors (0, 0) must be ahead of each other reading.
@@ -128,8 +127,7 @@ def _agreement(
     module, config = loaded.module, loaded.config
     positions = torch.arange(len(ids) - 3)
     tokens = ids[(positions + 1 + shift)]
-    table = module.embed_tokens if config.own_embeddings else embedding
-    embeds = table(tokens).to(module.fc.weight.dtype)
+    embeds = module.embeddings(embedding)(tokens).to(module.norm.weight.dtype)
     attend = _causal(len(positions), config.sliding_window)
     hidden = module.layer(embeds, module.fuse(features[: len(positions)]), positions, attend)
     drafted = module.logits(hidden)
@@ -162,27 +160,7 @@ def _states(
     target: Target, ids: Tensor, aux_layers: Sequence[int], offsets: Sequence[int]
 ) -> tuple[dict[int, Tensor], Tensor]:
     """Inputs to all layers in question, fp32 ``[T, H]``, and the target's logits ``[T, V]``."""
-    wanted = {layer + offset for layer in aux_layers for offset in offsets}
-    with _capturing(target.model.base_model, wanted) as states:
-        logits = target.model(ids[None], use_cache=False).logits[0]
-    return {layer: state[0].float() for layer, state in states.items()}, logits.float()
-
-
-@contextmanager
-def _capturing(body: Any, wanted: set[int]) -> Iterator[dict[int, Tensor]]:
-    """What enters each of the layers, and the final norm as the layer behind the last one."""
-    states: dict[int, Tensor] = {}
-    modules = [*body.layers, body.norm]
-
-    def keep(layer: int) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            states[layer] = args[0] if args else kwargs["hidden_states"]
-
-        return hook
-
-    hooks = [modules[i].register_forward_pre_hook(keep(i), with_kwargs=True) for i in wanted]
-    try:
-        yield states
-    finally:
-        for hook in hooks:
-            hook.remove()
+    captured: States = dict.fromkeys(layer + offset for layer in aux_layers for offset in offsets)
+    logits = target.model(ids[None], use_cache=False, captured=captured).logits[0]
+    states = {layer: state[0].float() for layer, state in captured.items() if state is not None}
+    return states, logits.float()

@@ -3,7 +3,7 @@
 import csv
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,9 @@ class RunFolder:
         except (RuntimeError, EOFError) as error:
             raise ValueError(f"{self._last} is damaged: {error}") from None
         now = asdict(self._settings)
-        changed = [n for n in now if n not in _FREE and state["settings"].get(n) != now[n]]
+        # A setting that is younger than the run had its default in it.
+        before = {f.name: f.default for f in fields(self._settings)} | state["settings"]
+        changed = [n for n in now if n not in _FREE and before[n] != now[n]]
         if not changed and state["key"] != self._key:
             changed = ["target or data"]
         if changed:

@@ -64,7 +64,18 @@ class TrainSettings:
     draft_vocab: int = field(default=8192, metadata={"help": "size of the draft vocabulary"})
     aux_layers: list[int] = field(
         default_factory=list,
-        metadata={"help": "layers whose inputs are captured; none: low, middle, high"},
+        metadata={
+            "help": "layers whose inputs are captured, where the number of layers stands for the "
+            "last state before the final norm; none: low, middle, high"
+        },
+    )
+    layers: int = field(default=1, metadata={"help": "decoder layers of a new drafter"})
+    mtp_head: bool = field(
+        default=False,
+        metadata={
+            "help": "the form of a multi-token-prediction head: the last state and the embedding "
+            "are projected to what a plain layer reads"
+        },
     )
     fc_norm: bool = field(default=True, metadata={"help": "an RMSNorm per captured state"})
     norm_output: bool = field(default=True, metadata={"help": "recycle the state after the norm"})
@@ -91,7 +102,7 @@ class TrainSettings:
         for name in ("epochs", "learning_rate", "clip", "report_minutes"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        counts = ("batch_tokens", "accumulate", "stride", "draft_vocab", "held_out")
+        counts = ("batch_tokens", "accumulate", "stride", "draft_vocab", "held_out", "layers")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

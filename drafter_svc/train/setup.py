@@ -18,7 +18,7 @@ from drafter_svc.train.source import FeatureSource
 from drafter_svc.train.target import Target
 from drafter_svc.train.vocab import choose_draft_vocabulary, count_tokens
 
-_ARMS = ("fc_norm", "norm_output", "norm_before_residual", "norm_before_fc")
+_ARMS = ("fc_norm", "norm_output", "norm_before_residual", "norm_before_fc", "mtp_head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +48,19 @@ def make_drafter(
     size = min(settings.draft_vocab, len(counts))
     end = [target.tokenizer.eos_token_id]
     draft_ids = choose_draft_vocabulary(counts, size, corpus.held_out, always=end)
-    config = drafter_config(target, size, _arms(settings))
+    config = drafter_config(target, size, _arms(settings, target))
     return initial_drafter(config, target, draft_ids, settings.seed), draft_ids
 
 
-def _arms(settings: TrainSettings) -> dict[str, Any]:
+def _arms(settings: TrainSettings, target: Target) -> dict[str, Any]:
     arms: dict[str, Any] = {name: getattr(settings, name) for name in _ARMS}
+    arms["num_hidden_layers"] = settings.layers
     if settings.sliding_window:
         arms["sliding_window"] = settings.sliding_window
     if settings.aux_layers:
         arms["aux_layers"] = tuple(settings.aux_layers)
+    elif settings.mtp_head:
+        arms["aux_layers"] = (target.config.num_hidden_layers,)
     return arms
 
 

@@ -27,12 +27,16 @@ def draft_chains(
 ) -> Tensor:
     """What the drafter would propose after each of ``columns``, most likely token first.
 
-    ``ids`` is int64 ``[T]``, ``features`` ``[T, captured * H]`` of the same tokens. Each chain
-    reads its own proposals. Returns target ids, int64 ``[S, length]``: the proposal for token
-    i + 2 of column i and those that follow.
+    ``embedding`` is the target's. ``ids`` is int64 ``[T]``, ``features`` ``[T, captured * H]`` of
+    the same tokens. Each chain reads its own proposals. Returns target ids, int64
+    ``[S, length]``: the proposal for token i + 2 of column i and those that follow.
     """
     current = torch.arange(len(ids) - 1)
-    attend = ChainAttention([len(current)], columns, drafter.config.sliding_window)
+    config = drafter.config
+    attend = ChainAttention(
+        [len(current)], columns, config.sliding_window, config.num_hidden_layers
+    )
+    embedding = drafter.embeddings(embedding)
     state = drafter.fuse(features[:-1])
     tokens = ids[1:]
     proposals: list[Tensor] = []

@@ -1,5 +1,6 @@
 """The frozen target: its tokenizer, its embeddings and output layer, and its layers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
 from drafter_svc.train.ends import load_ends
+from drafter_svc.train.states import States, keep_states
 from specwire.target import TargetSource
 from specwire.torch import target_fingerprint
 
@@ -39,14 +41,17 @@ class Target:
         return self.model.base_model.norm.weight  # type: ignore[no-any-return]
 
     @torch.no_grad()
-    def capture(self, ids: Tensor, aux_layers: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Run int64 ``ids`` ``[B, T]``, padded on the right if at all.
+    def capture(self, ids: Tensor, aux_layers: Sequence[int], **how: Any) -> tuple[Tensor, Tensor]:
+        """Run int64 ``ids`` ``[B, T]``, padded on the right if at all; ``how`` is for the model.
 
         Returns the features ``[B, T, len(aux_layers) * H]`` and the state that the output layer
-        reads ``[B, T, H]``, which is after the target's final norm.
+        reads ``[B, T, H]``, which is after the target's final norm. The target must have its
+        layers.
         """
-        out = self.model.base_model(ids, use_cache=False, output_hidden_states=True)
-        features = torch.cat([out.hidden_states[layer] for layer in aux_layers], dim=-1)
+        captured: States = dict.fromkeys(aux_layers)
+        out = self.model.base_model(ids, use_cache=False, captured=captured, **how)
+        kept = [captured[layer] for layer in aux_layers]
+        features = torch.cat([state for state in kept if state is not None], dim=-1)
         return features, out.last_hidden_state
 
 
@@ -65,7 +70,9 @@ def load_target(text: str, device: str = "cpu", *, layers: bool = True) -> Targe
         arguments["quantization_config"] = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(source.location, dtype=torch.bfloat16, **arguments)
     fingerprint = target_fingerprint(model)
-    if not layers:  # a GGUF file is read as a whole
+    if layers:
+        keep_states(model.base_model)
+    else:  # a GGUF file is read as a whole
         model.base_model.layers = nn.ModuleList()
     model.eval().requires_grad_(False).to(device)
     return Target(model, tokenizer, source.name, fingerprint)

@@ -70,13 +70,16 @@ def unroll(
     features: Tensor,
     plan: Sequence[ChainStep],
 ) -> Iterator[Tensor]:
-    """The layer's output at each step of ``plan``, ``[S, H]``.
+    """The last layer's output at each step of ``plan``, ``[S, H]``.
 
+    ``embedding`` is the target's, which a drafter with embeddings of its own does not read.
     ``features`` is ``[N, captured * H]`` of ``batch.ids``. Gradients reach every step through
     the recycled state.
     """
+    embedding = drafter.embeddings(embedding)
     columns = plan[min(1, len(plan) - 1)].columns
-    attend = ChainAttention(batch.lengths, columns, drafter.config.sliding_window)
+    config = drafter.config
+    attend = ChainAttention(batch.lengths, columns, config.sliding_window, config.num_hidden_layers)
     state = drafter.fuse(features)
     for k, step in enumerate(plan):
         if k == 1:

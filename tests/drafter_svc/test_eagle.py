@@ -70,6 +70,36 @@ def test_forward_is_the_formula(fc_norm: bool, norm_output: bool, before: bool) 
         torch.testing.assert_close(drafter.recycle(hidden)[0], expected[2])
 
 
+@pytest.mark.parametrize("norm_output", [False, True])
+@pytest.mark.parametrize("fc_norm", [False, True])
+def test_forward_of_an_mtp_head_is_the_formula(fc_norm: bool, norm_output: bool) -> None:
+    config = tiny_config(mtp_head=True, aux_layers=(4,), fc_norm=fc_norm, norm_output=norm_output)
+    drafter = tiny_drafter(config)
+    w, eps = drafter.state_dict(), config.rms_norm_eps
+    feature, embed = torch.randn(16), torch.randn(16)
+    with torch.no_grad():
+        state = drafter.fuse(feature[None])
+        hidden = drafter.layer(embed[None], state, torch.tensor([7]), to_itself)
+
+        g = rms_norm(feature, w["fc_norm.0.weight"], eps) if fc_norm else feature
+        torch.testing.assert_close(state[0], g)
+        e = rms_norm(embed, w["midlayer.input_layernorm.weight"], eps)
+        pair = torch.cat([e, rms_norm(g, w["midlayer.hidden_norm.weight"], eps)])
+        h = w["midlayer.eh_proj.weight"] @ pair
+        x = rms_norm(h, w["midlayer.layer.input_layernorm.weight"], eps)
+        value = (w["midlayer.layer.self_attn.v_proj.weight"] @ x).view(2, -1)
+        attended = value.repeat_interleave(2, dim=0).flatten()
+        h = h + w["midlayer.layer.self_attn.o_proj.weight"] @ attended
+        x = rms_norm(h, w["midlayer.layer.post_attention_layernorm.weight"], eps)
+        gate = w["midlayer.layer.mlp.gate_proj.weight"] @ x
+        up = w["midlayer.layer.mlp.up_proj.weight"] @ x
+        h = h + w["midlayer.layer.mlp.down_proj.weight"] @ (gate * gate.sigmoid() * up)
+        torch.testing.assert_close(hidden[0], h)
+        final = rms_norm(h, w["norm.weight"], eps)
+        torch.testing.assert_close(drafter.logits(hidden)[0], w["lm_head.weight"] @ final)
+        torch.testing.assert_close(drafter.recycle(hidden)[0], final if norm_output else h)
+
+
 def test_queries_and_keys_are_turned_by_their_position() -> None:
     config = tiny_config()
     drafter = tiny_drafter(config)

@@ -52,6 +52,13 @@ def test_a_drafter_announces_what_it_is(tmp_path: Path, tiny_llama: Path) -> Non
     drafter.worker.warm_up()
 
 
+def test_an_mtp_head_is_served_from_its_files(tmp_path: Path, tiny_llama: Path) -> None:
+    folder = checkpoint(tmp_path, mtp_head=True, aux_layers=(4,), num_hidden_layers=2)
+    drafter = load_drafter(settings(folder, tiny_llama, dtype="float32"), "")
+    assert list(drafter.description.aux_layer_ids) == [4]
+    drafter.worker.warm_up()
+
+
 def test_lookups_are_switched_by_one_setting(tmp_path: Path, tiny_llama: Path) -> None:
     flags = ["--checkpoint", checkpoint(tmp_path), "--target", str(tiny_llama)]
     for value, match in (("off", 0), ("1", 1), ("16", 16)):

@@ -18,7 +18,7 @@ from specwire.torch import target_fingerprint
 from tests.integration.conftest import Cluster, wait_until
 from tests.support.process import spawn_module
 
-LAYERS = (0, 2, 3)
+LAYERS = (0, 2, 4)  # 4: what leaves the last layer
 
 
 def documents(count: int, length: int = 200) -> list[list[int]]:
@@ -31,9 +31,13 @@ def check(source: RemoteSource, model: Any, texts: list[list[int]]) -> None:
     captured = source.capture(texts, LAYERS)
     assert len(captured) == len(texts)
     for got, text in zip(captured, texts, strict=True):
+        last: list[torch.Tensor] = []
+        hook = model.model.norm.register_forward_pre_hook(lambda _, a, last=last: last.append(a[0]))
         with torch.inference_mode():
             out = model.model(torch.tensor([text]), output_hidden_states=True)
-        wanted = torch.cat([out.hidden_states[i][0] for i in LAYERS], -1)
+        hook.remove()
+        states = [*out.hidden_states[:-1], *last]
+        wanted = torch.cat([states[i][0] for i in LAYERS], -1)
         # bf16 rounds the fp32 states that both computed.
         for ours, theirs in ((got.features, wanted), (got.final, out.last_hidden_state[0])):
             assert ours.dtype == torch.bfloat16

@@ -260,7 +260,7 @@ def test_a_drafter_with_a_shorter_context_is_asked_while_it_lasts(
     assert max(len(result.finished.usage.proposed_at) for result in results) == 2
 
 
-@pytest.mark.parametrize("aux_layers", [(0, 1), (3,), (1, 1, 1, 1)])
+@pytest.mark.parametrize("aux_layers", [(0, 1), (3,), (1, 4), (1, 1, 1, 1)])
 def test_other_aux_layers_are_captured_when_a_drafter_wants_them(
     tiny_llama: Path, texts: Texts, aux_layers: tuple[int, ...]
 ) -> None:
@@ -277,7 +277,7 @@ def test_other_aux_layers_are_captured_when_a_drafter_wants_them(
         target.capture(before)
 
 
-@pytest.mark.parametrize("aux_layers", [(9,), (), (0, 4)])
+@pytest.mark.parametrize("aux_layers", [(9,), (), (0, 5)])
 def test_aux_layers_that_the_target_lacks_mean_plain_decoding(
     tiny_llama: Path, texts: Texts, aux_layers: tuple[int, ...]
 ) -> None:

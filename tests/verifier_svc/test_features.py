@@ -57,9 +57,14 @@ def joined(
 def reference(
     folder: Path, tokens: tuple[int, ...], layers: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    body: Any = reference_of(folder).model
+    last: list[torch.Tensor] = []
+    hook = body.norm.register_forward_pre_hook(lambda _, args: last.append(args[0]))
     with torch.inference_mode():
-        out = reference_of(folder).model(torch.tensor([tokens]), output_hidden_states=True)
-    return torch.cat([out.hidden_states[i][0] for i in layers], -1), out.last_hidden_state[0]
+        out = body(torch.tensor([tokens]), output_hidden_states=True)
+    hook.remove()
+    states = [*out.hidden_states[:-1], *last]  # transformers gives the last one after the norm
+    return torch.cat([states[i][0] for i in layers], -1), out.last_hidden_state[0]
 
 
 def test_states_are_those_of_transformers_for_each_clients_layers(tiny_llama: Path) -> None:
@@ -69,6 +74,7 @@ def test_states_are_those_of_transformers_for_each_clients_layers(tiny_llama: Pa
         Capture(1, 8, tokens_of(33), (0, 2, 3)),
         Capture(2, 7, tokens_of(64), (3, 1)),
         Capture(3, 0, tokens_of(150), (2,)),
+        Capture(4, 0, tokens_of(70), (1, 2, 4)),
         Capture(2, 9, tokens_of(256), (3, 1)),
     ]
     for wish in wishes:

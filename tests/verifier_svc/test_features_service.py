@@ -136,11 +136,11 @@ async def test_no_document_is_an_empty_answer(serve: Serve) -> None:
         ([document(1, [5])], Status.INVALID_ARGUMENT, "hello: must be the first"),
         ([hello(()), document(1, [5])], Status.INVALID_ARGUMENT, "aux_layer_ids: at least one"),
         (
-            [hello((0, 4))],
+            [hello((0, 5))],
             Status.INVALID_ARGUMENT,
-            "aux_layer_ids: 4 is not a layer of a target of 4.",
+            "aux_layer_ids: 5 is not a state of a target of 4 layers.",
         ),
-        ([hello((1,) * 5)], Status.INVALID_ARGUMENT, "aux_layer_ids: at most 4 layers."),
+        ([hello((1,) * 6)], Status.INVALID_ARGUMENT, "aux_layer_ids: at most 5 states."),
         (
             [hello(fingerprint="0" * 64)],
             Status.FAILED_PRECONDITION,

@@ -124,7 +124,27 @@ def test_two_forwards_at_once_capture_each_its_own_states(tiny_llama: Path) -> N
     assert torch.equal(others[0], run(target, TOKENS[::-1] * 2)[1])
 
 
-@pytest.mark.parametrize("aux_layers", [(4,), (0, 99), (-1,), ()])
+@pytest.mark.parametrize("aux_layers", [(4,), (1, 3, 4)])
+def test_the_number_of_layers_stands_for_the_last_state_before_the_final_norm(
+    tiny_llama: Path, aux_layers: tuple[int, ...]
+) -> None:
+    target = load(tiny_llama)
+    target.capture(aux_layers)
+    _, features = run(target, TOKENS)
+    reference = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    seen: list[torch.Tensor] = []
+    reference.model.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+    with torch.inference_mode():
+        out = reference(torch.tensor([TOKENS]), output_hidden_states=True)
+    last = features[:, -target.hidden_size :]
+    torch.testing.assert_close(last, seen[0], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(last, out.hidden_states[4][0], rtol=0.1, atol=0.1)
+    for at, layer in enumerate(aux_layers[:-1]):
+        state = features[:, at * target.hidden_size : (at + 1) * target.hidden_size]
+        torch.testing.assert_close(state, out.hidden_states[layer][0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("aux_layers", [(5,), (0, 99), (-1,), ()])
 def test_layers_that_are_not_there_cannot_be_captured(
     tiny_llama: Path, aux_layers: tuple[int, ...]
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from drafter_svc.config import CheckpointError, DrafterConfig
 from drafter_svc.formats.facts import Given
 from drafter_svc.formats.flat import read_flat, write_flat
+from drafter_svc.formats.nested import write_nested
 from drafter_svc.formats.section import parse
 from tests.drafter_svc.tiny import tiny_config
 
@@ -33,6 +34,7 @@ def test_round_trip() -> None:
         {"fc_norm": False, "norm_before_fc": True, "norm_before_residual": True},
         {"qk_norm": True, "sliding_window": 9, "num_hidden_layers": 2},
         {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+        {"mtp_head": True, "aux_layers": (4,)},
     ],
 )
 def test_round_trip_of_toggles(changes: dict[str, Any]) -> None:
@@ -50,6 +52,27 @@ def test_keys_that_other_readers_need_are_written() -> None:
         "use_aux_hidden_state": True,
         "eagle_aux_hidden_state_layer_ids": [1, 2, 3],
     }
+
+
+def test_an_mtp_head_is_not_written_as_what_others_read() -> None:
+    config = tiny_config(mtp_head=True, aux_layers=(4,))
+    assert json.loads(write_flat(config))["architectures"] == ["HoldcourseMtpHead"]
+    with pytest.raises(CheckpointError, match="cannot hold an MTP head"):
+        write_nested(config, "target")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"aux_layers": (1, 4)}, r"one captured state of its own width, got aux layers \[1, 4\]"),
+        ({"hidden_size": 12, "own_embeddings": True}, "of width 16 for 12"),
+        ({"norm_before_residual": True}, "norm_before_residual is true"),
+        ({"norm_before_fc": True, "fc_norm": False}, "norm_before_fc is true"),
+    ],
+)
+def test_switches_that_an_mtp_head_cannot_have(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        tiny_config(**({"mtp_head": True, "aux_layers": (4,)} | changes))
 
 
 def test_keys_without_a_meaning_for_the_forward_are_accepted() -> None:

@@ -184,6 +184,9 @@ def test_a_tied_head(tmp_path: Path) -> None:
     folder = put(tmp_path / "theirs", tensors, values)
     module = load_checkpoint(folder, dtype=torch.float32, given=GIVEN).module
     assert torch.equal(module.lm_head.weight, module.embed_tokens.weight)
+    write_specforge(tmp_path / "again", module, torch.arange(64))
+    untied = load_checkpoint(tmp_path / "again", dtype=torch.float32).module
+    assert torch.equal(untied.lm_head.weight, module.embed_tokens.weight)
     assert "not embed_tokens.weight" in refusal(
         put(folder, tensors | {"lm_head.weight": head}, values)
     )

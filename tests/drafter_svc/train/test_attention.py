@@ -68,6 +68,18 @@ def test_results_and_gradients_are_those_of_a_dense_mask(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 5])
+def test_each_layer_keeps_its_own_keys(window: int | None) -> None:
+    columns = torch.tensor([3, 12, 15, 18])
+    calls = random_calls(columns)
+    layers = [calls, [(q + 1, k * 2, v - 1) for q, k, v in calls]]
+    alone = [ChainAttention(LENGTHS, columns, window) for _ in layers]
+    together = ChainAttention(LENGTHS, columns, window, layers=2)
+    for step in range(STEPS + 1):
+        for layer, attend in zip(layers, alone, strict=True):
+            assert torch.equal(together(*layer[step]), attend(*layer[step]))
+
+
 def test_a_window_that_hides_the_whole_text_is_refused() -> None:
     columns = torch.tensor([3])
     attend = ChainAttention(LENGTHS, columns, 2)

@@ -18,6 +18,7 @@ from drafter_svc.train.evaluate import (
 )
 from drafter_svc.train.initial import drafter_config, initial_drafter
 from drafter_svc.train.target import Target, load_target
+from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 from tests.support.tiny_llama import write_tiny_llama
 
 
@@ -102,6 +103,23 @@ def test_the_command_prints_one_line_per_file(
     assert line["draft_length"] == 2
     assert line["rounds"] > 0
     assert line["acceptance_length"] == pytest.approx(1 + sum(line["per_position"]), abs=2e-3)
+
+
+def test_a_deeper_drafter_of_another_width_is_evaluated(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tiny_llama: Path,
+    target: Target,
+    prompts: Path,
+    tmp_path: Path,
+) -> None:
+    config = tiny_config(
+        vocab_size=97, target_hidden_size=32, num_hidden_layers=2, own_embeddings=True,
+        target_fingerprint=target.fingerprint,
+    )  # fmt: skip
+    save_checkpoint(tmp_path / "deep", tiny_drafter(config), torch.arange(40) + 50)
+    assert run(monkeypatch, tiny_llama, tmp_path / "deep", prompts) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rounds"] > 0
 
 
 def test_lookup_is_compared_with_the_chain(

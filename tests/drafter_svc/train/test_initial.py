@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from drafter_svc.checkpoint import save_checkpoint
 from drafter_svc.train.initial import (
     default_aux_layers,
     drafter_config,
     initial_drafter,
     require_fit,
+    trained_drafter,
 )
 from drafter_svc.train.target import load_target
 
@@ -32,13 +34,17 @@ def test_a_target_that_is_too_shallow_is_refused() -> None:
         default_aux_layers(3)
 
 
+@pytest.mark.parametrize(
+    "arms", [{}, {"num_hidden_layers": 3}, {"mtp_head": True, "aux_layers": (4,)}], ids=str
+)
 def test_an_untrained_drafter_reads_the_highest_state_with_the_targets_head(
-    tiny_llama: Path,
+    tiny_llama: Path, arms: dict[str, Any]
 ) -> None:
     target = load_target(str(tiny_llama))
     draft_ids = torch.arange(50) * 2 - torch.arange(50) // 10
-    drafter = initial_drafter(drafter_config(target, 50), target, draft_ids, 0)
-    features = torch.randn(5, 96)
+    config = drafter_config(target, 50, arms)
+    drafter = initial_drafter(config, target, draft_ids, 0)
+    features = torch.randn(5, 32 * len(config.aux_layers))
     with torch.no_grad():
         hidden = drafter.layer(
             torch.randn(5, 32),
@@ -46,7 +52,7 @@ def test_an_untrained_drafter_reads_the_highest_state_with_the_targets_head(
             torch.arange(5),
             lambda q, k, v: q.flatten(1),
         )
-        high = torch.nn.functional.rms_norm(features[:, 64:], (32,), eps=1e-6)
+        high = torch.nn.functional.rms_norm(features[:, -32:], (32,), eps=1e-6)
         final = torch.nn.functional.rms_norm(high, (32,), target.final_norm.float(), 1e-6)
         expected = final @ target.head[draft_ids].float().T
     torch.testing.assert_close(drafter.logits(hidden), expected, rtol=1e-3, atol=1e-3)
@@ -64,13 +70,13 @@ def test_initial_weights_depend_on_the_seed_only(tiny_llama: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"num_hidden_layers": 2}, "num_hidden_layers 2"),
-        ({"own_embeddings": True}, "embeddings of its own"),
         ({"target_fingerprint": "beef"}, "made for another target"),
         ({"vocab_size": 96}, "vocabulary of 96"),
+        ({"own_embeddings": True, "target_hidden_size": 16}, "target_hidden_size 16, the target"),
+        ({"aux_layers": (1, 5)}, "aux_layers has 5, the target has states 0 to 4"),
     ],
 )
-def test_a_drafter_that_training_cannot_run_is_refused(
+def test_a_drafter_of_another_target_is_refused(
     tiny_llama: Path, change: dict[str, Any], reason: str
 ) -> None:
     target = load_target(str(tiny_llama))
@@ -78,3 +84,12 @@ def test_a_drafter_that_training_cannot_run_is_refused(
     require_fit(config, target, "folder")
     with pytest.raises(ValueError, match=reason):
         require_fit(replace(config, **change), target, "folder")
+
+
+def test_embeddings_of_the_drafters_own_are_not_trained(tiny_llama: Path, tmp_path: Path) -> None:
+    target, draft_ids = load_target(str(tiny_llama)), torch.arange(50)
+    config = replace(drafter_config(target, 50), own_embeddings=True, num_hidden_layers=2)
+    save_checkpoint(tmp_path, initial_drafter(config, target, draft_ids, 0), draft_ids)
+    drafter, _ = trained_drafter(str(tmp_path), target)
+    frozen = [name for name, weight in drafter.named_parameters() if not weight.requires_grad]
+    assert frozen == ["embed_tokens.weight"]

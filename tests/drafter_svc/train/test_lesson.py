@@ -80,6 +80,34 @@ def test_packed_documents_have_the_states_of_documents_alone(tiny_llama: Path) -
         torch.testing.assert_close(captured.final, final[0], rtol=1e-4, atol=1e-5)
 
 
+def test_the_last_state_is_the_one_before_the_final_norm(tiny_llama: Path) -> None:
+    target = load_target(str(tiny_llama))
+    target.model.float()
+    (captured,) = LocalSource(target).capture([[5, 6, 7, 8, 9]], (1, 4))
+    last = captured.features[:, 32:]
+    with torch.no_grad():
+        torch.testing.assert_close(target.model.base_model.norm(last), captured.final)
+    assert not torch.allclose(last, captured.final, rtol=0.1, atol=0.1)
+
+
+def test_states_of_forwards_at_once_are_kept_apart(tiny_llama: Path) -> None:
+    target = load_target(str(tiny_llama))
+    source, texts = LocalSource(target), [[5, 6, 7, 8], [9, 8, 7]]
+    alone, other = (source.capture([text], (1, 4))[0] for text in texts)
+    between: list[Captured] = []
+
+    def meanwhile(*_: object) -> None:
+        if not between:
+            between.append(alone)
+            between[0] = source.capture([texts[1]], (1, 4))[0]
+
+    hook = target.model.base_model.layers[2].register_forward_pre_hook(meanwhile)
+    (around,) = source.capture([texts[0]], (1, 4))
+    hook.remove()
+    assert torch.equal(around.features, alone.features)
+    assert torch.equal(between[0].features, other.features)
+
+
 def test_more_documents_than_a_forward_takes_keep_their_order(tiny_llama: Path) -> None:
     source = LocalSource(load_target(str(tiny_llama)))
     texts = [[token] * 400 for token in range(3, 11)]

@@ -1,18 +1,19 @@
 """Whole training runs against the tiny Llama."""
 
 import csv
-import dataclasses
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from drafter_svc.checkpoint import load_checkpoint
+from drafter_svc.checkpoint import load_checkpoint, save_checkpoint
 from drafter_svc.train.data import read_documents
+from drafter_svc.train.initial import drafter_config, initial_drafter
 from drafter_svc.train.local import LocalSource
 from drafter_svc.train.loop import Interrupted, Trainer
 from drafter_svc.train.settings import TrainSettings
@@ -115,11 +116,11 @@ def test_a_run_learns_and_leaves_a_checkpoint_for_its_target(
 def test_a_resumed_run_takes_the_same_steps(
     settings: TrainSettings, make: Make, tmp_path: Path, cache: float
 ) -> None:
-    settings = dataclasses.replace(settings, feature_cache_gib=cache, accumulate=2)
+    settings = replace(settings, feature_cache_gib=cache, accumulate=2)
     whole = make(settings)
     whole.run()
 
-    resumed_settings = dataclasses.replace(settings, out=str(tmp_path / "resumed"))
+    resumed_settings = replace(settings, out=str(tmp_path / "resumed"))
     stops = iter([False] * 6 + [True])
     stopped = make(resumed_settings, stopped=lambda: next(stops))
     with pytest.raises(Interrupted, match="goes on from there"):
@@ -142,7 +143,7 @@ def test_a_cache_spares_the_target_and_changes_last_bits_only(
         for cache in (0.0, 1.0):
             source = CountingSource(target)
             out = str(tmp_path / f"cache-{cache}-{epochs}")
-            run = dataclasses.replace(settings, epochs=epochs, feature_cache_gib=cache, out=out)
+            run = replace(settings, epochs=epochs, feature_cache_gib=cache, out=out)
             trainer = make(run, source=source)
             trainer.run()
             runs.append((trainer, source.documents))
@@ -159,12 +160,10 @@ def test_a_cache_spares_the_target_and_changes_last_bits_only(
 def test_another_run_starts_from_a_checkpoint(
     settings: TrainSettings, make: Make, tmp_path: Path
 ) -> None:
-    first = make(dataclasses.replace(settings, draft_vocab=50))
+    first = make(replace(settings, draft_vocab=50))
     first.run()
     later = make(
-        dataclasses.replace(
-            settings, init=str(first.folder.checkpoint), out=str(tmp_path / "later"), epochs=1
-        )
+        replace(settings, init=str(first.folder.checkpoint), out=str(tmp_path / "later"), epochs=1)
     )
     assert later.position.steps == 0
     assert torch.equal(later.learner.draft_ids, first.learner.draft_ids)
@@ -175,15 +174,40 @@ def test_another_run_starts_from_a_checkpoint(
     assert after.top1[0] > before.top1[0] - 0.1
 
 
+def test_a_deeper_drafter_with_embeddings_of_its_own_goes_on_training(
+    settings: TrainSettings, make: Make, target: Target, tmp_path: Path
+) -> None:
+    config = replace(drafter_config(target, 97), num_hidden_layers=2, own_embeddings=True)
+    drafter = initial_drafter(config, target, torch.arange(97), 0)
+    save_checkpoint(tmp_path / "start", drafter, torch.arange(97))
+    start = load_checkpoint(tmp_path / "start", dtype=torch.bfloat16)
+
+    trainer = make(replace(settings, init=str(tmp_path / "start")))
+    untrained = trainer.report([])
+    same = load_checkpoint(trainer.folder.checkpoint, dtype=torch.bfloat16)
+    assert replace(same.config, training={}, draft_temperature=1.0) == start.config
+    assert torch.equal(same.d2t, start.d2t)
+    weights = same.module.state_dict()
+    for name, tensor in start.module.state_dict().items():
+        assert torch.equal(weights[name], tensor), name
+
+    trained = trainer.run()
+    assert trained is not None
+    for step in range(2):
+        assert trained.overlap[step] > untrained.overlap[step] + 0.05, trained
+    weights = load_checkpoint(trainer.folder.checkpoint, dtype=torch.bfloat16).module.state_dict()
+    moved = {n for n, t in start.module.state_dict().items() if not torch.equal(weights[n], t)}
+    assert "embed_tokens.weight" not in moved
+    assert {"layers.1.mlp.up_proj.weight", "layers.1.self_attn.q_proj.weight"} < moved
+
+
 def test_a_checkpoint_of_another_target_is_no_start(
     settings: TrainSettings, make: Make, target: Target, tmp_path: Path
 ) -> None:
     first = make(settings)
     first.report([])
     other = Target(target.model, target.tokenizer, "other", "beef")
-    again = dataclasses.replace(
-        settings, init=str(first.folder.checkpoint), out=str(tmp_path / "again")
-    )
+    again = replace(settings, init=str(first.folder.checkpoint), out=str(tmp_path / "again"))
     with pytest.raises(ValueError, match="another target"):
         Trainer(again, other, LocalSource(other), first.corpus)
 
@@ -193,26 +217,30 @@ def test_a_checkpoint_of_another_target_is_no_start(
     [
         {"norm_output": False, "fc_norm": False},
         {"norm_before_residual": True, "aux_layers": [3]},
-        {"norm_before_fc": True, "fc_norm": False, "sliding_window": 4},
-        {"loss": "lk", "step_weights": "fixed", "optimizer": "adamw"},
+        {"norm_before_fc": True, "fc_norm": False, "sliding_window": 4, "layers": 2},
+        {"loss": "lk", "step_weights": "fixed", "optimizer": "adamw", "aux_layers": [1, 4]},
         {"teach_prompts": False, "stride": 1, "accumulate": 3},
+        {"mtp_head": True},
+        {"mtp_head": True, "norm_output": False, "fc_norm": False, "layers": 2, "aux_layers": [3]},
     ],
 )
 def test_every_arm_trains_and_records_itself(
     settings: TrainSettings, make: Make, arms: dict[str, Any]
 ) -> None:
-    trainer = make(dataclasses.replace(settings, epochs=2, **arms))
+    trainer = make(replace(settings, epochs=2, **arms))
     before = trainer.report([])
     after = trainer.run()
     assert after is not None
     assert after.overlap[0] > before.overlap[0]
     config = load_checkpoint(trainer.folder.checkpoint, dtype=torch.bfloat16).config
     for name, value in arms.items():
-        if name in ("norm_output", "fc_norm", "norm_before_residual", "norm_before_fc"):
+        if name in ("norm_output", "fc_norm", "norm_before_residual", "norm_before_fc", "mtp_head"):
             assert getattr(config, name) == value
         assert config.training["settings"][name] == value
     assert config.sliding_window == arms.get("sliding_window")
-    assert config.aux_layers == tuple(arms.get("aux_layers", (1, 2, 3)))
+    assert config.num_hidden_layers == arms.get("layers", 1)
+    usual = (4,) if "mtp_head" in arms else (1, 2, 3)
+    assert config.aux_layers == tuple(arms.get("aux_layers", usual))
 
 
 class BrokenSource(LocalSource):
@@ -241,13 +269,13 @@ def test_features_that_are_not_finite_end_the_run_with_its_checkpoint_intact(
 def test_a_run_does_not_go_on_with_other_data(settings: TrainSettings, make: Make) -> None:
     make(settings).report([])
     with pytest.raises(ValueError, match="another chain_steps, held_out"):
-        make(dataclasses.replace(settings, held_out=5, chain_steps=[3]))
+        make(replace(settings, held_out=5, chain_steps=[3]))
     with pytest.raises(ValueError, match="another target or data"):
-        make(dataclasses.replace(settings, data=settings.data[:1]))
+        make(replace(settings, data=settings.data[:1]))
 
 
 def test_time_ends_a_run_and_its_schedule(settings: TrainSettings, make: Make) -> None:
-    trainer = make(dataclasses.replace(settings, epochs=1000, minutes=1))
+    trainer = make(replace(settings, epochs=1000, minutes=1))
     trainer.position.seconds = 30.0
     assert trainer.progress == pytest.approx(0.5)
     trainer.position.seconds = 59.9
@@ -258,7 +286,7 @@ def test_time_ends_a_run_and_its_schedule(settings: TrainSettings, make: Make) -
 
 def test_too_little_data_is_refused(settings: TrainSettings, make: Make) -> None:
     with pytest.raises(ValueError, match="held_out is 60"):
-        make(dataclasses.replace(settings, held_out=60))
+        make(replace(settings, held_out=60))
 
 
 @pytest.mark.parametrize(
@@ -269,6 +297,7 @@ def test_too_little_data_is_refused(settings: TrainSettings, make: Make) -> None
         ("minutes", -1),
         ("warm_up", 1.0),
         ("held_out", 0),
+        ("layers", 0),
         ("accumulate", 0),
         ("chain_steps", []),
         ("sliding_window", 2),
@@ -279,4 +308,4 @@ def test_impossible_settings_name_the_field(
     settings: TrainSettings, field: str, value: float
 ) -> None:
     with pytest.raises(ValueError, match=field):
-        dataclasses.replace(settings, **{field: value})  # type: ignore[arg-type]
+        replace(settings, **{field: value})  # type: ignore[arg-type]

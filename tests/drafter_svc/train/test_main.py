@@ -93,7 +93,11 @@ def test_unusable_input_is_one_sentence_and_exit_code_2(
         (arguments(tiny_llama, bad, tmp_path / "out"), "bad.jsonl:1 is neither"),
         (arguments(tiny_llama, data, tmp_path / "out", "--stride", "0"), "stride must be"),
         (arguments(tiny_llama, data, tmp_path / "out", "--init", str(tmp_path)), "config.json"),
-        (arguments(tiny_llama, data, tmp_path / "out", "--aux_layers", "1", "4"), "end at 3"),
+        (arguments(tiny_llama, data, tmp_path / "out", "--aux_layers", "1", "5"), "states 0 to 4"),
+        (
+            arguments(tiny_llama, data, tmp_path / "out", "--mtp_head", "--aux_layers", "1", "4"),
+            "an MTP head reads one captured state",
+        ),
     ):
         assert run(monkeypatch, *words) == 2
         last = capsys.readouterr().err.strip().splitlines()[-1]

@@ -95,6 +95,20 @@ def test_adamw_alone_moves_the_matrices_otherwise() -> None:
     assert not torch.equal(moved[0].fc.weight, moved[1].fc.weight)
 
 
+@pytest.mark.parametrize("muon", [True, False])
+def test_a_frozen_parameter_stays_as_it_is(muon: bool) -> None:
+    drafter = tiny_drafter(tiny_config(own_embeddings=True))
+    drafter.embed_tokens.requires_grad_(False)
+    before = drafter.embed_tokens.weight.bfloat16()
+    optimizer = MasterOptimizer(drafter, clip=1.0, muon=muon)
+    assert len(optimizer.gradients) == len(list(drafter.parameters())) - 1
+    for _ in range(3):
+        filled(drafter, 1.0)
+        optimizer.gather()
+        optimizer.step(1e-1)
+    assert torch.equal(drafter.embed_tokens.weight, before)
+
+
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     rates = [learning_rate(2.0, step / 100, warm_up=0.1) for step in range(101)]
     assert rates[0] == 0.0

@@ -67,6 +67,8 @@ class Scripted(VerifierServiceServicer):
         for request in requests:
             time.sleep(self.delay)
             documents += 1
+            # Before its last rows, with which a client may leave.
+            self.answered.append(request.document.id)
             for rows in self._rows(request.document):
                 message = pb.FeaturesResponse(number=number, rows=rows)
                 if self.misdeed is not None:
@@ -74,7 +76,6 @@ class Scripted(VerifierServiceServicer):
                 else:
                     yield message
                 number += 1
-            self.answered.append(request.document.id)
         yield pb.FeaturesResponse(number=number, end=pb.FeaturesEnd(documents=documents))
 
     def DescribeModel(self, request: Any, context: Any) -> Any: ...  # noqa: N802
@@ -182,7 +183,7 @@ def test_a_verifier_that_dies_in_the_middle_is_waited_for() -> None:
         done = pool.submit(check, source, DOCUMENTS)  # before any verifier is there
         time.sleep(0.2)
         with serving(first, port):
-            while len(first.answered) < 5:
+            while len(first.answered) < 6:
                 assert not done.done()
                 time.sleep(0.002)
         time.sleep(0.1)

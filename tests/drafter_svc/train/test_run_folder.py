@@ -63,3 +63,17 @@ def test_the_curve_shows_every_step_of_the_log(folder: RunFolder) -> None:
     for legend in ("top-1, step 1", "top-1, step 2", "acceptance length", "tokens"):
         assert legend in text
     assert "http://kozea" not in picture.read_text()
+
+
+def test_a_run_from_before_a_setting_existed_had_its_default(folder: RunFolder) -> None:
+    folder.save(Position(5), {})
+    path = folder.path / "last.pt"
+    state = torch.load(path, weights_only=True)
+    del state["settings"]["layers"]
+    torch.save(state, path)
+    loaded = folder.load()
+    assert loaded is not None
+    assert loaded[0] == Position(5)
+    deeper = RunFolder(TrainSettings("target", ["data"], str(folder.path), layers=2), "key")
+    with pytest.raises(ValueError, match="another layers"):
+        deeper.load()

@@ -42,7 +42,7 @@ async def test_answers_find_their_requests(write: Write) -> None:
     async with Child.running("fake", write(PAIRS)) as child:
         assert child.facts == {"ready": True}
         both = (child.ask("two", text="a"), child.ask("two", text="b"))
-        assert await asyncio.gather(*both) == ["a", "b"]
+        assert list(await asyncio.gather(*both)) == ["a", "b"]
         assert await child.ask("one", text="c") == "c"
 
 

@@ -64,6 +64,8 @@ class Child:
                     stderr=log,
                     limit=LONGEST_LINE,
                     env=environment,
+                    # Of this session still: where this process dies, the kernel hangs up on the
+                    # stopped group and lets it go on to its end.
                     process_group=0,
                 )
             except OSError as error:

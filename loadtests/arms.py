@@ -13,8 +13,12 @@ from loadtests.peer import Peer
 from loadtests.prompts import Prompt
 from loadtests.result import RequestFailed, Result
 from loadtests.stats import Key
+from loadtests.vllm_peer import VllmPeer
 
 PLAIN, SPECULATIVE, TRANSFORMERS = "plain", "speculative", "transformers"
+VLLM, VLLM_EAGLE3 = "vllm", "vllm-eagle3"
+ARMS = (PLAIN, SPECULATIVE, TRANSFORMERS, VLLM, VLLM_EAGLE3)
+OURS = (PLAIN, SPECULATIVE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +71,11 @@ class RestArm:
 
 @dataclass(frozen=True, slots=True)
 class PeerArm:
-    """`generate` of transformers."""
+    """Another engine, asked without HTTP."""
 
-    peer: Peer
+    name: str
+    peer: Peer | VllmPeer
     sampling: Sampling
-
-    @property
-    def name(self) -> str:
-        return TRANSFORMERS
 
     async def answer(self, task: Task) -> Result:
         return await self.peer.generate(

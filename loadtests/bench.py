@@ -1,4 +1,4 @@
-"""`python -m loadtests.bench`: speculation on and off through REST, beside transformers."""
+"""`python -m loadtests.bench`: speculation on and off through REST, beside other engines."""
 
 from __future__ import annotations
 
@@ -8,68 +8,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import field_validator, model_validator
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from loadtests.arms import (
-    Arm,
-    PeerArm,
-    RestArm,
-    Run,
-    Sampling,
-    Task,
-    as_json,
-    blocks,
-    run_block,
-    turns,
-)
+from loadtests.arms import Arm, Run, Sampling, Task, as_json, blocks, run_block, turns
+from loadtests.bench_settings import BenchSettings
 from loadtests.client import Client, Served
 from loadtests.command import run
-from loadtests.peer import Peer
+from loadtests.lineup import Lineup
 from loadtests.prompts import Prompt, load_prompts
 from loadtests.provenance import provenance
 from loadtests.report import console, print_report
 from loadtests.summary import Summary, summarize
-from specwire.settings import Settings, setting
 
 PROGRAM = "loadtests.bench"
-
-
-class BenchSettings(Settings):
-    """Measures a running stack: the same prompts with speculation on and off, in turns.
-
-    With a peer target, transformers' `generate` takes turns too, in a process of its own, in the
-    dtype that is served. End tokens end no output, in no arm: all outputs have one length.
-    """
-
-    prompts: str = setting(..., "File of JSON lines; the first of each line's `turns` is asked.")
-    url: str = setting("http://127.0.0.1:8000", "The gateway.")
-    api_key: str | None = setting(None, "Key for the gateway.")
-    limit: int | None = setting(None, "Prompts to take from the file; none takes all.", ge=1)
-    max_tokens: int = setting(128, "Tokens of each output.", ge=2)
-    repeats: int = setting(3, "Times that everything is measured.", ge=1)
-    concurrency: int = setting(1, "Requests at once, as a closed loop.", ge=1)
-    temperature: float = setting(0.0, "Of every arm; seeds are fixed by prompt.", ge=0, le=2)
-    peer_target: str | None = setting(
-        None, "The served model as transformers loads it: Hugging Face id, folder or .gguf file."
-    )
-    output: str | None = setting(None, "File for all numbers as JSON, every request included.")
-
-    @field_validator("output")
-    @classmethod
-    def _check_output(cls, output: str | None) -> str | None:
-        if output and not Path(output).absolute().parent.is_dir():
-            raise ValueError("must be in a folder that exists")
-        return output
-
-    @model_validator(mode="after")
-    def _check_peer(self) -> BenchSettings:
-        if self.peer_target and self.concurrency > 1:
-            raise ValueError(
-                "--peer-target: one `generate` serves one request; use --concurrency 1"
-            )
-        return self
 
 
 async def main() -> int:
@@ -82,16 +34,13 @@ async def main() -> int:
         served = await client.served()
         tasks = await _tasks(client, prompts)
         sampling = Sampling(settings.max_tokens, settings.temperature)
-        arms: list[Arm] = [RestArm(client, sampling, False), RestArm(client, sampling, True)]
-        if settings.peer_target:
-            peer = await stack.enter_async_context(Peer.running(settings.peer_target, served.dtype))
-            peer.check(settings.peer_target, served)
-            arms.append(PeerArm(peer, sampling))
-        runs = await _measure(settings, arms, tasks)
+        with Console(stderr=True).status("Starting"):
+            lineup = await Lineup.start(stack, settings, client, served, sampling, tasks)
+        runs = await _measure(settings, lineup.arms, tasks)
     summary = summarize(runs, greedy=settings.temperature == 0)
     print_report(console(), summary)
     if settings.output:
-        _write(Path(settings.output), settings, origin, served, summary, runs)
+        _write(Path(settings.output), settings, origin, served, lineup, summary, runs)
     return 1 if summary.errors else 0
 
 
@@ -128,6 +77,7 @@ def _write(
     settings: BenchSettings,
     origin: dict[str, Any],
     served: Served,
+    lineup: Lineup,
     summary: Summary,
     runs: list[Run],
 ) -> None:
@@ -135,6 +85,7 @@ def _write(
         "provenance": origin,
         "arguments": settings.model_dump(exclude={"api_key"}),
         "model": served.card,
+        "peers": lineup.peers,
         "summary": asdict(summary),
         "runs": [as_json(run) for run in runs],
     }

@@ -7,14 +7,15 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
+from loadtests.result import RequestFailed
 from specwire.settings import StartError
 
 
 def run(program: str, main: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
-    """Run a command to its end and exit with its status; 2 where it could not begin."""
+    """Run a command to its end and exit with its status; 2 where it cannot begin or go on."""
     try:
         status = asyncio.run(main())
-    except StartError as error:
+    except (StartError, RequestFailed) as error:
         print(f"{program}: {error}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:

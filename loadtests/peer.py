@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import sys
-import tempfile
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import IO, Any
+from typing import Any
 
+from loadtests.child import Child
 from loadtests.client import Served
 from loadtests.result import Result
 from specwire.settings import StartError
 
-LONGEST_LINE = 1 << 24  # bytes
-
 
 class Peer:
-    """A target loaded by transformers in a process of its own, idle unless it is asked."""
+    """A target loaded by transformers in a process of its own."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: IO[bytes]) -> None:
-        self._process = process
-        self._log = log
-        self.fingerprint = ""
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        self.fingerprint: str = child.facts["fingerprint"]
 
     @classmethod
     @asynccontextmanager
@@ -33,25 +28,14 @@ class Peer:
         Raises:
             StartError: it cannot be loaded.
         """
-        with tempfile.TemporaryFile() as log:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "loadtests.reference", target, dtype),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                limit=LONGEST_LINE,
-            )
-            try:
-                peer = cls(process, log)
-                ready = await peer._receive()
-                if "error" in ready:
-                    raise StartError(f"{target} cannot be loaded: {ready['error']}")
-                peer.fingerprint = ready["fingerprint"]
-                yield peer
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                await process.wait()
+        command = (sys.executable, "-m", "loadtests.reference", target, dtype)
+        async with Child.running("transformers", command) as child:
+            yield cls(child)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What runs: versions and arguments."""
+        return self._child.facts
 
     def check(self, target: str, served: Served) -> None:
         """Make sure that it is the model that is served.
@@ -102,19 +86,9 @@ class Peer:
         largest: float = await self._ask("noise", tokens=tokens, start=len(prompt))
         return largest
 
-    async def _ask(self, operation: str, **arguments: Any) -> Any:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"operation": operation, **arguments}).encode())
-        self._process.stdin.write(b"\n")
-        return (await self._receive())["value"]
+    async def save(self, target: str, folder: str) -> None:
+        """Write the model, and the tokenizer of `target`, as a folder of Hugging Face's layout."""
+        await self._ask("save", target=target, folder=folder)
 
-    async def _receive(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = await self._process.stdout.readline()
-        if not line:
-            status = await self._process.wait()
-            self._log.seek(0)
-            last = self._log.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise StartError(": ".join([f"The transformers process ended ({status})", *last]))
-        message: dict[str, Any] = json.loads(line)
-        return message
+    async def _ask(self, operation: str, **arguments: Any) -> Any:
+        return await self._child.ask(operation, **arguments)

@@ -1,4 +1,4 @@
-"""transformers' own `generate`, as a child process that speaks JSON lines.
+"""transformers' own `generate`, as a child process that speaks JSON lines (`loadtests.child`).
 
     python -m loadtests.reference TARGET DTYPE
 
@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from specwire.target import TargetSource
 from specwire.torch import target_fingerprint
@@ -32,7 +33,17 @@ class Reference:
         ends = model.generation_config.eos_token_id
         self._ends: list[int] = [] if ends is None else ends if isinstance(ends, list) else [ends]
         # The model's own sampling defaults would not be what a request to the API asks for.
+        self._generation_config = model.generation_config
         model.generation_config = GenerationConfig()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the parent is told at the start."""
+        return {
+            "fingerprint": self.fingerprint,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        }
 
     @classmethod
     def load(cls, target: str, dtype: str) -> Reference:
@@ -110,6 +121,24 @@ class Reference:
         one, other = (logits.gather(1, best) for logits in (together, torch.stack(rows).float()))
         return float((one.diff() - other.diff()).abs().max())
 
+    def save(self, target: str, folder: str) -> None:
+        """Write the model, and the tokenizer of `target`, as a folder of Hugging Face's layout.
+
+        Weights that were read from a GGUF file are written as they are computed with.
+        """
+        model, source = self.model, TargetSource.parse(target)
+        for attribute in ("quantization_config", "_pre_quantization_dtype"):
+            if hasattr(model.config, attribute):
+                delattr(model.config, attribute)
+        model.hf_quantizer = model.quantization_method = None
+        model.is_quantized = False
+        ours, model.generation_config = model.generation_config, self._generation_config
+        try:
+            model.save_pretrained(folder)
+        finally:
+            model.generation_config = ours
+        AutoTokenizer.from_pretrained(source.location, **source.arguments).save_pretrained(folder)
+
     def _logits(self, tokens: Sequence[int]) -> torch.Tensor:
         """fp32 `[len(tokens), vocab]` of one forward."""
         inputs = torch.tensor([tokens], device=self.model.device)
@@ -126,14 +155,21 @@ def main() -> None:
         try:
             reference = Reference.load(*sys.argv[1:])
         except Exception as error:  # transformers raises many kinds for a missing or broken model
-            first = (str(error).strip() or repr(error)).splitlines()[0]
-            _send(answers, {"error": first})
+            _send(answers, {"id": 0, "error": _first_line(error)})
             return
-        _send(answers, {"fingerprint": reference.fingerprint})
+        _send(answers, {"id": 0, "value": reference.facts})
         for line in sys.stdin:
             request = json.loads(line)
-            operation = getattr(reference, request.pop("operation"))
-            _send(answers, {"value": operation(**request)})
+            number, operation = request.pop("id"), getattr(reference, request.pop("operation"))
+            try:
+                answer = {"id": number, "value": operation(**request)}
+            except Exception as error:  # of torch, transformers or the disk: one request's failure
+                answer = {"id": number, "error": _first_line(error)}
+            _send(answers, answer)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _send(answers: TextIO, message: Mapping[str, Any]) -> None:

@@ -9,7 +9,8 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.arms import SPECULATIVE
+from loadtests.acceptance import Comparison, Estimate
+from loadtests.arms import SPECULATIVE, VLLM_EAGLE3
 from loadtests.rounds import PARTS, Rounds
 from loadtests.stats import Ratio
 from loadtests.summary import Agreement, ArmSummary, Spread, Summary
@@ -32,11 +33,15 @@ def print_report(console: Console, summary: Summary) -> None:
     if summary.ratios:
         console.print(_ratios(summary))
     for arm in summary.arms:
-        if arm.name == SPECULATIVE and arm.rounds is not None:
-            console.print(_acceptance(arm.rounds))
-            if arm.rounds.drafted_rounds:
+        if arm.name in (SPECULATIVE, VLLM_EAGLE3) and arm.rounds is not None:
+            console.print(_acceptance(arm.name, arm.rounds))
+            if arm.name == SPECULATIVE and arm.rounds.drafted_rounds:
                 console.print(_sources(arm.rounds))
-    if any(arm.rounds for arm in summary.arms):
+    if summary.acceptance is not None:
+        if summary.acceptance.positions:
+            console.print(_compared(summary.acceptance))
+        console.print(verdict(summary.acceptance))
+    if any(arm.rounds and arm.rounds.parts_ms for arm in summary.arms):
         console.print(_time(summary.arms))
     for arm in summary.arms:
         if arm.rounds is not None and arm.rounds.failovers:
@@ -77,10 +82,9 @@ def _interval(ratio: Ratio) -> str:
     return f"{ratio.low:.3f} .. {ratio.high:.3f}"
 
 
-def _acceptance(rounds: Rounds) -> Table:
-    table = _table(
-        "Acceptance by position in the draft", "position", "proposed", "accepted", "share"
-    )
+def _acceptance(arm: str, rounds: Rounds) -> Table:
+    title = f"Acceptance by position in the draft, {arm}"
+    table = _table(title, "position", "proposed", "accepted", "share")
     counts = zip(rounds.proposed_at, rounds.accepted_at, rounds.shares, strict=True)
     for position, (proposed, accepted, share) in enumerate(counts, start=1):
         table.add_row(str(position), str(proposed), str(accepted), f"{share:.3f}")
@@ -109,8 +113,48 @@ def _sources(rounds: Rounds) -> Table:
     return table
 
 
+def _compared(comparison: Comparison) -> Table:
+    table = _table(
+        "Acceptance of the same drafter in both engines",
+        "position",
+        *(SPECULATIVE, VLLM_EAGLE3, "difference", "standard error", "in errors"),
+    )
+    for position, estimate in enumerate(comparison.positions, start=1):
+        table.add_row(str(position), *_row(estimate))
+    if comparison.length is not None:
+        table.add_section()
+        table.add_row("length", *_row(comparison.length))
+    table.caption = (
+        f"Paired bootstrap over {comparison.prompts} prompts. "
+        "length: 1 and the sum of the shares, bonus included."
+    )
+    return table
+
+
+def _row(estimate: Estimate) -> list[str]:
+    return [
+        f"{estimate.ours:.4f}",
+        f"{estimate.theirs:.4f}",
+        f"{estimate.difference:+.4f}",
+        f"{estimate.error:.4f}",
+        f"{estimate.errors_apart:.2f}",
+    ]
+
+
+def verdict(comparison: Comparison) -> str:
+    """One sentence on whether both engines accept alike."""
+    if comparison.equal is None:
+        return f"Acceptance cannot be compared with vLLM's. {comparison.obstacle}"
+    largest = max(estimate.errors_apart for estimate in comparison.positions)
+    said = "equals vLLM's within" if comparison.equal else "differs from vLLM's by more than"
+    return (
+        f"Acceptance by position {said} sampling error: up to {largest:.2f} standard errors apart, "
+        f"{comparison.allowed:.2f} allowed."
+    )
+
+
 def _time(arms: Sequence[ArmSummary]) -> Table:
-    told = [(arm.name, arm.rounds) for arm in arms if arm.rounds is not None]
+    told = [(arm.name, arm.rounds) for arm in arms if arm.rounds and arm.rounds.parts_ms]
     table = _table("Where a round's time goes, ms (share)", "part", *(name for name, _ in told))
     table.caption = "After the first token, by the verifier's clock; the last row by the client's."
     totals = [sum(rounds.parts_ms.values()) for _, rounds in told]

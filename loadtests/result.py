@@ -21,7 +21,7 @@ class Result:
     finish_reason: str
     # (arrival, number of tokens) of every chunk that carried tokens; empty where nothing streams.
     chunks: tuple[tuple[float, int], ...] = ()
-    # The `holdcourse` object of the answer.
+    # The `holdcourse` object of the answer, or what a peer says of its drafts in the same words.
     report: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -58,7 +58,8 @@ class Rounds:
     # What of that was by lookup of a repeated suffix.
     lookup_proposed_at: tuple[int, ...]
     lookup_accepted_at: tuple[int, ...]
-    # Milliseconds per round, by the names in `PARTS`, and as the client saw them.
+    # Milliseconds per round, by the names in `PARTS`, and as the client saw them; a peer does
+    # not say where its time goes.
     parts_ms: Mapping[str, float]
     client_ms: float
     # Generations moved to another verifier, or begun again on the same one.
@@ -71,7 +72,8 @@ class Rounds:
         rounds = sum(result.report["rounds"] - 1 for result in told)
         if not rounds:
             return None
-        sums = {part: sum(r.report["timings"][part] for r in told) for part in PARTS}
+        timed = all("timings" in result.report for result in told)
+        sums = {part: sum(r.report["timings"][part] for r in told) for part in PARTS if timed}
         return cls(
             rounds,
             sum(len(result.tokens) - 1 for result in told),

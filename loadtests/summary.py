@@ -6,13 +6,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from loadtests.arms import PLAIN, SPECULATIVE, TRANSFORMERS, Run, throughputs
+from loadtests.acceptance import Comparison, compare
+from loadtests.arms import (
+    OURS,
+    PLAIN,
+    SPECULATIVE,
+    TRANSFORMERS,
+    VLLM,
+    VLLM_EAGLE3,
+    Run,
+    throughputs,
+)
 from loadtests.compare import first_difference
 from loadtests.result import Result
 from loadtests.rounds import Rounds
 from loadtests.stats import Ratio, paired_ratio, percentile
 
-COMPARISONS = ((SPECULATIVE, PLAIN), (PLAIN, TRANSFORMERS), (SPECULATIVE, TRANSFORMERS))
+COMPARISONS = (
+    (SPECULATIVE, PLAIN),
+    (PLAIN, TRANSFORMERS),
+    (SPECULATIVE, TRANSFORMERS),
+    (PLAIN, VLLM),
+    (SPECULATIVE, VLLM),
+    (SPECULATIVE, VLLM_EAGLE3),
+    (VLLM_EAGLE3, VLLM),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +73,16 @@ class Summary:
     arms: tuple[ArmSummary, ...]
     ratios: dict[str, Ratio]
     agreements: tuple[Agreement, ...]
+    # Of our drafts with those of vLLM's `eagle3`; None where either was not measured.
+    acceptance: Comparison | None
     errors: tuple[str, ...]
 
 
 def summarize(runs: Sequence[Run], *, greedy: bool) -> Summary:
     """Sum up all runs of a benchmark.
 
-    Outputs of transformers are compared only where they are `greedy`: its draws are its own.
+    Outputs and acceptance of peers are compared only where they are `greedy`: how they draw is
+    their own.
     """
     names = list(dict.fromkeys(run.arm for run in runs))
     ratios = {
@@ -72,12 +93,13 @@ def summarize(runs: Sequence[Run], *, greedy: bool) -> Summary:
     agreements = (
         _agreement(runs, one, other)
         for one, other in COMPARISONS
-        if greedy or other != TRANSFORMERS
+        if greedy or {one, other} <= set(OURS)
     )
     return Summary(
         tuple(_arm(name, [run for run in runs if run.arm == name]) for name in names),
         ratios,
         tuple(agreement for agreement in agreements if agreement.compared),
+        compare(_by_prompt(runs, SPECULATIVE), _by_prompt(runs, VLLM_EAGLE3)) if greedy else None,
         tuple(record.error for run in runs for record in run.records if record.error),
     )
 
@@ -110,6 +132,14 @@ def _agreement(runs: Sequence[Run], one: str, other: str) -> Agreement:
     places = (first_difference(first[key].tokens, second[key].tokens) for key in shared)
     differing = tuple(place for place in places if place is not None)
     return Agreement(one, other, len(shared), differing)
+
+
+def _by_prompt(runs: Sequence[Run], arm: str) -> dict[str, list[Result]]:
+    found: dict[str, list[Result]] = {}
+    for record in chain.from_iterable(run.records for run in runs if run.arm == arm):
+        if record.result is not None:
+            found.setdefault(record.prompt, []).append(record.result)
+    return found
 
 
 def _outputs(runs: Sequence[Run], arm: str) -> dict[tuple[int, int, int], Result]:

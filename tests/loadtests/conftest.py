@@ -1,6 +1,7 @@
 """A fake gateway, and prompt files."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,3 +30,16 @@ def write_prompts(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def vllm_python(tmp_path: Path) -> str:
+    """A Python whose `vllm` is the fake one."""
+    return python_with(tmp_path, Path(__file__).with_name("fake_vllm"))
+
+
+def python_with(folder: Path, packages: Path) -> str:
+    path = folder / f"python-with-{packages.name}"
+    path.write_text(f'#!/bin/sh\nPYTHONPATH="{packages}" exec "{sys.executable}" "$@"\n')
+    path.chmod(0o755)
+    return str(path)

@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 
 from loadtests import bench
 from loadtests.arms import Arm, RestArm, Sampling, Task, blocks, turns
-from loadtests.client import Client
+from loadtests.client import Client, Served
 from loadtests.prompts import Prompt
 from specwire.settings import StartError
 from tests.loadtests.fake_gateway import Behaviour
@@ -73,7 +74,20 @@ async def test_failed_requests_are_told_and_set_the_status(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--concurrency", "2", "--peer-target", "x"], "--peer-target.*--concurrency 1"),
+        (
+            ["--concurrency", "2", "--arms", "transformers", "--peer-target", "x"],
+            "--arms transformers.*--concurrency 1",
+        ),
+        (["--arms", "plain,plain"], "--arms: must be some of plain, speculative"),
+        (["--arms", "fast"], "--arms: must be some of plain, speculative"),
+        (["--arms", "vllm"], "--arms vllm needs --peer-target"),
+        (["--arms", "vllm", "--peer-target", "x"], "--arms vllm needs --vllm-python"),
+        (
+            ["--arms", "vllm-eagle3", "--peer-target", "x", "--vllm-python", "p"],
+            "--arms vllm-eagle3 needs --vllm-checkpoint",
+        ),
+        (["--vllm-python", "p"], "--vllm-python is for --arms vllm or vllm-eagle3"),
+        (["--peer-target", "x"], "--peer-target is for --arms transformers or"),
         (["--output", "/nowhere/at/all"], "--output: must be in a folder that exists"),
         (["--max-tokens", "1"], "--max-tokens: must be greater than or equal to 2"),
         (["--frobnicate"], "frobnicate"),
@@ -84,6 +98,105 @@ async def test_bad_arguments(
 ) -> None:
     with pytest.raises(StartError, match=sentence):
         await run(monkeypatch, "--prompts", write_prompts("one"), *arguments)
+
+
+@pytest.fixture
+def with_vllm(
+    behaviour: Behaviour,
+    vllm_python: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> list[str]:
+    """Arguments for all arms but transformers; nothing is loaded to prove the target."""
+
+    async def hugging_face(target: str, served: Served, _: Path) -> str:
+        assert served.fingerprint == behaviour.fingerprint
+        return target
+
+    monkeypatch.setattr("loadtests.lineup.hugging_face", hugging_face)
+    (tmp_path / "config.json").write_text("{}")
+    return [
+        *("--arms", "plain,speculative,vllm,vllm-eagle3", "--peer-target", "model"),
+        *("--vllm-python", vllm_python, "--vllm-checkpoint", str(tmp_path)),
+        *("--vllm-draft-length", "3"),
+    ]
+
+
+async def test_vllm_takes_turns_and_its_acceptance_is_compared(
+    url: str,
+    write_prompts: Write,
+    with_vllm: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, output = write_prompts("one", "two", "three"), tmp_path / "out.json"
+    arguments = ("--prompts", path, "--url", url, "--max-tokens", "10", "--repeats", "2")
+    more = ("--concurrency", "2", "--output", str(output))
+    assert await run(monkeypatch, *arguments, *more, *with_vllm) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for pair in ("plain/vllm", "speculative/vllm", "speculative/vllm-eagle3", "vllm-eagle3/vllm"):
+        assert f"{pair} " in text
+    assert "equals vLLM's within sampling error: up to 0.00 standard errors" in text
+
+    document = json.loads(output.read_text())
+    arms = {arm["name"]: arm for arm in document["summary"]["arms"]}
+    assert arms["vllm-eagle3"]["rounds"]["accepted_at"][2] == 0
+    assert arms["vllm"]["first_token"]["p50"] > 0
+    assert arms["vllm"]["requests"] == arms["plain"]["requests"] == 8
+    peer = document["peers"]["vllm-eagle3"]
+    assert peer["arguments"]["max_num_seqs"] == 2
+    assert peer["arguments"]["max_model_len"] == 3 + 10 + 3 + 1
+    assert peer["versions"]["python"]
+
+
+async def test_a_worse_peer_is_told(
+    url: str,
+    write_prompts: Write,
+    with_vllm: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FAKE_ACCEPTED", "1")
+    path = write_prompts("one", "two")
+    arguments = ("--prompts", path, "--url", url, "--max-tokens", "10", "--repeats", "1")
+    assert await run(monkeypatch, *arguments, *with_vllm) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "differs from vLLM's by more than sampling error" in text
+    assert "2 1.0000 0.0000 +1.0000" in re.sub("[^ -~]+ ?", "", text)
+
+
+async def test_a_peer_that_dies_leaves_the_other_arms(
+    url: str,
+    write_prompts: Write,
+    with_vllm: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def tokens(*_: object) -> list[int]:
+        return [8]  # which kills the fake vLLM
+
+    monkeypatch.setattr(Client, "tokenize", tokens)
+    path = write_prompts("one", "two")
+    arguments = ("--prompts", path, "--url", url, "--max-tokens", "10", "--repeats", "1")
+    assert await run(monkeypatch, *arguments, *with_vllm) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Failed (2): the vllm process was killed by SIGKILL, perhaps for lack of" in text
+    assert "2 (2 failed)" in text
+    assert "speculative/plain" in text
+
+
+async def test_a_peer_that_does_not_start_stops_before_anything_is_measured(
+    url: str,
+    behaviour: Behaviour,
+    write_prompts: Write,
+    with_vllm: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = ["broken" if argument == "model" else argument for argument in with_vllm]
+    with pytest.raises(StartError, match=r"vllm cannot start.*no weights here"):
+        await run(monkeypatch, "--prompts", write_prompts("one"), "--url", url, *broken)
+    assert behaviour.bodies == []
 
 
 def task(number: int) -> Task:

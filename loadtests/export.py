@@ -1,0 +1,82 @@
+"""The served target as vLLM loads it: Hugging Face's layout, made of a GGUF file once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from loadtests.client import Served
+from loadtests.peer import Peer
+from loadtests.result import RequestFailed
+from specwire.settings import StartError
+from specwire.target import TargetSource
+
+RECORD = "holdcourse.json"
+
+
+def cache_folder() -> Path:
+    """Where exports are kept."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches).absolute() / "holdcourse" / "exports"
+
+
+async def hugging_face(target: str, served: Served, cache: Path) -> str:
+    """The folder or Hugging Face id of `target`, which is made sure to be what is served.
+
+    A GGUF file is exported in the dtype that is served, dequantized by transformers as the
+    verifier does it; the export is used again as long as the file is the same.
+
+    Raises:
+        StartError: it cannot be loaded, is another model, or the export cannot be written.
+    """
+    try:
+        source = TargetSource.parse(target)
+    except ValueError as error:
+        raise StartError(f"--peer-target: {error}") from None
+    if source.gguf_file is None:
+        async with Peer.running(target, served.dtype) as peer:
+            peer.check(target, served)
+        return source.location
+    folder = _folder(Path(source.location, source.gguf_file), served.dtype, cache)
+    if _fingerprint(folder) != served.fingerprint:
+        async with Peer.running(target, served.dtype) as peer:
+            peer.check(target, served)
+            await _export(peer, target, folder)
+    return str(folder)
+
+
+def _folder(file: Path, dtype: str, cache: Path) -> Path:
+    stat = file.stat()
+    key = f"{file.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}\n{dtype}"
+    return cache / f"{file.stem}-{dtype}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """Of the model in a finished export; None where there is none."""
+    try:
+        fingerprint: str = json.loads((folder / RECORD).read_text())["fingerprint"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return fingerprint
+
+
+async def _export(peer: Peer, target: str, folder: Path) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+            partial = Path(temporary, folder.name)
+            await peer.save(target, str(partial))
+            _finish(partial, folder, peer.fingerprint)
+    except (OSError, RequestFailed) as error:
+        raise StartError(f"{target} cannot be exported to {folder}: {error}") from None
+
+
+def _finish(partial: Path, folder: Path, fingerprint: str) -> None:
+    """Put a whole export in its place."""
+    (partial / RECORD).write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)

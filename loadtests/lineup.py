@@ -1,0 +1,90 @@
+"""The arms of a benchmark, started one after the other before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from loadtests.arms import (
+    OURS,
+    SPECULATIVE,
+    TRANSFORMERS,
+    VLLM_EAGLE3,
+    Arm,
+    PeerArm,
+    RestArm,
+    Sampling,
+    Task,
+)
+from loadtests.bench_settings import BenchSettings
+from loadtests.client import Client, Served
+from loadtests.export import cache_folder, hugging_face
+from loadtests.peer import Peer
+from loadtests.vllm_peer import VllmPeer, engine_arguments
+
+
+@dataclass(slots=True)
+class Lineup:
+    """Arms in the order in which they first take turns, and what the peers say of themselves."""
+
+    arms: list[Arm] = field(default_factory=list)
+    peers: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    async def start(
+        cls,
+        stack: AsyncExitStack,
+        settings: BenchSettings,
+        client: Client,
+        served: Served,
+        sampling: Sampling,
+        tasks: Sequence[Task],
+    ) -> Lineup:
+        """Start all that `settings` name; `stack` ends their processes.
+
+        Raises:
+            StartError: a peer cannot be started, or it is not for the model that is served.
+        """
+        lineup = cls()
+        longest = max(len(task.tokens) for task in tasks) + sampling.max_tokens
+        for name in settings.arm_names:
+            if name in OURS:
+                lineup.arms.append(RestArm(client, sampling, name == SPECULATIVE))
+                continue
+            peer: Peer | VllmPeer
+            if name == TRANSFORMERS:
+                peer = await _transformers(stack, settings, served)
+            else:
+                peer = await _vllm(stack, settings, name, served, longest)
+            lineup.arms.append(PeerArm(name, peer, sampling))
+            lineup.peers[name] = peer.facts
+        return lineup
+
+
+async def _transformers(stack: AsyncExitStack, settings: BenchSettings, served: Served) -> Peer:
+    assert settings.peer_target is not None
+    peer = await stack.enter_async_context(Peer.running(settings.peer_target, served.dtype))
+    peer.check(settings.peer_target, served)
+    return peer
+
+
+async def _vllm(
+    stack: AsyncExitStack, settings: BenchSettings, name: str, served: Served, longest: int
+) -> VllmPeer:
+    assert settings.peer_target is not None
+    assert settings.vllm_python is not None
+    drafter = settings.drafter if name == VLLM_EAGLE3 else None
+    if drafter is not None:
+        drafter.check(served)
+    arguments = engine_arguments(
+        await hugging_face(settings.peer_target, served, cache_folder()),
+        served.dtype,
+        sequences=settings.concurrency,
+        longest=longest,
+        eager=settings.vllm_eager,
+        drafter=drafter,
+    )
+    running = VllmPeer.running(name, settings.vllm_python, arguments)
+    return await stack.enter_async_context(running)

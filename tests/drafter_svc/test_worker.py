@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,13 +87,90 @@ def test_sequences_of_all_links_share_a_batch_and_nothing_else(parts: Parts) -> 
     assert set(answers) == {1, 2}
 
 
-def test_closing_frees_and_may_be_repeated(parts: Parts) -> None:
+def test_closing_ends_a_sequence_and_may_be_repeated(parts: Parts) -> None:
     text = random_text(12, 7)
     serve(parts, round_of(text.extend(5, 0, 6, 2)))
     for _ in range(2):
         assert serve(parts, round_of(closes=(5, 77))) == Answers()
-    assert parts.cache.bytes_used == 0
     assert serve(parts, round_of(text.extend(5, 6, 7, 2))).needs == [Need(5, 0, 7)]
+
+
+def heir(text: Text, start: int, stop: int, length: int) -> tuple[Extend, torch.Tensor]:
+    """Sequence 6, which begins with the first 20 entries of sequence 5."""
+    extend, features = text.extend(6, start, stop, length)
+    return replace(extend, opening=replace(GREEDY, source=5, inherited=20)), features
+
+
+def other_ending(text: Text) -> Text:
+    """The same tokens up to 20 and features up to 19, and another end."""
+    end = random_text(len(text.tokens), 99)
+    return Text(
+        text.tokens[:21] + end.tokens[21:], torch.cat([text.features[:20], end.features[20:]])
+    )
+
+
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("looking", [0, 2])
+def test_a_sequence_inherits_what_another_one_holds(closed: bool, looking: int) -> None:
+    parts = Parts(lookup_match=looking)
+    parts.worker.open_link(1)
+    text = random_text(40, 15)
+    serve(parts, round_of(text.extend(5, 0, 30, 2)))
+    if closed:
+        serve(parts, round_of(closes=(5,)))
+    turn = other_ending(text)
+    check(parts, only(serve(parts, round_of(heir(turn, 20, 33, 4)))), turn, 33, 4)
+    if not closed:
+        check(parts, only(serve(parts, round_of(text.extend(5, 30, 31, 4)))), text, 31, 4)
+
+
+def test_rows_of_the_same_batch_are_inherited_too(parts: Parts) -> None:
+    text = random_text(40, 16)
+    turn = other_ending(text)
+    answers = serve(parts, round_of(text.extend(5, 0, 30, 2), heir(turn, 20, 33, 4)))
+    ours, heirs = answers.drafts
+    check(parts, ours, text, 30, 2)
+    check(parts, heirs, turn, 33, 4)
+
+
+def test_what_cannot_be_inherited_is_needed(parts: Parts) -> None:
+    text = random_text(40, 17)
+    turn = other_ending(text)
+    assert serve(parts, round_of(heir(turn, 20, 33, 4))).needs == [Need(6, 0, 33)]
+    serve(parts, round_of(text.extend(5, 0, 12)))
+    assert serve(parts, round_of(heir(turn, 20, 33, 4))).needs == [Need(6, 12, 33)]
+    check(parts, only(serve(parts, round_of(heir(turn, 12, 33, 4)))), turn, 33, 4)
+    serve(parts, round_of(text.extend(5, 0, 12), link=2))
+    assert len(parts.worker.serve([round_of(heir(turn, 12, 33, 4), link=2)])[2].drafts) == 1
+
+
+def test_a_wish_without_an_entry_of_its_own_gets_an_empty_draft(parts: Parts) -> None:
+    text = random_text(40, 18)
+    serve(parts, round_of(text.extend(5, 0, 30)))
+    draft = only(serve(parts, round_of(heir(text, 20, 20, 4))))
+    assert (draft.base, draft.tokens) == (20, ())
+
+
+def test_lookups_see_what_was_inherited() -> None:
+    parts = Parts(lookup_match=2)
+    parts.worker.open_link(1)
+    text = repeating_text(parts)
+    serve(parts, round_of(text.extend(5, 0, 24)))
+    opening = replace(GREEDY, source=5, inherited=12)
+    extend, rows = text.extend(6, 12, 14, lookup_tokens=3)
+    found = only(serve(parts, round_of((replace(extend, opening=opening), rows))))
+    assert found.tokens == tuple(text.tokens[6:9])
+
+
+def test_ended_sequences_go_before_running_ones() -> None:
+    parts = Parts(rows=128)
+    parts.worker.open_link(1)
+    texts = [random_text(12, seed) for seed in range(3)]
+    serve(parts, round_of(texts[0].extend(1, 0, 6, 2)))
+    serve(parts, round_of(texts[1].extend(2, 0, 6, 2)))
+    serve(parts, round_of(closes=(2,)))
+    serve(parts, round_of(texts[2].extend(3, 0, 6, 2)))
+    check(parts, only(serve(parts, round_of(texts[0].extend(1, 6, 7, 2)))), texts[0], 7, 2)
 
 
 def test_a_lost_link_frees_its_sequences(parts: Parts) -> None:
@@ -170,6 +248,10 @@ def test_penalties_see_entries_however_they_came(parts: Parts) -> None:
     serve(parts, round_of(text.extend(6, 8, 15)))
     in_pieces = only(serve(parts, round_of(text.extend(6, 12, 20, 5))))
     assert in_pieces.tokens == at_once.tokens
+    heirs = text.extend(8, 12, 20, 5)
+    opening = replace(opening, source=5, inherited=12)
+    inherited = only(serve(parts, round_of((replace(heirs[0], opening=opening), heirs[1]))))
+    assert inherited.tokens == at_once.tokens
     plain = only(serve(parts, round_of(text.extend(7, 0, 20, 5))))
     assert plain.tokens != at_once.tokens
 

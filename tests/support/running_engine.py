@@ -108,6 +108,7 @@ class RunningEngine:
         output_start: int | None = None,
         max_draft_tokens: int = 8,
         choice_index: int = 0,
+        cache_salt: str = "",
         **sampling: Any,
     ) -> int:
         """Start a generation; greedy unless told otherwise."""
@@ -116,7 +117,9 @@ class RunningEngine:
         self.results[seq] = Result(prompt)
         start = len(prompt) if output_start is None else output_start
         given = Sampling(**{"temperature": 0.0, "max_tokens": 32, **sampling})
-        generation = Generation("r", prompt, start, given, max_draft_tokens, choice_index)
+        generation = Generation(
+            "r", prompt, start, given, max_draft_tokens, choice_index, cache_salt
+        )
         self.engine.post(Submit(seq, generation))
         return seq
 

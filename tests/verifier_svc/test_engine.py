@@ -289,3 +289,68 @@ def test_aux_layers_that_the_target_lacks_mean_plain_decoding(
     assert [result.text for result in results] == texts
     assert port.rounds == 0
     assert target.aux_layers == before
+
+
+@pytest.mark.parametrize("salt", ["", "other"])
+def test_the_next_turn_goes_on_from_what_is_cached(
+    tiny_llama: Path, drafter: Callable[..., ScriptedDrafter], salt: str
+) -> None:
+    """The same text and the same drafts as without a cache, and the drafter has the same states."""
+    prompt = prompt_of(50)
+    (text,) = greedy_texts(tiny_llama, [prompt], 30)
+    turn = (*text, *prompt_of(9, seed=4))
+    (whole,) = greedy_texts(tiny_llama, [turn], LENGTH)
+    port = drafter(good([text, whole]))
+    with RunningEngine(tiny_llama, port, "--draft-length", "3") as engine:
+        engine.generate(prompt, max_tokens=30, ignore_eos=True)
+        wait_until(lambda: port.closed == [1])
+        result = engine.generate(turn, max_tokens=LENGTH, ignore_eos=True, cache_salt=salt)
+        layers = engine.target.aux_layers
+    assert result.text == whole
+    cached = result.finished.usage.cached_prompt_tokens
+    assert cached == (0 if salt else 64)
+    assert result.finished.usage.rejected_draft_tokens == 0
+    assert port.inherited == (0 if salt else 63)
+    tokens, rows = port.seen[2]
+    assert tokens == whole[: len(tokens)]
+    with torch.inference_mode():
+        states = reference_of(tiny_llama)(
+            torch.tensor([tokens]), output_hidden_states=True
+        ).hidden_states
+    wanted = torch.cat([states[layer][0, :-1] for layer in layers], -1)
+    torch.testing.assert_close(torch.stack(rows), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_states_of_other_layers_are_not_inherited(
+    tiny_llama: Path, drafter: Callable[..., ScriptedDrafter]
+) -> None:
+    prompt = prompt_of(50)
+    (text,) = greedy_texts(tiny_llama, [prompt], LENGTH)
+    port = drafter(good([text]))
+    with RunningEngine(tiny_llama, port, "--draft-length", "3") as engine:
+        engine.generate(prompt, max_tokens=LENGTH, ignore_eos=True)
+        port.unlink()
+        port.welcome = replace(port.welcome, aux_layer_ids=(0, 1, 2))
+        port.link()
+        result = engine.generate(prompt, max_tokens=LENGTH, ignore_eos=True)
+    assert result.text == text
+    assert result.finished.usage.cached_prompt_tokens == 0
+    assert result.finished.usage.accepted_draft_tokens > 0
+
+
+def test_a_drafter_that_lost_the_source_is_sent_all_of_it(
+    tiny_llama: Path, drafter: Callable[..., ScriptedDrafter]
+) -> None:
+    prompt = prompt_of(50)
+    (text,) = greedy_texts(tiny_llama, [prompt], LENGTH)
+    port = drafter(good([text]))
+    with RunningEngine(tiny_llama, port, "--draft-length", "3") as engine:
+        engine.generate(prompt, max_tokens=LENGTH, ignore_eos=True)
+        wait_until(lambda: port.closed == [1])
+        port.evict()
+        result = engine.generate(prompt, max_tokens=LENGTH, ignore_eos=True)
+    assert result.text == text
+    assert result.finished.usage.cached_prompt_tokens == 48
+    assert result.finished.usage.accepted_draft_tokens > 0
+    tokens, rows = port.seen[2]
+    assert len(rows) == len(tokens) - 1 > len(prompt)

@@ -58,6 +58,8 @@ def engine_arguments(
         "max_num_seqs": sequences,
         "max_model_len": longest,
         "enforce_eager": eager,
+        # Nor is anything of an earlier turn reused by the other arms.
+        "enable_prefix_caching": False,
     }
     if drafter is not None:
         # vLLM stops drafting where a whole draft would not fit.

@@ -94,11 +94,6 @@ class Scheduler:
             admitted.append(sequence)
         return admitted
 
-    def cached(self, sequence: Sequence) -> int:
-        """Tokens of a sequence that it could inherit now."""
-        found = self._find(sequence)
-        return found[1] if found else 0
-
     def forget_prefixes(self) -> None:
         """Nothing that was computed so far may be inherited any more."""
         for seq in tuple(self._kept):

@@ -96,7 +96,13 @@ class Cluster:
     def stop(self) -> dict[str, int]:
         """Exit statuses after SIGTERM."""
         names = ("gateway", "verifier", "drafter")
-        return {n: stop(self.processes.pop(n)) for n in names if n in self.processes}
+        # Longer than the services take to drain by themselves, on a busy machine too.
+        return {n: stop(self.processes.pop(n), 60) for n in names if n in self.processes}
+
+    def logs(self) -> str:
+        """The last lines of each process."""
+        texts = ((path.name, path.read_text()) for path in sorted(self.folder.glob("*.log")))
+        return "\n".join(f"{name}:\n{text[-2000:]}" for name, text in texts)
 
     def _gateway_ready(self) -> bool:
         try:

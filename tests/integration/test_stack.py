@@ -258,6 +258,22 @@ def test_drafter_for_another_target_is_refused_in_one_sentence(cluster: Cluster)
     assert "fingerprint" in str(refusal.value)
 
 
+def test_a_prompt_that_was_seen_is_cached_and_gives_the_same_text(cluster: Cluster) -> None:
+    body = {
+        "model": "default", "prompt": "b" * 40, "max_tokens": 30, "temperature": 0,
+        "ignore_eos": True,
+    }  # fmt: skip
+    answers = []
+    for salt in ("", "", "mine"):
+        asked = body | {"cache_salt": salt}
+        answers.append(httpx.post(f"{cluster.url}/v1/completions", json=asked, timeout=120).json())
+    cached = [a["usage"]["prompt_tokens_details"]["cached_tokens"] for a in answers]
+    assert cached[0] == cached[2] == 0
+    assert cached[1] > answers[1]["usage"]["prompt_tokens"] - 2 * 16
+    assert len({answer["choices"][0]["text"] for answer in answers}) == 1
+    assert answers[1]["usage"]["completion_tokens_details"]["accepted_prediction_tokens"] > 0
+
+
 def test_verifier_killed_in_mid_answer_is_failed_over(cluster: Cluster) -> None:
     """The gateway goes on where the verifier stopped, with nothing lost and nothing twice."""
     body = {
@@ -296,4 +312,5 @@ def test_drain_refuses_what_is_new_and_says_so_in_health(
 
 
 def test_everything_drains_on_sigterm(cluster: Cluster) -> None:
-    assert cluster.stop() == {"gateway": 0, "verifier": 0, "drafter": 0}
+    statuses = cluster.stop()
+    assert statuses == {"gateway": 0, "verifier": 0, "drafter": 0}, cluster.logs()

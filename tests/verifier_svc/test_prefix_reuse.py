@@ -110,8 +110,8 @@ def test_kept_blocks_make_room_the_least_recently_used_first() -> None:
     finish(made, used)
     finish(made, start(made, sequence(4, prompts[2])))
     finish(made, start(made, sequence(5, prompts[3])))
-    cached = [made.cached(sequence(9, prompt)) for prompt in prompts]
-    assert cached == [32, 0, 32, 32]
+    found = [made._find(sequence(9, prompt)) for prompt in prompts]
+    assert found == [(1, 32), None, (4, 32), (5, 32)]
 
 
 def test_a_sequence_never_waits_for_the_sake_of_its_own_prefix() -> None:

@@ -100,7 +100,9 @@ class DescribeResponse(_message.Message):
     """Shortest repeated suffix whose continuation is proposed instead of a chain; 0: none is."""
     @_builtins.property
     def aux_layer_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Captured states: the input to these target layers, in order."""
+        """Captured states: the input to these target layers, in order. The number of layers stands for
+        what leaves the last one, before the final norm.
+        """
 
     def __init__(
         self,

@@ -681,7 +681,9 @@ class FeaturesHello(_message.Message):
     """Of the target that the client expects; empty for any."""
     @_builtins.property
     def aux_layer_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Captured states: the input to these layers, side by side in this order."""
+        """Captured states: the input to these layers, side by side in this order. The number of layers
+        stands for what leaves the last one, before the final norm.
+        """
 
     def __init__(
         self,

@@ -21,6 +21,7 @@ class EngineArgs:
     max_num_seqs: int
     max_model_len: int
     enforce_eager: bool
+    enable_prefix_caching: bool
     speculative_config: dict[str, Any] | None = None
     per_request_spec_decode_metrics: str = "none"
 

@@ -88,8 +88,16 @@ def replayed(model: PreTrainedModel, loaded: LoadedDrafter, tokens: list[int]) -
 def test_chains_are_accepted_as_far_as_replay_says(
     stub: VerifierServiceStub, checkpoint: Path, tiny_llama: Path
 ) -> None:
-    wait_until(lambda: bool(generate(stub)[1]), "a chain")
-    tokens, chains = generate(stub)
+    tokens: list[int] = []
+    chains: list[verifier_pb2.Tokens] = []
+
+    def drafted() -> bool:
+        """Whether the drafter was there, and in time on a busy machine."""
+        nonlocal tokens, chains
+        tokens, chains = generate(stub)
+        return len(chains) > LENGTH // 4
+
+    wait_until(drafted, "enough chains")
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
     prompt = torch.tensor([PROMPT])
     expected = model.generate(
@@ -110,4 +118,3 @@ def test_chains_are_accepted_as_far_as_replay_says(
         assert frame.accepted == right, frame
         accepted.append(right)
     assert sum(accepted) > 0
-    assert len(accepted) > 5

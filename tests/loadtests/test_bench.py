@@ -53,6 +53,8 @@ async def test_end_to_end(
     # Both arms ask alike, warm-up included, but for the switch.
     switches = [body.pop("speculation") for body in behaviour.bodies]
     assert switches.count(True) == switches.count(False) == 7
+    # And nobody finds cached what another one asked.
+    assert len({body.pop("cache_salt") for body in behaviour.bodies}) == 14
     assert len({json.dumps(body) for body in behaviour.bodies}) == 3
     assert all(body["ignore_eos"] for body in behaviour.bodies)
 

@@ -34,6 +34,16 @@ from tests.verifier_svc.engine_parts import (
 from verifier_svc.generation import Emitted, FinishReason
 
 
+def check_states(
+    folder: Path, tokens: list[int], rows: list[torch.Tensor], layers: tuple[int, ...]
+) -> None:
+    """Row i is what transformers has as the input to the layers at position i."""
+    with torch.inference_mode():
+        out = reference_of(folder)(torch.tensor([tokens]), output_hidden_states=True)
+    wanted = torch.cat([out.hidden_states[layer][0, :-1] for layer in layers], -1)
+    torch.testing.assert_close(torch.stack(rows), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_plain_decoding_equals_generate_one_by_one(tiny_llama: Path, texts: Texts) -> None:
     with RunningEngine(tiny_llama) as engine:
         for prompt, text in zip(PROMPTS, texts, strict=True):
@@ -169,12 +179,7 @@ def test_the_drafter_is_fed_the_targets_own_states(
         tokens, rows = port.seen[seq]
         assert len(rows) == len(tokens) - 1 > len(result.prompt)
         assert tokens == result.text[: len(tokens)]
-        with torch.inference_mode():
-            states = reference_of(tiny_llama)(
-                torch.tensor([tokens]), output_hidden_states=True
-            ).hidden_states
-        wanted = torch.cat([states[layer][0, :-1] for layer in layers], -1)
-        torch.testing.assert_close(torch.stack(rows), wanted, rtol=1e-4, atol=1e-4)
+        check_states(tiny_llama, tokens, rows, layers)
 
 
 def test_ended_sequences_are_closed_at_the_drafter(
@@ -313,12 +318,7 @@ def test_the_next_turn_goes_on_from_what_is_cached(
     assert port.inherited == (0 if salt else 63)
     tokens, rows = port.seen[2]
     assert tokens == whole[: len(tokens)]
-    with torch.inference_mode():
-        states = reference_of(tiny_llama)(
-            torch.tensor([tokens]), output_hidden_states=True
-        ).hidden_states
-    wanted = torch.cat([states[layer][0, :-1] for layer in layers], -1)
-    torch.testing.assert_close(torch.stack(rows), wanted, rtol=1e-4, atol=1e-4)
+    check_states(tiny_llama, tokens, rows, layers)
 
 
 def test_states_of_other_layers_are_not_inherited(

@@ -27,7 +27,7 @@ async def main() -> None:
     # The engine's thread and the event loop take turns often, so that neither waits for long.
     sys.setswitchinterval(1e-4)
     # A drafter whose engine failed has nothing left to drain.
-    engine = Engine(drafter.worker, on_failure=partial(os._exit, 1))
+    engine = Engine(drafter.worker, partial(os._exit, 1), settings.threads)
     engine.start()
     service = DrafterService(engine, drafter.description)
     server = serving.ServiceServer(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from drafter_svc import metrics
 from drafter_svc.messages import Answers, BulkMessage, RoundMessage
+from drafter_svc.threads import limit_threads
 from drafter_svc.worker import Worker
 from specwire import logs
 from specwire.draft import Ack, DraftCost, Extend, Proposals
@@ -31,9 +32,13 @@ _log = logs.get(__name__)
 class Engine:
     """A thread that owns a worker."""
 
-    def __init__(self, worker: Worker, on_failure: Callable[[], None]) -> None:
-        """Take what does the work, and what is called should the thread fail."""
+    def __init__(self, worker: Worker, on_failure: Callable[[], None], threads: int = 0) -> None:
+        """Take what does the work, and what is called should the thread fail.
+
+        Operators run on `threads` threads; 0 leaves the number to torch.
+        """
         self._worker = worker
+        self._threads = threads
         self._on_failure = on_failure
         self._mailbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._deliver: dict[int, Deliver] = {}
@@ -42,7 +47,7 @@ class Engine:
         self._flushing: list[Callable[[], object]] = []
         self._running = False
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="drafter", daemon=True)
 
     def start(self) -> None:
         """Start the thread, and return once it has warmed up."""
@@ -52,9 +57,10 @@ class Engine:
         self._ready.wait()
 
     def stop(self) -> None:
-        """Serve what has come, then end the thread."""
+        """Serve what has come, then end the thread, if it runs."""
         self.call(partial(setattr, self, "_running", False))
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def call(self, function: Callable[[], None]) -> None:
         """Run `function` on the engine's thread, after what came before it."""
@@ -95,8 +101,8 @@ class Engine:
                     self._flushing.pop()()
         except Exception:
             _log.exception("engine failed")
-            self._ready.set()
             self._on_failure()
+            self._ready.set()
 
     def _gather(self) -> bool:
         """Take all that has come, waiting where there is nothing to do."""
@@ -142,6 +148,7 @@ class Engine:
     def _open(self, link: int, deliver: Deliver) -> None:
         self._deliver[link] = deliver
         self._worker.open_link(link)
+        self._worker.report()
 
     def _close(self, link: int) -> None:
         self._deliver.pop(link, None)
@@ -149,6 +156,8 @@ class Engine:
         self._worker.report()
 
     def _warm_up(self) -> None:
+        if self._threads:
+            limit_threads(self._threads)
         self._worker.warm_up()
         gc.collect()
         gc.freeze()

@@ -53,7 +53,7 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
     cache = KvCache(kv_heads, config.head_dim, dtype, device, settings.kv_memory)
     max_length = min(config.max_position_embeddings, cache.budget_rows - settings.max_draft_tokens)
     if max_length < 1:
-        raise StartError(f"--kv-memory: {settings.kv_memory} bytes hold no sequence.")
+        raise StartError(f"The drafter's --kv-memory: {settings.kv_memory} bytes hold no sequence.")
     fused = FusedDrafter(loaded.module, embedding, max_length + settings.max_draft_tokens)
     vocabulary = DraftVocabulary(loaded.target_ids, config.vocab_size)
     worker = Worker(

@@ -59,6 +59,11 @@ class Sequences:
     def __len__(self) -> int:
         return sum(len(link.running) for link in self._links.values())
 
+    @property
+    def links(self) -> int:
+        """Verifiers connected."""
+        return len(self._links)
+
     def open_link(self, link: int) -> None:
         """A verifier is there, with no sequence yet."""
         self._links[link] = _Link()

@@ -8,7 +8,6 @@ from typing import Any
 import grpc.aio
 from torch import Tensor
 
-from drafter_svc import metrics
 from drafter_svc.engine import Engine
 from drafter_svc.links import Link, Outbox
 from specwire import codec, handshake, logs
@@ -36,9 +35,7 @@ class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
         self._engine = engine
         self._description = description
         self._width = len(description.aux_layer_ids) * description.target_hidden_size
-        self._shape = handshake.Shape(
-            description.target_fingerprint, description.vocab_size, description.target_hidden_size
-        )
+        self._shape = handshake.announced(codec.decode_welcome(description))
         self._links: dict[int, Link] = {}
         self._draining = False
 
@@ -153,7 +150,6 @@ class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
         link = self._links[hello.link_id] = Link(hello.link_id)
         loop = asyncio.get_running_loop()
         self._engine.open_link(link.id, partial(_pass_on, loop, link))
-        metrics.LINKS.set(len(self._links))
         _log.info("link opened", link=link.id)
         return link
 
@@ -161,7 +157,6 @@ class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
         del self._links[link.id]
         link.end(Unavailable("The link's Draft stream has ended."))
         self._engine.close_link(link.id)
-        metrics.LINKS.set(len(self._links))
         _log.info("link closed", link=link.id)
 
     async def _flushed(self) -> None:

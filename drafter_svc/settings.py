@@ -27,6 +27,10 @@ class DrafterSettings(Settings):
     kv_memory: Size = setting(
         "512MiB", "Memory for the sequences' KV.", env="HOLDCOURSE_DRAFTER_KV_MEMORY", gt=0
     )
+    threads: int = setting(
+        0, "Threads that its operators run on; 0 leaves the number to torch.",
+        env="HOLDCOURSE_DRAFTER_THREADS", ge=0,
+    )  # fmt: skip
     max_draft_tokens: int = setting(16, "Longest draft that is served.", ge=1, le=64)
     lookup: str = setting(
         "2", "Last tokens that must have occurred before for a lookup to propose what followed "

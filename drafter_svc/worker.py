@@ -54,6 +54,7 @@ class Worker:
 
     def report(self) -> None:
         """Tell the gauges what is held."""
+        metrics.LINKS.set(self._sequences.links)
         metrics.SEQUENCES.set(len(self._sequences))
         metrics.KV_BYTES.set(self._cache.bytes_used)
 

@@ -11,7 +11,7 @@ from specwire.v1 import verifier_pb2 as pb
 from specwire.v1.verifier_pb2_grpc import add_VerifierServiceServicer_to_server
 from verifier_svc.build import build_engine, build_target, document_length, model_length
 from verifier_svc.dispatcher import Dispatcher
-from verifier_svc.drafter_client import DrafterClient
+from verifier_svc.drafters import drafter_port
 from verifier_svc.metrics import Metrics
 from verifier_svc.requests import MAX_TOP_LOGPROBS
 from verifier_svc.service import VerifierServicer
@@ -31,9 +31,7 @@ async def main() -> None:
     files = load_tokenizer_files(source, trust_remote_code=settings.trust_remote_code)
     metrics = Metrics()
     serving.serve_metrics(settings.listen, settings.metrics_port)
-    port = None
-    if settings.speculation and settings.drafter_address:
-        port = DrafterClient(settings.drafter_address, target.shape)
+    port = drafter_port(settings, target)
     dispatcher = Dispatcher()
     engine = build_engine(settings, target, port, dispatcher.deliver, metrics)
     servicer = VerifierServicer(
@@ -91,7 +89,7 @@ def describe(settings: VerifierSettings, target: Target, files: list[str]) -> pb
         eos_token_ids=sorted(target.eos_token_ids),
         tokenizer_files=files,
         version=version("holdcourse"),
-        speculation=settings.speculation and settings.drafter_address is not None,
+        speculation=settings.speculation and settings.drafter is not None,
     )
 
 

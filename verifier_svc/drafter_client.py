@@ -171,8 +171,7 @@ class DrafterClient:
 
     def _check(self, message: pb.DescribeResponse) -> Welcome:
         welcome = codec.decode_welcome(message)
-        theirs = Shape(welcome.target_fingerprint, welcome.vocab_size, welcome.target_hidden_size)
-        handshake.check(self._shape, theirs)
+        handshake.check(self._shape, handshake.announced(welcome))
         return welcome
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
-from specwire.settings import Address, Port, Settings, Size, setting
+from specwire.settings import Address, Port, Settings, Size, check_address, setting
 
 DTypeName = Literal["auto", "bfloat16", "float16", "float32"]
+
+_LOCAL = "local:"
+
+
+def _check_drafter(text: str) -> str:
+    if text == _LOCAL:
+        raise ValueError("must name a checkpoint after local:")
+    return text if text.startswith(_LOCAL) else check_address(text)
 
 
 class VerifierSettings(Settings):
@@ -19,9 +27,11 @@ class VerifierSettings(Settings):
         "127.0.0.1:50051", "HOST:PORT to listen on.", env="HOLDCOURSE_VERIFIER_LISTEN"
     )
     target: str = setting(..., "Hugging Face id, folder, or .gguf file.")
-    drafter_address: Address | None = setting(
-        None, "HOST:PORT of the drafter; none decodes plainly."
-    )
+    drafter: Annotated[str, AfterValidator(_check_drafter)] | None = setting(
+        None, "HOST:PORT of the drafter, or local:PATH for a checkpoint that runs in this process, "
+        "with the HOLDCOURSE_ variables of drafter_svc; none decodes plainly.",
+        env="HOLDCOURSE_VERIFIER_DRAFTER",
+    )  # fmt: skip
     dtype: DTypeName = setting("auto", "Of weights and cache; auto is bfloat16 where it is fast.")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
     max_model_len: int | None = setting(
@@ -55,6 +65,13 @@ class VerifierSettings(Settings):
         ):
             raise ValueError("--draft-length must be auto or a number from 0 to 16")
         return self
+
+    @property
+    def local_checkpoint(self) -> str | None:
+        """The checkpoint of a drafter in this process; None where it is another's, or none."""
+        if self.drafter is None or not self.drafter.startswith(_LOCAL):
+            return None
+        return self.drafter.removeprefix(_LOCAL)
 
     @property
     def fixed_draft_length(self) -> int | None:

@@ -9,6 +9,8 @@ from specwire.target import TargetSource
 SHIPPED_DRAFTER = (
     Path(__file__).resolve().parents[2] / "drafter_svc/checkpoints/smollm2-135m-instruct"
 )
+# Alone or before a colon and a folder: the drafter has no process of its own.
+LOCAL = "local"
 
 
 class StackSettings(Settings):
@@ -24,8 +26,9 @@ class StackSettings(Settings):
         "", "Hugging Face id, folder or .gguf file; empty for SmolLM2-135M-Instruct."
     )
     drafter: str = setting(
-        "", "Folder of the drafter's checkpoint, or off; empty for the one that is shipped."
-    )
+        "", "Folder of the drafter's checkpoint; empty for the one that is shipped, local or "
+        "local:FOLDER for a drafter in the verifier's process, off for none.",
+    )  # fmt: skip
     cache: str = setting(
         "", "Folder for the model and the logs; empty for holdcourse in the user's cache."
     )
@@ -42,6 +45,11 @@ class StackSettings(Settings):
         return Path(caches).absolute() / "holdcourse"
 
     @property
+    def drafts_locally(self) -> bool:
+        """Whether the drafter is to run in the verifier's process."""
+        return self.drafter.partition(":")[0] == LOCAL
+
+    @property
     def checkpoint(self) -> Path | None:
         """The drafter's checkpoint folder, None where no drafter is wanted.
 
@@ -50,7 +58,10 @@ class StackSettings(Settings):
         """
         if self.drafter == "off" or (self.target and not self.drafter):
             return None
-        folder = Path(self.drafter).expanduser() if self.drafter else SHIPPED_DRAFTER
+        path = self.drafter
+        if self.drafts_locally:
+            path = path.removeprefix(LOCAL).removeprefix(":")
+        folder = Path(path).expanduser() if path else SHIPPED_DRAFTER
         if not folder.is_dir():
             raise StartError(f"--drafter: {folder} is not a folder; `off` runs without a drafter.")
         return folder.absolute()

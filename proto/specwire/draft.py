@@ -168,6 +168,9 @@ class DraftPort(Protocol[Features]):
     def start(self, deliver: Callable[[DraftEvent], None]) -> None:
         """Connect, and deliver events from any thread from now on."""
 
+    async def close(self) -> None:
+        """Drop the link for good."""
+
     def round(
         self,
         link: int,

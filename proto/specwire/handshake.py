@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from specwire.draft import Welcome
 from specwire.errors import Incompatible
 
 # Metadata that names the request in the logs of every service.
@@ -17,6 +18,11 @@ class Shape:
     fingerprint: str
     vocab_size: int
     hidden_size: int
+
+
+def announced(welcome: Welcome) -> Shape:
+    """The target that a drafter says it was made for."""
+    return Shape(welcome.target_fingerprint, welcome.vocab_size, welcome.target_hidden_size)
 
 
 def check(target: Shape, drafter: Shape) -> None:

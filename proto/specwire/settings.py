@@ -31,7 +31,8 @@ def setting(default: Any, help: str, *, env: str | None = None, **limits: Any) -
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
-def _check_address(text: str) -> str:
+def check_address(text: str) -> str:
+    """The text itself, if it is HOST:PORT; ValueError where it is not."""
     host, colon, port = text.rpartition(":")
     if not (host and colon and port.isdecimal() and int(port) < 1 << 16):
         raise ValueError("must be HOST:PORT")
@@ -39,7 +40,7 @@ def _check_address(text: str) -> str:
 
 
 # HOST:PORT; port 0 takes a free one.
-Address = Annotated[str, AfterValidator(_check_address)]
+Address = Annotated[str, AfterValidator(check_address)]
 # TCP port; 0 switches the listener off.
 Port = Annotated[int, Field(ge=0, lt=1 << 16)]
 # Bytes, also as 512MiB or 4GB.

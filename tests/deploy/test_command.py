@@ -155,7 +155,7 @@ def test_it_starts_everything_and_ctrl_c_leaves_nothing(stack: Stack) -> None:
         gateway = stack.told("gateway", "flags")
         assert drafter["--checkpoint"] == str(stack.folder / "checkpoint")
         assert drafter["--target"] == verifier["--target"] == "./target.gguf"
-        assert verifier["--drafter-address"] == drafter["--listen"]
+        assert verifier["--drafter"] == drafter["--listen"]
         assert gateway["--verifiers"] == verifier["--listen"]
         assert drafter["--metrics-port"] != verifier["--metrics-port"]
 
@@ -216,8 +216,17 @@ def test_without_a_drafter_the_verifier_gets_none(stack: Stack) -> None:
     stack.environment["HOLDCOURSE_DRAFTER"] = "off"
     with stack.running():
         assert stack.children().keys() == PARTS - {"drafter_svc"}
-        assert "--drafter-address" not in stack.told("verifier_svc", "flags")
+        assert "--drafter" not in stack.told("verifier_svc", "flags")
         assert "No drafter is started here" in stack.output
+
+
+def test_a_local_drafter_runs_in_the_verifier(stack: Stack) -> None:
+    stack.environment["HOLDCOURSE_DRAFTER"] = "local:checkpoint"
+    with stack.running():
+        assert stack.children().keys() == PARTS - {"drafter_svc"}
+        flags = stack.told("verifier_svc", "flags")
+        assert flags["--drafter"] == f"local:{stack.folder / 'checkpoint'}"
+        assert "No drafter" not in stack.output
 
 
 def test_a_bad_setting_of_a_service_stops_the_start_with_its_sentence(stack: Stack) -> None:
@@ -280,6 +289,10 @@ def test_a_second_start_on_the_same_port_is_refused(stack: Stack) -> None:
         (["--target", "no.gguf"], "--target: there is no file no.gguf."),
         (
             ["--drafter", "/no/where"],
+            "--drafter: /no/where is not a folder; `off` runs without a drafter.",
+        ),
+        (
+            ["--drafter", "local:/no/where"],
             "--drafter: /no/where is not a folder; `off` runs without a drafter.",
         ),
     ],

@@ -17,10 +17,23 @@ from drafter_svc.fused import FusedDrafter
 from drafter_svc.sequences import Sequences
 from drafter_svc.worker import Worker
 from specwire.draft import Extend, Opening, Wish
+from specwire.v1 import drafter_pb2 as pb
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 
 GREEDY = Opening(first_token=3, output_start=1)
 MAX_LENGTH = 400
+# What a drafter of these parts announces.
+DESCRIPTION = pb.DescribeResponse(
+    checkpoint_hash="abc",
+    target_fingerprint="feed",
+    aux_layer_ids=[1, 2, 3],
+    target_hidden_size=16,
+    hidden_size=16,
+    vocab_size=128,
+    draft_vocab_size=40,
+    max_length=400,
+    max_draft_tokens=8,
+)
 
 Choose = Callable[[Tensor, list[int]], int]
 

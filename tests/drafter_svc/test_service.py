@@ -18,19 +18,8 @@ from specwire.serving import ServiceServer
 from specwire.torch import pack
 from specwire.v1 import drafter_pb2 as pb
 from specwire.v1 import drafter_pb2_grpc, tensor_pb2
-from tests.drafter_svc.parts import Parts, Text, greedy, random_text
+from tests.drafter_svc.parts import DESCRIPTION, Parts, Text, greedy, random_text
 
-DESCRIPTION = pb.DescribeResponse(
-    checkpoint_hash="abc",
-    target_fingerprint="feed",
-    aux_layer_ids=[1, 2, 3],
-    target_hidden_size=16,
-    hidden_size=16,
-    vocab_size=128,
-    draft_vocab_size=40,
-    max_length=400,
-    max_draft_tokens=8,
-)
 HELLO = pb.Hello(link_id=7, target_fingerprint="feed", vocab_size=128, hidden_size=16)
 
 Sent = tuple[Extend, torch.Tensor]

@@ -68,11 +68,11 @@ class Cluster:
             "--metrics-port", "0",
         )  # fmt: skip
 
-    def start_verifier(self) -> None:
+    def start_verifier(self, *flags: str) -> None:
         self._start(
             "verifier", "verifier_svc", "--listen", self.verifier, "--target", str(self.target),
-            "--drafter-address", self.drafter, "--dtype", "float32", "--kv-memory", "64MiB",
-            "--draft-length", "4", "--draft-deadline-ms", "2000",
+            "--drafter", self.drafter, "--dtype", "float32", "--kv-memory", "64MiB",
+            "--draft-length", "4", "--draft-deadline-ms", "2000", *flags,
         )  # fmt: skip
 
     def start_gateway(self) -> None:

@@ -149,7 +149,10 @@ class ScriptedDrafter:
         with self._lock:
             return sorted(self._held)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        self.settle()
+
+    def settle(self) -> None:
         """Wait for what is late."""
         for timer in self._timers:
             timer.join()

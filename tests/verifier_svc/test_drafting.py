@@ -44,6 +44,9 @@ class Recorder:
     def start(self, deliver: Callable[[DraftEvent], None]) -> None:
         pass
 
+    async def close(self) -> None:
+        pass
+
     def round(
         self,
         link: int,

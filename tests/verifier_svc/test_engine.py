@@ -119,7 +119,7 @@ def test_no_drafter_changes_the_text(
     flags = ("--draft-length", "4", "--draft-deadline-ms", "10")
     with RunningEngine(tiny_llama, port, *flags) as engine:
         results = generate_all(engine)
-    port.close()
+    port.settle()
     for result, text in zip(results, texts, strict=True):
         assert result.text == text
         check_usage(result)

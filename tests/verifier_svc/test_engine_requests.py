@@ -171,7 +171,7 @@ def test_timings_add_up(
         started = time.perf_counter()
         result = engine.generate(PROMPTS[2], max_tokens=LENGTH, ignore_eos=True)
         wall = time.perf_counter() - started
-    port.close()
+    port.settle()
     timings = result.finished.timings
     parts = [timings.queue, timings.prefill, timings.target, timings.draw, timings.drafter,
              timings.drafter_queue, timings.wire, timings.host]  # fmt: skip

@@ -1,0 +1,25 @@
+import threading
+
+import torch
+
+from drafter_svc.engine import Engine
+from tests.drafter_svc.parts import Parts
+
+
+def test_the_engine_limits_its_own_thread_only() -> None:
+    before = torch.get_num_threads()
+    counts: list[int] = []
+
+    def count() -> None:
+        torch.zeros(64, 64) @ torch.zeros(64, 64)
+        counts.append(torch.get_num_threads())
+
+    engine = Engine(Parts().worker, lambda: None, threads=before + 2)
+    engine.start()
+    engine.call(count)
+    engine.stop()
+    later = threading.Thread(target=count)
+    later.start()
+    later.join()
+    assert counts == [before + 2, before]
+    assert torch.get_num_threads() == before

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy.local.settings import SHIPPED_DRAFTER, StackSettings
 from tests.support.ports import free_port
 
 # Stands for verifier and drafter: notes how it was started, serves gRPC health, drains on SIGTERM.
@@ -227,6 +228,13 @@ def test_a_local_drafter_runs_in_the_verifier(stack: Stack) -> None:
         flags = stack.told("verifier_svc", "flags")
         assert flags["--drafter"] == f"local:{stack.folder / 'checkpoint'}"
         assert "No drafter" not in stack.output
+
+
+def test_local_alone_means_the_shipped_drafter() -> None:
+    settings = StackSettings(drafter="local")
+    assert settings.drafts_locally
+    assert settings.checkpoint == SHIPPED_DRAFTER
+    assert not StackSettings(drafter="").drafts_locally
 
 
 def test_a_bad_setting_of_a_service_stops_the_start_with_its_sentence(stack: Stack) -> None:

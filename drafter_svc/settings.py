@@ -27,6 +27,9 @@ class DrafterSettings(Settings):
     kv_memory: Size = setting(
         "512MiB", "Memory for the sequences' KV.", env="HOLDCOURSE_DRAFTER_KV_MEMORY", gt=0
     )
+    compile: Literal["auto", "on", "off"] = setting(
+        "auto", "Compile kernels with the machine's C++ compiler: auto goes on without one."
+    )
     max_draft_tokens: int = setting(16, "Longest draft that is served.", ge=1, le=64)
     lookup: str = setting(
         "2", "Last tokens that must have occurred before for a lookup to propose what followed "

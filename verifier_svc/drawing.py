@@ -88,13 +88,12 @@ def truncate(scaled: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, to
     """
     vocab = scaled.shape[-1]
     keep = min(sampling.top_k, vocab) if sampling.top_k > 0 else vocab
-    weights = torch.exp(scaled.double() - scaled.max())
-    likely = _likely(scaled, weights, keep, sampling).nonzero()[:, 0]
+    likely, total = _likely(scaled, keep, sampling)
     # A stable sort gives ties to the lowest id.
     values, order = torch.sort(scaled[likely], descending=True, stable=True)
     values, ids = values[:keep], likely[order[:keep]]
-    shares = weights[ids]
-    shares = shares / (shares.sum() if keep < vocab else weights.sum())
+    weights = torch.exp(values.double() - values[0])
+    shares = weights / (weights.sum() if total is None else total)
     stays = torch.ones_like(values, dtype=torch.bool)
     if sampling.top_p < 1:
         stays &= shares.cumsum(-1) - shares < sampling.top_p
@@ -105,16 +104,27 @@ def truncate(scaled: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, to
 
 
 def _likely(
-    scaled: torch.Tensor, weights: torch.Tensor, keep: int, sampling: Sampling
-) -> torch.Tensor:
-    """Which tokens [vocab] have to be sorted: all that may stay, and all that are likelier."""
+    scaled: torch.Tensor, keep: int, sampling: Sampling
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The tokens that have to be sorted: all that may stay, and all that are likelier.
+
+    Returns their ids in order, and the sum of all weights exp(scaled - max); None where what is
+    left after top_k makes up the whole, or only ratios count.
+    """
+    best = scaled.max()
     if keep < len(scaled):
-        return scaled >= scaled.topk(keep).values[-1]
-    if sampling.min_p > 0:
-        return scaled >= scaled.max() + math.log(sampling.min_p) - 1e-3
-    near = scaled >= scaled.max() - _NEAR
-    enough = weights[near].sum() > (sampling.top_p + 1e-9) * weights.sum()
-    return near if enough else torch.ones_like(near)
+        return _at_least(scaled, scaled.topk(keep).values[-1]), None
+    if sampling.top_p >= 1 and sampling.min_p > 0:
+        return _at_least(scaled, best + math.log(sampling.min_p) - 1e-3), None
+    weights = torch.exp(scaled.double() - best)
+    near = _at_least(scaled, best - _NEAR)
+    if weights[near].sum() > (sampling.top_p + 1e-9) * weights.sum():
+        return near, weights.sum()
+    return torch.arange(len(scaled), device=scaled.device), weights.sum()
+
+
+def _at_least(scaled: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
+    return (scaled >= floor).nonzero()[:, 0]
 
 
 def race(

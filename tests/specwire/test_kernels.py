@@ -89,6 +89,20 @@ def test_shares_are_the_softmax(dtype: torch.dtype) -> None:
     assert kernels.shares(logits, winners).tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("margin", [0.0, 0.1, 3.0])
+def test_logits_near_the_best(dtype: torch.dtype, margin: float) -> None:
+    logits = (random(4, 1030) - 0.5).to(dtype)
+    logits[1] -= 20
+    logits[2, [3, 1029]] = 9.0
+    values = logits.float()
+    best = values.amax(-1, keepdim=True)
+    wanted = (values >= best - margin * best.abs()).nonzero().T.tolist()
+    assert [found.tolist() for found in kernels.near_best(logits, margin)] == wanted
+    logits[2, 0] = math.nan
+    assert 2 not in kernels.near_best(logits, margin)[0].tolist()
+
+
 @pytest.mark.parametrize("width", [6, 16, 64, 128])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(9, 3), (4, 4), (7, 1)])
 def test_rows_attend_to_their_own_run_of_slots(width: int, heads: int, kv_heads: int) -> None:
@@ -108,6 +122,56 @@ def test_rows_attend_to_their_own_run_of_slots(width: int, heads: int, kv_heads:
             weights = (keys[reach, head // group] @ query[row, head] * 0.3).softmax(-1)
             wanted = weights @ values[reach, head // group]
             assert torch.allclose(out[row, head], wanted, atol=1e-5)
+
+
+def close(got: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> bool:
+    assert got.dtype == dtype
+    return torch.allclose(got.double(), wanted, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def rms_norm(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return rows / (rows.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [20, 48])
+def test_sums_norms_and_pairs(width: int, dtype: torch.dtype) -> None:
+    base = random(5, 3 * width).to(dtype)[:, width : 2 * width]
+    delta, weight = random(5, width, seed=1).to(dtype), random(width, seed=2).abs().to(dtype) + 1
+    total, normed = kernels.add_norm(base, delta, weight, 1e-5)
+    assert close(total, base.double() + delta.double(), dtype)
+    assert close(normed, rms_norm(total.double(), weight.double()), dtype)
+    alone = rms_norm(base.double(), weight.double())
+    assert close(kernels.norm(base, weight, 1e-5), alone, dtype)
+    embedding, tokens = random(30, width, seed=3).to(dtype), torch.tensor([29, 0, 7, 7, 3])
+    pair = kernels.join(embedding, tokens, base, weight, 1e-5)
+    assert torch.equal(pair[:, :width], embedding[tokens])
+    assert close(pair[:, width:], alone, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [6, 16, 64])
+def test_rotation_in_place_leaves_other_heads_alone(width: int, dtype: torch.dtype) -> None:
+    heads = random(4, 5, width).to(dtype)
+    before = heads.double()
+    angles = random(90, 1, width // 2, seed=1).repeat(1, 1, 2)
+    sign = torch.ones(width)
+    sign[: width // 2] = -1
+    cosines, sines = angles.cos().to(dtype), (angles.sin() * sign).to(dtype)
+    positions = torch.tensor([89, 0, 3, 3])
+    kernels.rotate(heads[:, :3], cosines, sines, positions)
+    assert torch.equal(heads[:, 3:].double(), before[:, 3:])
+    swapped = before.roll(width // 2, -1)
+    wanted = before * cosines[positions].double() + swapped * sines[positions].double()
+    assert torch.allclose(heads[:, :3].double(), wanted[:, :3], atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [20, 48])
+def test_gates(width: int, dtype: torch.dtype) -> None:
+    both = (random(3, 2 * width) * 20).to(dtype)
+    first, second = both.double().chunk(2, -1)
+    assert close(kernels.gate(both), first * first.sigmoid() * second, dtype)
 
 
 def test_without_a_compiler_torch_serves_unless_kernels_are_demanded(

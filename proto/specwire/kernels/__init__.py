@@ -4,7 +4,21 @@ Every function takes tensors of any device and gives the same result either way,
 """
 
 from specwire.kernels.attention import attend
-from specwire.kernels.drawing import Noise, draw, shares
+from specwire.kernels.drawing import Noise, draw, near_best, shares
+from specwire.kernels.layer import add_norm, gate, join, norm, rotate
 from specwire.kernels.library import Compile, prepare
 
-__all__ = ["Compile", "Noise", "attend", "draw", "prepare", "shares"]
+__all__ = [
+    "Compile",
+    "Noise",
+    "add_norm",
+    "attend",
+    "draw",
+    "gate",
+    "join",
+    "near_best",
+    "norm",
+    "prepare",
+    "rotate",
+    "shares",
+]

@@ -97,3 +97,18 @@ inline Floats exp_of_negative(Floats x) {
   const Ints scale = (__builtin_convertvector(n, Ints) + 127) << 23;
   return Floats(Ints(p * Floats(scale)) & in_reach);
 }
+
+// The largest logit; false if one is not a number or the largest not finite.
+template <class T>
+inline bool maximum(const T* logits, int64_t width, float& out) {
+  Floats best = Floats{} - INFINITY;
+  Ints odd{};
+  for (int64_t i = 0; i < width; i += LANES) {
+    const Floats values = i + LANES <= width ? load(logits + i)
+                                             : load_some(logits + i, int(width - i), -INFINITY);
+    best = values > best ? values : best;
+    odd |= values != values;
+  }
+  out = largest(best);
+  return !any(odd) && out < INFINITY && out > -INFINITY;
+}

@@ -16,14 +16,23 @@ Compile = Literal["auto", "on", "off"]
 
 _log = logs.get(__name__)
 
-_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _ARGUMENTS: dict[str, list[Any]] = {
     "hc_draw": [_INT, _POINTER, *[_LONG] * 3, *[_POINTER] * 6, _INT],
     "hc_shares": [_INT, _POINTER, *[_LONG] * 3, *[_POINTER] * 2],
+    "hc_near_best": [_INT, _POINTER, *[_LONG] * 3, _FLOAT, _POINTER, _POINTER, _LONG],
     "hc_attend": [
         _INT, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _POINTER,
-        _LONG, _LONG, _LONG, ctypes.c_float, _POINTER, _INT,
+        _LONG, _LONG, _LONG, _FLOAT, _POINTER, _INT,
     ],
+    "hc_join": [
+        _INT, _POINTER, _POINTER, _POINTER, _LONG, _POINTER, _LONG, _LONG, _FLOAT, _POINTER,
+    ],
+    "hc_add_norm": [
+        _INT, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _FLOAT, _POINTER, _POINTER,
+    ],
+    "hc_rotate": [_INT, _POINTER, _LONG, *[_POINTER] * 3, *[_LONG] * 3],
+    "hc_gate": [_INT, _POINTER, _LONG, _LONG, _POINTER],
 }  # fmt: skip
 
 _library: ctypes.CDLL | None = None
@@ -48,6 +57,7 @@ def prepare(compile: Compile) -> None:
         return
     for name, arguments in _ARGUMENTS.items():
         getattr(library, name).argtypes = arguments
+    library.hc_near_best.restype = _LONG
     _library = library
 
 

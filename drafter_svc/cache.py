@@ -1,10 +1,10 @@
-"""The drafter's KV: a slab of rows for each sequence, within a memory budget.
+"""The drafter's KV: one pool of rows within a memory budget, a slab of it for each sequence.
 
 The first rows of a slab belong to real entries, the rows behind them to the guesses of the chain
-that runs; the next real rows overwrite them.
+that runs; the next real rows overwrite them. One pool, so that one operator attends for all.
 """
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -21,26 +21,43 @@ class CacheFullError(Exception):
 
 @dataclass(slots=True)
 class Slot:
-    """What is kept of one sequence.
+    """What is kept of one sequence: the pool's rows [start, start + rows), and a state.
 
-    ``kv`` is ``[rows, layers * 2 * kv_heads, d]``, in each layer keys first; ``hidden`` ``[H]`` is
-    the last layer's output for the last real entry, from which a chain starts.
+    ``hidden`` ``[H]`` is the last layer's output for the last real entry, from which a chain
+    starts. A reservation, of whatever sequence, may move ``start``.
     """
 
-    kv: Tensor
+    start: int
+    rows: int
     hidden: Tensor | None = None
 
 
 class KvCache:
-    """Slots by key, in order of last use; those of sequences that have ended are evicted first."""
+    """Slots by key, in order of last use; those of sequences that have ended are evicted first.
+
+    ``keys`` and ``values`` hold ``[budget_rows, kv_heads, d]`` for each layer.
+    """
 
     def __init__(
-        self, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device, budget: int
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        budget: int,
     ) -> None:
-        """Take the shape of a row, KV heads of all layers, and the bytes that all rows may take."""
-        self._row = (2 * kv_heads, head_dim)
-        self._dtype, self._device = dtype, device
-        self.budget_rows = budget // (2 * kv_heads * head_dim * dtype.itemsize)
+        """Take the shape of a row, and the bytes that all rows may take."""
+        self._row_bytes = 2 * layers * kv_heads * head_dim * dtype.itemsize
+        self.budget_rows = budget // self._row_bytes
+        # A CPU's memory is really taken only as rows are first written.
+        self.keys, self.values = (
+            tuple(
+                torch.empty(self.budget_rows, kv_heads, head_dim, dtype=dtype, device=device)
+                for _ in range(layers)
+            )
+            for _ in range(2)
+        )
         self._slots: dict[Key, Slot] = {}
         self._ended: dict[Key, None] = {}
         self._rows = 0
@@ -51,7 +68,7 @@ class KvCache:
     @property
     def bytes_used(self) -> int:
         """Bytes of all slabs."""
-        return self._rows * self._row[0] * self._row[1] * self._dtype.itemsize
+        return self._rows * self._row_bytes
 
     def reserve(self, key: Key, rows: int, in_use: Set[Key]) -> tuple[Slot, list[Key]]:
         """The slot of ``key``, made or grown to ``rows`` rows or more, and who was evicted for it.
@@ -65,25 +82,22 @@ class KvCache:
         self._ended.pop(key, None)
         if slot is not None:
             self._slots[key] = slot
-            if len(slot.kv) >= rows:
+            if slot.rows >= rows:
                 return slot, []
-        held = len(slot.kv) if slot is not None else 0
+        held = slot.rows if slot is not None else 0
         size = max(_MIN_ROWS, 1 << (rows - 1).bit_length())
         if size - held > self.budget_rows - self._rows:
             size = rows
         evicted = self._make_room(size - held, in_use | {key})
-        kv = torch.empty(size, *self._row, dtype=self._dtype, device=self._device)
-        self._rows += size - held
         if slot is None:
-            slot = self._slots[key] = Slot(kv)
-        else:
-            kv[:held] = slot.kv
-            slot.kv = kv
+            slot = self._slots[key] = Slot(0, 0)
+        self._grow(slot, size)
+        self._rows += size - held
         return slot, evicted
 
     def copy(self, source: Key, slot: Slot, count: int) -> None:
         """Copy the first ``count`` rows of ``source``, which counts as used now, to ``slot``."""
-        slot.kv[:count] = self._slots[source].kv[:count]
+        self._move(self._slots[source].start, slot.start, count)
         self._slots[source] = self._slots.pop(source)
         if source in self._ended:
             self._ended[source] = self._ended.pop(source)
@@ -98,7 +112,7 @@ class KvCache:
         self._ended.pop(key, None)
         slot = self._slots.pop(key, None)
         if slot is not None:
-            self._rows -= len(slot.kv)
+            self._rows -= slot.rows
 
     def _make_room(self, rows: int, in_use: Set[Key]) -> list[Key]:
         """Evict in order of last use until ``rows`` more fit; nobody where that is not enough."""
@@ -110,9 +124,47 @@ class KvCache:
                 break
             if key not in in_use:
                 evicted.append(key)
-                room += len(self._slots[key].kv)
+                room += self._slots[key].rows
         if room < rows:
             raise CacheFullError
         for key in evicted:
             self.free(key)
         return evicted
+
+    def _grow(self, slot: Slot, size: int) -> None:
+        """Give ``slot`` as many rows as ``size``, which are free, if not in one piece."""
+        others = sorted(
+            (other for other in self._slots.values() if other is not slot),
+            key=lambda other: other.start,
+        )
+        ends = [0, *(other.start + other.rows for other in others)]
+        starts = [*(other.start for other in others), self.budget_rows]
+        behind = min((start for start in starts if start >= slot.start), default=0)
+        if not slot.rows or slot.start + size > behind:
+            fits = (end for end, start in zip(ends, starts, strict=True) if start - end >= size)
+            start = next(fits, None)
+            if start is None:
+                start = self._compact(others, slot)
+            else:
+                self._move(slot.start, start, slot.rows)
+            slot.start = start
+        slot.rows = size
+
+    def _compact(self, others: Sequence[Slot], last: Slot) -> int:
+        """Close the gaps between slots; returns where ``last`` now is, behind all others."""
+        pools = (*self.keys, *self.values)
+        saved = [pool[last.start : last.start + last.rows].clone() for pool in pools]
+        end = 0
+        for slot in others:
+            self._move(slot.start, end, slot.rows)
+            slot.start = end
+            end += slot.rows
+        for pool, rows in zip(pools, saved, strict=True):
+            pool[end : end + last.rows] = rows
+        return end
+
+    def _move(self, source: int, target: int, count: int) -> None:
+        """Copy rows, which may overlap."""
+        if source != target and count:
+            for pool in (*self.keys, *self.values):
+                pool[target : target + count] = pool[source : source + count].clone()

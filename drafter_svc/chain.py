@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from drafter_svc.cache import Slot
-from drafter_svc.drawing import DraftVocabulary, Penalties, draw
+from drafter_svc.cache import KvCache, Slot
+from drafter_svc.drawing import DraftVocabulary, Penalties, noise_of
 from drafter_svc.fused import Attend, FusedDrafter
+from specwire import kernels
 from specwire.draft import Opening
 
 
@@ -56,11 +56,12 @@ class Guess:
 class Chain:
     """The drafter with its vocabulary. All calls come from one thread."""
 
-    def __init__(self, drafter: FusedDrafter, vocabulary: DraftVocabulary) -> None:
+    def __init__(self, drafter: FusedDrafter, vocabulary: DraftVocabulary, cache: KvCache) -> None:
         self._drafter = drafter
         self._vocabulary = vocabulary
+        self._cache = cache
         self._kv_heads = drafter.config.num_key_value_heads
-        self._layers = drafter.config.num_hidden_layers
+        self._scale = drafter.config.head_dim**-0.5
         self._window = drafter.config.sliding_window
 
     def prepare(self, features: Tensor | None) -> Tensor:
@@ -81,58 +82,54 @@ class Chain:
     @torch.inference_mode()
     def append(self, batch: Sequence[Rows]) -> None:
         """Run new real entries in one pass. Rows of one sequence must be in order."""
-        device = self._drafter.device
-        counts = [len(rows.tokens) for rows in batch]
-        tokens = torch.tensor([t for rows in batch for t in rows.tokens], device=device)
-        spans = [range(rows.start, rows.start + n) for rows, n in zip(batch, counts, strict=True)]
-        positions = torch.tensor([i for span in spans for i in span], device=device)
+        tokens = [token for rows in batch for token in rows.tokens]
+        positions = [rows.start + i for rows in batch for i in range(len(rows.tokens))]
+        slabs = [rows.slot.start for rows in batch for _ in rows.tokens]
+        rows = torch.tensor([tokens, positions, slabs], device=self._drafter.device)
         features = [rows.features for rows in batch]
         state = self._drafter.fuse(features[0] if len(features) == 1 else torch.cat(features))
-
-        def attend(queries: Tensor, kv: Tensor, layer: int) -> Tensor:
-            out = queries.new_empty(len(queries), queries.shape[1] * queries.shape[2])
-            at = 0
-            for rows, count in zip(batch, counts, strict=True):
-                piece = slice(at, at + count)
-                stop = rows.start + count
-                slab = self._slab(rows.slot, layer)
-                slab[rows.start : stop] = kv[piece]
-                out[piece] = self._attend_causal(
-                    queries[piece], slab[self._oldest(rows.start) : stop]
-                )
-                at += count
-            return out
-
-        hidden = self._drafter.layer(tokens, state, positions, attend)
+        hidden = self._drafter.layer(rows[0], state, rows[1], self._attend(rows[1], rows[2]))
         at = 0
-        for rows, count in zip(batch, counts, strict=True):
-            at += count
-            rows.slot.hidden = hidden[at - 1].clone()
+        for appended in batch:
+            at += len(appended.tokens)
+            appended.slot.hidden = hidden[at - 1].clone()
 
     @torch.inference_mode()
     def draft(self, requests: Sequence[ChainRequest]) -> list[Guess]:
         """Run a chain for each request; longer ones go on with fewer rows."""
         order = sorted(range(len(requests)), key=lambda i: -requests[i].length)
         batch = [requests[i] for i in order]
+        device = self._drafter.device
         penalties = [r.penalties.fork() if r.penalties else None for r in batch]
+        noise = self._noise(batch)
         hidden = torch.stack([r.slot.hidden for r in batch if r.slot.hidden is not None])
+        rows = torch.tensor([[r.base - 1, r.slot.start] for r in batch], device=device)
+        positions, slabs = rows[:, 0].contiguous(), rows[:, 1].contiguous()
         state, logits = self._drafter.finish(hidden)
-        positions = torch.tensor([r.base - 1 for r in batch], device=self._drafter.device)
+        active = len(batch)
         chosen: list[Tensor] = []
         confidence: list[Tensor] = []
         for step in range(batch[0].length):
             if step:
                 active = sum(request.length > step for request in batch)
-                batch, positions = batch[:active], positions[:active] + 1
+                positions, slabs = positions[:active] + 1, slabs[:active]
                 tokens = self._vocabulary.target_ids[chosen[-1][:active]]
-                hidden = self._drafter.layer(
-                    tokens, state[:active], positions, self._single_attend(batch, step)
-                )
+                attend = self._attend(positions, slabs)
+                hidden = self._drafter.layer(tokens, state[:active], positions, attend)
                 state, logits = self._drafter.finish(hidden)
-            ids = self._choose(logits, batch, penalties, step)
+            ids = self._choose(logits, penalties[:active], _advanced(noise, step, active))
             chosen.append(ids)
-            confidence.append(logits.softmax(-1).gather(1, ids[:, None])[:, 0])
+            confidence.append(kernels.shares(logits, ids))
         return self._collect(order, chosen, confidence)
+
+    def _noise(self, batch: Sequence[ChainRequest]) -> kernels.Noise | None:
+        """The noise of each chain's first token."""
+        return noise_of(
+            [request.opening for request in batch],
+            [request.base + 1 for request in batch],
+            self._drafter.config.draft_temperature,
+            self._drafter.device,
+        )
 
     def _collect(
         self, order: Sequence[int], chosen: Sequence[Tensor], confidence: Sequence[Tensor]
@@ -154,79 +151,44 @@ class Chain:
     def _choose(
         self,
         logits: Tensor,
-        batch: Sequence[ChainRequest],
         penalties: Sequence[Penalties | None],
-        step: int,
+        noise: kernels.Noise | None,
     ) -> Tensor:
         """Draft ids int64 ``[n]`` of this step."""
-        penalized = [i for i in range(len(batch)) if penalties[i] is not None]
+        penalized = [(i, known) for i, known in enumerate(penalties) if known is not None]
         if penalized:
-            logits = logits.clone()
-            for i in penalized:
-                logits[i] = penalties[i].apply(logits[i])  # type: ignore[union-attr]
-        ids = logits.argmax(-1)
-        drawn = [i for i, request in enumerate(batch) if request.opening.temperature > 0]
-        if drawn:
-            ids[drawn] = draw(
-                logits[drawn],
-                [batch[i].opening for i in drawn],
-                [batch[i].base + 1 + step for i in drawn],
-                self._vocabulary,
-                self._drafter.config.draft_temperature,
-            )
-        for i in penalized:
-            penalties[i].extend([int(self._vocabulary.target_ids[ids[i]])])  # type: ignore[union-attr]
+            logits = logits.to(torch.float32, copy=True)
+            for i, known in penalized:
+                logits[i] = known.apply(logits[i])
+        ids = kernels.draw(logits, noise, self._vocabulary.target_ids)
+        for i, known in penalized:
+            known.extend([int(self._vocabulary.target_ids[ids[i]])])
         return ids
 
-    def _single_attend(self, batch: Sequence[ChainRequest], step: int) -> Attend:
-        """One row per sequence, behind all that its slab holds."""
+    def _attend(self, positions: Tensor, slabs: Tensor) -> Attend:
+        """Attention of rows at ``positions`` of slabs that start at ``slabs``: keep, then attend.
+
+        Both are int64 ``[n]``. A row sees what its slab holds up to itself.
+        """
+        slots, lengths, starts = slabs + positions, positions + 1, slabs
+        if self._window is not None:
+            lengths = lengths.clamp(max=self._window)
+            starts = slots + 1 - lengths
 
         def attend(queries: Tensor, kv: Tensor, layer: int) -> Tensor:
-            out = []
-            for i, request in enumerate(batch):
-                at = request.base - 1 + step
-                slab = self._slab(request.slot, layer)
-                slab[at] = kv[i]
-                out.append(self._attend(queries[i : i + 1], slab[self._oldest(at) : at + 1]))
-            return out[0] if len(out) == 1 else torch.cat(out)
+            keys, values = self._cache.keys[layer], self._cache.values[layer]
+            keys.index_copy_(0, slots, kv[:, : self._kv_heads])
+            values.index_copy_(0, slots, kv[:, self._kv_heads :])
+            return kernels.attend(queries, keys, values, starts, lengths, self._scale).flatten(1)
 
         return attend
 
-    def _slab(self, slot: Slot, layer: int) -> Tensor:
-        """The rows of one layer, ``[rows, 2 * kv_heads, d]``."""
-        if self._layers == 1:
-            return slot.kv
-        width = 2 * self._kv_heads
-        return slot.kv[:, layer * width : (layer + 1) * width]
 
-    def _oldest(self, position: int) -> int:
-        """The first entry that the one at ``position`` sees."""
-        return 0 if self._window is None else max(0, position + 1 - self._window)
-
-    def _attend(self, queries: Tensor, kv: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Queries ``[n, heads, d]`` over ``kv`` ``[keys, 2 * kv_heads, d]``: ``[n, heads * d]``.
-
-        The heads of a group share their keys, so they are folded into the rows; so is ``mask``.
-        """
-        n, heads, d = queries.shape
-        kv_heads = self._kv_heads
-        both = kv.transpose(0, 1)[None]
-        folded = queries.view(n, kv_heads, -1, d).transpose(0, 1).reshape(1, kv_heads, -1, d)
-        out = functional.scaled_dot_product_attention(
-            folded, both[:, :kv_heads], both[:, kv_heads:], attn_mask=mask
-        )
-        return out.view(kv_heads, n, -1, d).transpose(0, 1).reshape(n, heads * d)
-
-    def _attend_causal(self, queries: Tensor, kv: Tensor) -> Tensor:
-        """The last rows of a sequence, each over what it sees of ``kv``: the past and itself."""
-        n, keys = len(queries), len(kv)
-        if n == 1:
-            return self._attend(queries, kv)
-        group = queries.shape[1] // self._kv_heads
-        device = queries.device
-        last = torch.arange(keys - n, keys, device=device).repeat_interleave(group)
-        past = torch.arange(keys, device=device)
-        mask = past <= last[:, None]
-        if self._window is not None:
-            mask &= past > last[:, None] - self._window
-        return self._attend(queries, kv, mask)
+def _advanced(noise: kernels.Noise | None, step: int, active: int) -> kernels.Noise | None:
+    """The noise of the first rows, ``step`` tokens further on."""
+    if noise is None:
+        return None
+    positions = noise.positions[:active] + step
+    return kernels.Noise(
+        noise.seeds[:active], positions, noise.choices[:active], noise.temperatures[:active]
+    )

@@ -6,17 +6,12 @@ drafter adds the same noise to its own scores (coupling without communication, D
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from specwire.draft import Opening
-from specwire.noise import signed64, token_words
-
-# Noise is computed for the likeliest draft tokens only. It can leave out the verifier's token,
-# which costs that draft and nothing else.
-CANDIDATES = 64
+from specwire.kernels import Noise
+from specwire.noise import signed64
 
 
 class DraftVocabulary:
@@ -24,15 +19,10 @@ class DraftVocabulary:
 
     def __init__(self, target_ids: Tensor, vocab_size: int) -> None:
         self.target_ids = target_ids
-        self._on_host: npt.NDArray[np.int64] = target_ids.cpu().numpy()
-        self._draft_ids = {int(target): draft for draft, target in enumerate(self._on_host)}
+        self._draft_ids = {target: draft for draft, target in enumerate(target_ids.tolist())}
 
     def __len__(self) -> int:
-        return len(self._on_host)
-
-    def to_target(self, draft_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Target ids of draft ids on the host."""
-        return self._on_host[draft_ids]
+        return len(self._draft_ids)
 
     def to_draft(self, target_ids: Iterable[int]) -> list[int]:
         """Draft ids of those target ids that can be drafted."""
@@ -93,42 +83,17 @@ class Penalties:
         return logits + self._bias
 
 
-def draw(
-    logits: Tensor,
+def noise_of(
     openings: Sequence[Opening],
     positions: Sequence[int],
-    vocabulary: DraftVocabulary,
     draft_temperature: float,
-) -> Tensor:
-    """Draw one draft id for each row with the noise of its sequence, at its temperature above 0.
-
-    ``logits`` are processed, fp32 ``[n, draft]``; ``positions`` are the absolute positions of the
-    drawn tokens. Returns int64 ``[n]``.
-    """
-    values, ids = logits.topk(min(CANDIDATES, logits.shape[-1]), dim=-1, sorted=False)
-    draft_ids = ids.cpu().numpy()
-    seeds, choices, temperatures = (
-        np.array(column)[:, None]
-        for column in zip(
-            *((signed64(o.seed), o.choice_index, o.temperature) for o in openings), strict=True
-        )
-    )
-    noise = _exponentials(
-        seeds, np.array(positions)[:, None], vocabulary.to_target(draft_ids), choices
-    )
-    scores = values.double().cpu().numpy() / (draft_temperature * temperatures) - np.log(noise)
-    best = scores.argmax(-1)[:, None]
-    return torch.from_numpy(np.take_along_axis(draft_ids, best, -1)[:, 0]).to(logits.device)
-
-
-def _exponentials(
-    seeds: npt.NDArray[np.int64],
-    positions: npt.NDArray[np.int64],
-    token_ids: npt.NDArray[np.int64],
-    choices: npt.NDArray[np.int64],
-) -> npt.NDArray[np.float64]:
-    """As ``specwire.torch.exponentials``; numpy takes a third of the time for so few tokens."""
-    words = np.stack(token_words(seeds, positions, token_ids >> 2, choices))
-    word = np.take_along_axis(words, (token_ids & 3)[None], 0)[0]
-    noise: npt.NDArray[np.float64] = -np.log1p(-(word + 0.5) * 2.0**-32)
-    return noise
+    device: torch.device,
+) -> Noise | None:
+    """The noise of one row for each opening, at positions of the drawn tokens; None: all greedy."""
+    if all(opening.temperature == 0 for opening in openings):
+        return None
+    seeds = [signed64(opening.seed) for opening in openings]
+    choices = [opening.choice_index for opening in openings]
+    temperatures = [opening.temperature * draft_temperature for opening in openings]
+    keys = torch.tensor([seeds, list(positions), choices], device=device)
+    return Noise(*keys, torch.tensor(temperatures, dtype=torch.float32, device=device))

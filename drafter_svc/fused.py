@@ -15,6 +15,7 @@ from drafter_svc.config import DrafterConfig
 from drafter_svc.eagle import EagleDrafter
 from drafter_svc.linear import Linear, pack_linear
 from drafter_svc.rope import Rope
+from specwire import kernels
 
 #: Queries ``[T, heads, d]``, the rows' own keys and values ``[T, 2 * kv_heads, d]``, keys first,
 #: RoPE applied, and the layer's number give ``[T, heads * d]``.
@@ -78,23 +79,22 @@ class FusedDrafter:
 
         ``tokens`` are target ids and ``positions`` the entries' own, both int64 ``[T]``.
         """
-        normed = self._norm(state, self._hidden_norm)
-        embeds = functional.embedding(tokens, self._embedding)
-        rotation = self._cos[positions], self._sin[positions]
-        pair = torch.cat([embeds, normed], dim=-1)
+        pair = kernels.join(self._embedding, tokens, state, self._hidden_norm, self._eps)
+        rotation = self._cos, self._sin, positions
         if self._first is None:
             hidden = self._join(pair)
         else:
-            residual = normed if self.config.norm_before_residual else state
+            before = self.config.norm_before_residual
+            residual = pair[:, -state.shape[1] :] if before else state
             hidden = self._first.run(pair, residual, rotation, attend)
         for weight, layer in self._plain:
             hidden = layer.run(self._norm(hidden, weight), hidden, rotation, attend)
         return hidden
 
     def finish(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The state that the next step recycles ``[T, H]`` and the fp32 logits ``[T, draft]``."""
-        normed = self._norm(hidden, self._final_norm)
-        return normed if self.config.norm_output else hidden, self._lm_head(normed).float()
+        """The state that the next step recycles ``[T, H]`` and the logits ``[T, draft]``."""
+        normed = kernels.norm(hidden, self._final_norm, self._eps)
+        return normed if self.config.norm_output else hidden, self._lm_head(normed)
 
 
 class _FusedLayer:
@@ -117,24 +117,22 @@ class _FusedLayer:
         self._down = _pack([mlp.down_proj])
 
     def run(
-        self, rows: Tensor, residual: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend
+        self,
+        rows: Tensor,
+        residual: Tensor,
+        rotation: tuple[Tensor, Tensor, Tensor],
+        attend: Attend,
     ) -> Tensor:
         """The layer's output ``[T, H]``; ``residual`` is what its attention adds to."""
         qkv = self._qkv(rows).view(len(rows), -1, self._dim)
         rotated = qkv[:, : self._rotated]
-        turned = rotated
         if self._qk_norm is not None:
             normed = functional.rms_norm(rotated, rotated.shape[-1:], None, self._eps)
-            turned = normed * self._qk_norm
-        first, second = turned.chunk(2, dim=-1)
-        swapped = torch.cat([second, first], dim=-1)
-        cosines, sines = rotation
-        torch.addcmul(turned * cosines, swapped, sines, out=rotated)
+            rotated.copy_(normed * self._qk_norm)
+        kernels.rotate(rotated, *rotation)
         attended = self._o(attend(qkv[:, : self._heads], qkv[:, self._heads :], self._number))
-        hidden = residual + attended
-        normed = functional.rms_norm(hidden, hidden.shape[-1:], self._post_norm, self._eps)
-        gate, up = self._gate_up(normed).chunk(2, dim=-1)
-        return hidden + self._down(functional.silu(gate) * up)
+        hidden, normed = kernels.add_norm(residual, attended, self._post_norm, self._eps)
+        return hidden + self._down(kernels.gate(self._gate_up(normed)))
 
 
 def _pack(layers: Sequence[nn.Linear]) -> Linear:

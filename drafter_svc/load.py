@@ -14,6 +14,7 @@ from drafter_svc.fused import FusedDrafter
 from drafter_svc.sequences import Sequences
 from drafter_svc.settings import DrafterSettings
 from drafter_svc.worker import Worker
+from specwire import kernels
 from specwire.settings import StartError
 from specwire.target import TargetSource
 from specwire.v1 import drafter_pb2 as pb
@@ -40,6 +41,7 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
     Raises:
         StartError: the checkpoint, the target or the device cannot be used, or they do not fit.
     """
+    kernels.prepare(settings.compile)
     device = _device(settings.device)
     dtype = _dtype(settings.dtype, device)
     try:
@@ -49,15 +51,15 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
         raise StartError(f"{str(error).rstrip('.')}.") from None
     config = loaded.config
     embedding = _embedding(loaded, source, dtype, settings.trust_remote_code)
-    kv_heads = config.num_hidden_layers * config.num_key_value_heads
-    cache = KvCache(kv_heads, config.head_dim, dtype, device, settings.kv_memory)
+    row = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+    cache = KvCache(*row, dtype, device, settings.kv_memory)
     max_length = min(config.max_position_embeddings, cache.budget_rows - settings.max_draft_tokens)
     if max_length < 1:
         raise StartError(f"The drafter's --kv-memory: {settings.kv_memory} bytes hold no sequence.")
     fused = FusedDrafter(loaded.module, embedding, max_length + settings.max_draft_tokens)
     vocabulary = DraftVocabulary(loaded.target_ids, config.vocab_size)
     worker = Worker(
-        Chain(fused, vocabulary),
+        Chain(fused, vocabulary, cache),
         cache,
         Sequences(_SEQUENCES_PER_LINK, max_length, settings.lookup_match),
         settings.max_draft_tokens,

@@ -31,6 +31,9 @@ class DrafterSettings(Settings):
         0, "Threads that its operators run on; 0 leaves the number to torch.",
         env="HOLDCOURSE_DRAFTER_THREADS", ge=0,
     )  # fmt: skip
+    compile: Literal["auto", "on", "off"] = setting(
+        "auto", "Compile kernels with the machine's C++ compiler: auto goes on without one."
+    )
     max_draft_tokens: int = setting(16, "Longest draft that is served.", ge=1, le=64)
     lookup: str = setting(
         "2", "Last tokens that must have occurred before for a lookup to propose what followed "

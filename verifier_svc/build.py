@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from specwire import kernels
 from specwire.draft import DraftPort
 from specwire.settings import StartError
 from specwire.target import TargetSource
@@ -29,6 +30,7 @@ def build_target(settings: VerifierSettings) -> Target:
     Raises:
         StartError: it cannot be served.
     """
+    kernels.prepare("auto")
     try:
         source = TargetSource.parse(settings.target)
         return load_target(

@@ -12,9 +12,12 @@ from collections.abc import Collection, Mapping
 
 import torch
 
+from specwire import kernels
 from specwire.noise import signed64
-from specwire.torch import exponentials, vocabulary_exponentials
 from verifier_svc.generation import Logprobs, Sampling
+
+# Logits further below the best are seldom needed to reach top_p; where they are, all are sorted.
+_NEAR = 10.0
 
 
 def draw(
@@ -41,8 +44,11 @@ def draw(
     scores = process(logits, sampling, prompt, output_counts or {}, banned)
     if sampling.temperature == 0:
         return int(scores.argmax())
-    ids, weights = truncate(scores / sampling.temperature, sampling)
-    return race(ids, weights, signed64(sampling.seed), position, choice)
+    key = signed64(sampling.seed), position, choice
+    if not sampling.truncates:
+        return race(None, scores, sampling.temperature, *key)
+    ids, scaled = truncate(scores / sampling.temperature, sampling)
+    return race(ids, scaled, 1.0, *key)
 
 
 def process(
@@ -75,40 +81,71 @@ def process(
     return scores
 
 
-def truncate(scaled: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor | None, torch.Tensor]:
+def truncate(scaled: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
     """top_k, top_p and min_p, in this order, over logits / T [vocab].
 
-    Returns the ids that stay (None: all) and their logits, best first where ids are given.
+    Returns the ids that stay and their logits, best first.
     """
     vocab = scaled.shape[-1]
-    if sampling.top_k <= 0 and sampling.top_p >= 1 and sampling.min_p <= 0:
-        return None, scaled
     keep = min(sampling.top_k, vocab) if sampling.top_k > 0 else vocab
+    likely, total = _likely(scaled, keep, sampling)
     # A stable sort gives ties to the lowest id.
-    values, ids = torch.sort(scaled, descending=True, stable=True)
-    values, ids = values[:keep], ids[:keep]
-    probabilities = torch.softmax(values.double(), -1)
+    values, order = torch.sort(scaled[likely], descending=True, stable=True)
+    values, ids = values[:keep], likely[order[:keep]]
+    weights = torch.exp(values.double() - values[0])
+    shares = weights / (weights.sum() if total is None else total)
     stays = torch.ones_like(values, dtype=torch.bool)
     if sampling.top_p < 1:
-        stays &= probabilities.cumsum(-1) - probabilities < sampling.top_p
+        stays &= shares.cumsum(-1) - shares < sampling.top_p
     if sampling.min_p > 0:
-        stays &= probabilities >= sampling.min_p * probabilities[0]
+        stays &= shares >= sampling.min_p * shares[0]
     stays[0] = True
     return ids[stays], values[stays]
 
 
+def _likely(
+    scaled: torch.Tensor, keep: int, sampling: Sampling
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The tokens that have to be sorted: all that may stay, and all that are likelier.
+
+    Returns their ids in order, and the sum of all weights exp(scaled - max); None where what is
+    left after top_k makes up the whole, or only ratios count.
+    """
+    best = scaled.max()
+    if keep < len(scaled):
+        return _at_least(scaled, scaled.topk(keep).values[-1]), None
+    if sampling.top_p >= 1 and sampling.min_p > 0:
+        return _at_least(scaled, best + math.log(sampling.min_p) - 1e-3), None
+    weights = torch.exp(scaled.double() - best)
+    near = _at_least(scaled, best - _NEAR)
+    if weights[near].sum() > (sampling.top_p + 1e-9) * weights.sum():
+        return near, weights.sum()
+    return torch.arange(len(scaled), device=scaled.device), weights.sum()
+
+
+def _at_least(scaled: torch.Tensor, floor: torch.Tensor) -> torch.Tensor:
+    return (scaled >= floor).nonzero()[:, 0]
+
+
 def race(
-    ids: torch.Tensor | None, scaled: torch.Tensor, seed: int, position: int, choice: int
+    ids: torch.Tensor | None,
+    logits: torch.Tensor,
+    temperature: float,
+    seed: int,
+    position: int,
+    choice: int,
 ) -> int:
-    """The winner of the exponential race among `ids` (None: all tokens) with logits `scaled`."""
-    if ids is None:
-        noise = vocabulary_exponentials(seed, position, choice, scaled)
-    else:
-        noise = exponentials(seed, position, ids, choice)
-    logits = scaled.double()
-    ratios = noise * torch.exp(logits.max() - logits)
-    winners = (ratios == ratios.min()).nonzero().squeeze(-1)
-    return int((winners if ids is None else ids[winners]).min())
+    """The winner of the exponential race among `ids` (None: all tokens) with fp32 logits.
+
+    Raises:
+        ValueError: a logit is not a number, or none is finite.
+    """
+    key = torch.tensor([[seed], [position], [choice]], device=logits.device)
+    noise = kernels.Noise(*key, torch.tensor([temperature], device=logits.device))
+    winner = int(kernels.draw(logits[None], noise, ids))
+    if winner < 0:
+        raise ValueError("the target's logits are not finite")
+    return winner if ids is None else int(ids[winner])
 
 
 def logprobs_of(logits: torch.Tensor, token: int, top: int) -> Logprobs:

@@ -41,6 +41,11 @@ class Sampling:
         )
 
     @property
+    def truncates(self) -> bool:
+        """Whether unlikely tokens are left out of the draw."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @property
     def plain_greedy(self) -> bool:
         """Whether only the argmax of each row is needed."""
         return self.temperature == 0 and self.plain_scores and self.top_logprobs is None

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from specwire import kernels
 from specwire.torch import PackedLinear, packable
 
 # A bf16 result is within this share of the fp32 value that it was rounded from.
@@ -48,9 +49,7 @@ class Head:
         if self._rough is None:
             return self.logits(hidden).argmax(-1).tolist()
         # bf16 logits tell which tokens can be the argmax; only those are scored in fp32.
-        rough = self._rough(hidden).float()
-        best = rough.amax(-1, keepdim=True)
-        rows, tokens = (rough >= best - 2 * _ROUNDING * best.abs()).nonzero(as_tuple=True)
+        rows, tokens = kernels.near_best(self._rough(hidden), 2 * _ROUNDING)
         exact = (hidden[rows].float() * self._weight[tokens]).sum(-1)
         exact = exact if self._bias is None else exact + self._bias[tokens]
         winners: dict[int, tuple[float, int]] = {}

@@ -1,5 +1,6 @@
 """The tiny drafter put together for serving, and a slow chain to compare it with."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -48,10 +49,11 @@ class Parts:
         self.target_ids = torch.arange(40) * 3 + 2
         fused = FusedDrafter(self.module, self.embedding, MAX_LENGTH + 16)
         self.vocabulary = DraftVocabulary(self.target_ids, 128)
-        self.chain = Chain(fused, self.vocabulary)
-        kv_heads = 2 * self.config.num_hidden_layers
-        row_bytes = 2 * kv_heads * 6 * 4
-        self.cache = KvCache(kv_heads, 6, torch.float32, torch.device("cpu"), rows * row_bytes)
+        layers, head_dim = self.config.num_hidden_layers, self.config.head_dim
+        row = layers, self.config.num_key_value_heads, head_dim
+        row_bytes = 2 * math.prod(row) * 4
+        self.cache = KvCache(*row, torch.float32, torch.device("cpu"), rows * row_bytes)
+        self.chain = Chain(fused, self.vocabulary, self.cache)
         sequences = Sequences(8, MAX_LENGTH, lookup_match)
         self.worker = Worker(self.chain, self.cache, sequences, 16)
 

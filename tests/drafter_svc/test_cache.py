@@ -1,25 +1,43 @@
+import itertools
+import random
+
 import pytest
 import torch
 
-from drafter_svc.cache import CacheFullError, KvCache
+from drafter_svc.cache import CacheFullError, KvCache, Slot
 
 ROW_BYTES = 2 * 2 * 4 * 4
 
 
 def cache_of(rows: int) -> KvCache:
-    return KvCache(2, 4, torch.float32, torch.device("cpu"), rows * ROW_BYTES + ROW_BYTES // 2)
+    return KvCache(1, 2, 4, torch.float32, torch.device("cpu"), rows * ROW_BYTES + ROW_BYTES // 2)
+
+
+def fill(cache: KvCache, slot: Slot, mark: int) -> None:
+    """Marks every row of a slot, the keys apart from the values."""
+    rows = torch.arange(slot.rows)[:, None, None] + 1000.0 * mark
+    cache.keys[0][slot.start : slot.start + slot.rows] = rows
+    cache.values[0][slot.start : slot.start + slot.rows] = -rows
+
+
+def held(cache: KvCache, slot: Slot, mark: int, rows: int = 64) -> bool:
+    wanted = (torch.arange(rows)[:, None, None] + 1000.0 * mark).expand(rows, 2, 4)
+    reach = slice(slot.start, slot.start + rows)
+    return torch.equal(cache.keys[0][reach], wanted) and torch.equal(
+        cache.values[0][reach], -wanted
+    )
 
 
 def test_growth_keeps_what_is_held() -> None:
     cache = cache_of(1000)
     slot, _ = cache.reserve((0, 1), 10, set())
-    slot.kv[:10] = torch.arange(10.0)[:, None, None]
+    fill(cache, slot, 10)
     grown, evicted = cache.reserve((0, 1), 200, set())
     assert grown is slot
     assert not evicted
-    assert len(slot.kv) >= 200
-    assert slot.kv[:10, 0, 0].tolist() == list(range(10))
-    assert cache.bytes_used == len(slot.kv) * ROW_BYTES
+    assert slot.rows >= 200
+    assert held(cache, slot, 10)
+    assert cache.bytes_used == slot.rows * ROW_BYTES
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -52,7 +70,7 @@ def test_a_sequence_that_cannot_grow_keeps_its_rows() -> None:
         cache.reserve((0, 1), 65, {(0, 2)})
     assert cache.reserve((0, 1), 64, set()) == (slot, [])
     # Alone it may take what there is, without doubling.
-    assert len(cache.reserve((0, 1), 100, set())[0].kv) == 100
+    assert cache.reserve((0, 1), 100, set())[0].rows == 100
 
 
 def test_freeing_makes_room_and_may_be_repeated() -> None:
@@ -62,3 +80,41 @@ def test_freeing_makes_room_and_may_be_repeated() -> None:
     cache.free((0, 1))
     assert cache.bytes_used == 0
     assert cache.reserve((0, 2), 64, {(0, 1)})[1] == []
+
+
+def test_gaps_are_closed_where_rows_are_free_but_not_in_one_piece() -> None:
+    cache = cache_of(320)
+    slots = [cache.reserve((0, seq), 64, set())[0] for seq in range(5)]
+    for seq, slot in enumerate(slots):
+        fill(cache, slot, seq)
+    cache.free((0, 0))
+    cache.free((0, 3))
+    # 128 rows are free, in two pieces: one sequence grows into both.
+    grown, evicted = cache.reserve((0, 2), 192, {(0, 1), (0, 4)})
+    assert (grown.rows, evicted) == (192, [])
+    for seq in (1, 2, 4):
+        assert held(cache, slots[seq], seq)
+    taken = sorted((slots[seq].start, slots[seq].rows) for seq in (1, 2, 4))
+    assert sum(rows for _, rows in taken) == 320
+    assert all(a + n == b for (a, n), (b, _) in itertools.pairwise(taken))
+
+
+def test_slots_never_overlap_and_keep_their_rows() -> None:
+    cache = cache_of(1000)
+    chance = random.Random(0)
+    marks: dict[int, tuple[Slot, int, int]] = {}
+    for mark in range(200):
+        seq = chance.randrange(8)
+        if chance.random() < 0.2:
+            cache.free((0, seq))
+            marks.pop(seq, None)
+            continue
+        before = marks.get(seq)
+        slot, evicted = cache.reserve((0, seq), chance.randrange(1, 400), set())
+        for _, gone in evicted:
+            marks.pop(gone)
+        for other, known, rows in marks.values():
+            assert held(cache, other, known, rows)
+        assert before is None or slot is before[0]
+        fill(cache, slot, mark)
+        marks[seq] = (slot, mark, slot.rows)

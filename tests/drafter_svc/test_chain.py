@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from drafter_svc.cache import Slot
 from drafter_svc.chain import ChainRequest, Guess, Rows
+from specwire import kernels
 from specwire.draft import Opening
 from specwire.noise import signed64
 from specwire.torch import exponentials
@@ -123,6 +125,38 @@ def test_toggles_of_other_checkpoints(toggles: dict[str, Any]) -> None:
     guesses = parts.chain.draft(requests)
     for text, (base, length), guess in zip(texts, shapes, guesses, strict=True):
         check(parts, guess, text, base, length, greedy)
+
+
+@pytest.fixture
+def compiled() -> Iterator[None]:
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler here")
+    kernels.prepare("on")
+    yield
+    kernels.prepare("off")
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("toggles", [{}, *TOGGLES], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_compiled_kernels_propose_the_same(toggles: dict[str, Any], temperature: float) -> None:
+    """At a width that they take: the one of the tiny drafter is left to torch."""
+    parts = Parts(head_dim=64, intermediate_size=32, **toggles)
+    opening = Opening(3, 6, seed=7, temperature=temperature)
+    shapes = [(1, 3), (70, 6), (9, 6)]
+    texts = [random_text(base + 1, seed) for seed, (base, _) in enumerate(shapes)]
+    slots = [parts.cache.reserve((0, i), base + 8, set())[0] for i, (base, _) in enumerate(shapes)]
+    for text, slot, (base, _) in zip(texts, slots, shapes, strict=True):
+        for start, stop in [(0, base // 2), (base // 2, base)]:
+            if start < stop:
+                append(parts, text, slot, start, stop)
+    requests = [
+        request(parts, text, slot, base, length, opening)
+        for text, slot, (base, length) in zip(texts, slots, shapes, strict=True)
+    ]
+    guesses = parts.chain.draft(requests)
+    for text, (base, length), guess in zip(texts, shapes, guesses, strict=True):
+        check(parts, guess, text, base, length, slow_choice(parts, text, base, opening))
 
 
 def test_every_toggle_changes_what_is_drafted() -> None:

@@ -9,7 +9,7 @@ every chain position of the first round given the draft tokens accepted before i
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,8 @@ import torch
 from scipy import stats  # type: ignore[import-untyped]
 from transformers import AutoModelForCausalLM
 
-from specwire.torch import exponentials, vocabulary_exponentials
+from specwire import kernels
+from specwire.torch import exponentials
 from verifier_svc.acceptance import accept_drawn
 from verifier_svc.generation import Generation, Sampling
 from verifier_svc.sequence import Sequence
@@ -81,18 +82,11 @@ def world(small_vocabulary: Path) -> World:
 
 
 @pytest.fixture(autouse=True)
-def noise_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same noise, computed for all seeds in one go: one by one it takes minutes."""
-
-    def look_up(seed: int, position: int, choice: int, like: torch.Tensor) -> torch.Tensor:
-        assert choice == 0
-        return world.noise[seed, position - len(PROMPT)]
-
-    for seed in (0, 1, DRAWS - 1):
-        for position in range(3, 3 + LENGTH):
-            real = vocabulary_exponentials(seed, position, 0, torch.zeros(VOCAB))
-            assert torch.equal(look_up(seed, position, 0, torch.zeros(VOCAB)), real)
-    monkeypatch.setattr("verifier_svc.drawing.vocabulary_exponentials", look_up)
+def compiled_kernels() -> Iterator[None]:
+    """As served: torch's operators alone would take minutes for so many draws."""
+    kernels.prepare("auto")
+    yield
+    kernels.prepare("off")
 
 
 def good(world: World) -> Drafter:

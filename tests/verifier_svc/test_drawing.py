@@ -67,14 +67,25 @@ def test_any_temperature_and_seed(
 
 
 def test_ties_go_to_the_lowest_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    ones = torch.ones(300, dtype=torch.float64)
-    monkeypatch.setattr("verifier_svc.drawing.vocabulary_exponentials", lambda *_: ones)
-    monkeypatch.setattr("verifier_svc.drawing.exponentials", lambda *_: ones[:3])
+    monkeypatch.setattr("specwire.kernels.library._library", None)
+    alike = torch.full((1, 1), 2**31)
+    monkeypatch.setattr(
+        "specwire.kernels.drawing.token_words",
+        lambda seed, position, block, choice: (alike.expand(1, len(block)),) * 4,
+    )
     logits = torch.zeros(300)
-    assert race(None, logits, 0, 0, 0) == 0
+    assert race(None, logits, 1.0, 0, 0, 0) == 0
     logits[:5] = -1.0
-    assert race(None, logits, 0, 0, 0) == 5
-    assert race(torch.tensor([9, 4, 7]), torch.zeros(3), 0, 0, 0) == 4
+    assert race(None, logits, 1.0, 0, 0, 0) == 5
+    assert race(torch.tensor([9, 4, 7]), torch.zeros(3), 1.0, 0, 0, 0) == 4
+
+
+def test_logits_that_are_not_numbers_are_not_drawn_from() -> None:
+    logits = torch.zeros(70)
+    logits[69] = math.nan
+    for broken in (logits, torch.full((70,), -math.inf)):
+        with pytest.raises(ValueError, match="not finite"):
+            draw(broken, Sampling(seed=1), position=0, choice=0)
 
 
 def test_argmax_ties_go_to_the_lowest_id() -> None:

@@ -1,0 +1,24 @@
+"""C++ kernels for what is slow as a row of torch operators, which serve where there are none.
+
+Every function takes tensors of any device and gives the same result either way, up to rounding.
+"""
+
+from specwire.kernels.attention import attend
+from specwire.kernels.drawing import Noise, draw, near_best, shares
+from specwire.kernels.layer import add_norm, gate, join, norm, rotate
+from specwire.kernels.library import Compile, prepare
+
+__all__ = [
+    "Compile",
+    "Noise",
+    "add_norm",
+    "attend",
+    "draw",
+    "gate",
+    "join",
+    "near_best",
+    "norm",
+    "prepare",
+    "rotate",
+    "shares",
+]

@@ -1,0 +1,193 @@
+"""The kernels against slow references, compiled and as torch's operators."""
+
+import math
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from specwire import kernels
+from specwire.settings import StartError
+from specwire.torch import exponentials
+
+
+@pytest.fixture(params=["on", "off"], autouse=True)
+def compiled(request: pytest.FixtureRequest) -> Iterator[bool]:
+    if request.param == "on" and shutil.which("g++") is None:
+        pytest.skip("no C++ compiler here")
+    kernels.prepare(request.param)
+    yield request.param == "on"
+    kernels.prepare("off")
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def noise_of(rows: int, temperature: float) -> kernels.Noise:
+    seeds = torch.randint(-(2**63), 2**63 - 1, (rows,), generator=torch.Generator().manual_seed(1))
+    temperatures = torch.full((rows,), temperature)
+    return kernels.Noise(seeds, torch.arange(rows) + 70_000, torch.arange(rows) % 3, temperatures)
+
+
+def whole_race(logits: torch.Tensor, noise: kernels.Noise, ids: torch.Tensor) -> list[int]:
+    keys = noise.seeds[:, None], noise.positions[:, None], ids, noise.choices[:, None]
+    scaled = (logits.float() / noise.temperatures[:, None]).double()
+    ratios = exponentials(*keys) * torch.exp(scaled.amax(-1, keepdim=True) - scaled)
+    winners: list[int] = ratios.argmin(-1).tolist()
+    return winners
+
+
+@pytest.mark.parametrize(
+    ("width", "spread"), [(1, 1.0), (2, 1.0), (64, 0.0), (97, 3.0), (1000, 0.01), (5003, 6.0)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_races_are_won_by_the_winner_over_all_tokens(
+    width: int, spread: float, dtype: torch.dtype
+) -> None:
+    rows = 40
+    logits = (random(rows, width) * spread).to(dtype)
+    logits[:, 1::7] = -math.inf
+    for temperature in (0.05, 0.8, 4.0):
+        noise = noise_of(rows, temperature)
+        wanted = whole_race(logits, noise, torch.arange(width))
+        assert kernels.draw(logits, noise).tolist() == wanted
+        ids = torch.arange(width) * 5 + 3
+        assert kernels.draw(logits, noise, ids).tolist() == whole_race(logits, noise, ids)
+
+
+def test_rows_may_be_views_and_rows_of_temperature_zero_take_the_first_argmax() -> None:
+    logits = random(6, 200)[:, 50:150]
+    logits[2, [7, 70]] = 9.0
+    noise = noise_of(6, 0.9)
+    noise.temperatures[2:4] = 0
+    wanted = whole_race(logits, noise_of(6, 0.9), torch.arange(100))
+    wanted[2:4] = [7, int(logits[3].argmax())]
+    assert kernels.draw(logits, noise).tolist() == wanted
+    assert kernels.draw(logits).tolist() == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_rows_without_finite_logits_have_no_winner(bad: float) -> None:
+    logits = random(3, 90)
+    logits[0] = -math.inf
+    logits[2, 88] = bad
+    for noise in (None, noise_of(3, 1.0)):
+        winners = kernels.draw(logits, noise)
+        assert winners.tolist()[::2] == [-1, -1]
+        assert winners[1] >= 0
+        assert kernels.shares(logits, winners).tolist()[::2] == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_shares_are_the_softmax(dtype: torch.dtype) -> None:
+    logits = (random(5, 333) * 4).to(dtype)
+    winners = logits.float().argmax(-1)
+    winners[1] = 332
+    wanted = logits.double().softmax(-1)[torch.arange(5), winners]
+    assert kernels.shares(logits, winners).tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("margin", [0.0, 0.1, 3.0])
+def test_logits_near_the_best(dtype: torch.dtype, margin: float) -> None:
+    logits = (random(4, 1030) - 0.5).to(dtype)
+    logits[1] -= 20
+    logits[2, [3, 1029]] = 9.0
+    values = logits.float()
+    best = values.amax(-1, keepdim=True)
+    wanted = (values >= best - margin * best.abs()).nonzero().T.tolist()
+    assert [found.tolist() for found in kernels.near_best(logits, margin)] == wanted
+    logits[2, 0] = math.nan
+    assert 2 not in kernels.near_best(logits, margin)[0].tolist()
+
+
+@pytest.mark.parametrize("width", [6, 16, 64, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(9, 3), (4, 4), (7, 1)])
+def test_rows_attend_to_their_own_run_of_slots(width: int, heads: int, kv_heads: int) -> None:
+    keys, values = random(400, kv_heads, width), random(400, kv_heads, width, seed=1)
+    query = random(24, heads + kv_heads, width, seed=2)[:, :heads]
+    # Twenty rows of one sequence, and single ones of others.
+    starts = torch.tensor([100] * 20 + [0, 7, 399, 300])
+    lengths = torch.tensor([*range(3, 23), 1, 90, 1, 64])
+    out = kernels.attend(query, keys, values, starts, lengths, 0.3)
+    for pieces in (slice(0, 24), slice(15, 24), slice(23, 24)):
+        part = kernels.attend(query[pieces], keys, values, starts[pieces], lengths[pieces], 0.3)
+        assert torch.allclose(part, out[pieces], atol=1e-5)
+    group = heads // kv_heads
+    for row in range(24):
+        reach = slice(int(starts[row]), int(starts[row] + lengths[row]))
+        for head in range(heads):
+            weights = (keys[reach, head // group] @ query[row, head] * 0.3).softmax(-1)
+            wanted = weights @ values[reach, head // group]
+            assert torch.allclose(out[row, head], wanted, atol=1e-5)
+
+
+def close(got: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> bool:
+    assert got.dtype == dtype
+    return torch.allclose(got.double(), wanted, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def rms_norm(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return rows / (rows.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [20, 48])
+def test_sums_norms_and_pairs(width: int, dtype: torch.dtype) -> None:
+    base = random(5, 3 * width).to(dtype)[:, width : 2 * width]
+    delta, weight = random(5, width, seed=1).to(dtype), random(width, seed=2).abs().to(dtype) + 1
+    total, normed = kernels.add_norm(base, delta, weight, 1e-5)
+    assert close(total, base.double() + delta.double(), dtype)
+    assert close(normed, rms_norm(total.double(), weight.double()), dtype)
+    alone = rms_norm(base.double(), weight.double())
+    assert close(kernels.norm(base, weight, 1e-5), alone, dtype)
+    embedding, tokens = random(30, width, seed=3).to(dtype), torch.tensor([29, 0, 7, 7, 3])
+    pair = kernels.join(embedding, tokens, base, weight, 1e-5)
+    assert torch.equal(pair[:, :width], embedding[tokens])
+    assert close(pair[:, width:], alone, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [6, 16, 64])
+def test_rotation_in_place_leaves_other_heads_alone(width: int, dtype: torch.dtype) -> None:
+    heads = random(4, 5, width).to(dtype)
+    before = heads.double()
+    angles = random(90, 1, width // 2, seed=1).repeat(1, 1, 2)
+    sign = torch.ones(width)
+    sign[: width // 2] = -1
+    cosines, sines = angles.cos().to(dtype), (angles.sin() * sign).to(dtype)
+    positions = torch.tensor([89, 0, 3, 3])
+    kernels.rotate(heads[:, :3], cosines, sines, positions)
+    assert torch.equal(heads[:, 3:].double(), before[:, 3:])
+    swapped = before.roll(width // 2, -1)
+    wanted = before * cosines[positions].double() + swapped * sines[positions].double()
+    assert torch.allclose(heads[:, :3].double(), wanted[:, :3], atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [20, 48])
+def test_gates(width: int, dtype: torch.dtype) -> None:
+    both = (random(3, 2 * width) * 20).to(dtype)
+    first, second = both.double().chunk(2, -1)
+    assert close(kernels.gate(both), first * first.sigmoid() * second, dtype)
+
+
+def test_without_a_compiler_torch_serves_unless_kernels_are_demanded(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(StartError, match=r"no C\+\+ compiler no-such-compiler"):
+        kernels.prepare("on")
+    kernels.prepare("auto")
+    assert kernels.draw(random(2, 10)).tolist() == random(2, 10).argmax(-1).tolist()
+
+
+def test_a_compiler_that_fails_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: object, compiled: bool
+) -> None:
+    monkeypatch.setenv("CXX", "false")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(StartError, match="--compile: false failed"):
+        kernels.prepare("on")

@@ -7,55 +7,11 @@ from collections.abc import Sequence as Items
 from itertools import accumulate
 
 from specwire.draft import NO_WISH, Wish
+from verifier_svc.costs import LinearCost, StepCost
 from verifier_svc.record import Record
 
-# How fast the level of a cost, and its dependence on x, follow what is observed.
-_LEVEL_GAIN = 0.1
-_SLOPE_GAIN = 0.2
 # One choice in so many is plain: what plain decoding costs must stay known to be compared with.
 _PLAIN_INTERVAL = 48
-
-
-class LinearCost:
-    """Seconds as a line in x through their recent mean, kept as level and relative slope.
-
-    The level follows every observation, the slope only those away from the recent mean of x, so
-    that it is not forgotten while x stays what it is, and scales with the machine's speed.
-    """
-
-    def __init__(self, slope_share: float) -> None:
-        """Take the slope assumed before x has varied, as a share of the mean cost."""
-        self._share = slope_share
-        self._count = 0
-        self._x = self._y = 0.0
-
-    @property
-    def known(self) -> bool:
-        """Whether there is any observation."""
-        return self._count > 0
-
-    def observe(self, x: float, seconds: float) -> None:
-        """Take one measurement; one far above the line counts as a mild disturbance."""
-        if self.known:
-            expected = max(self.predict(x), 0.1 * self._y)
-            seconds = min(seconds, 3 * expected)
-            away = x - self._x
-            error = (seconds - self.predict(x)) / max(self._y, 1e-9)
-            gain = max(_SLOPE_GAIN, 1 / self._count)
-            self._share = max(0.0, self._share + gain * away * error / (away * away + 1))
-        self._count += 1
-        gain = max(_LEVEL_GAIN, 1 / self._count)
-        self._x += gain * (x - self._x)
-        self._y += gain * (seconds - self._y)
-
-    @property
-    def slope(self) -> float:
-        """Seconds per unit of x, never negative."""
-        return self._share * self._y
-
-    def predict(self, x: float) -> float:
-        """Expected seconds at x, never negative; 0 where nothing is known."""
-        return max(0.0, self._y + self.slope * (x - self._x))
 
 
 class _Outlook:
@@ -91,7 +47,7 @@ class DraftLengthPolicy:
         """Take the longest draft, and the one length to use where the choice is not wanted."""
         self._max_length = max_length
         self._fixed = fixed
-        self._verify = LinearCost(slope_share=0.03)
+        self.step_cost = StepCost()
         self._draft = LinearCost(slope_share=0.1)
         self._shared = Record(max_length)
         self._choices = 0
@@ -104,10 +60,6 @@ class DraftLengthPolicy:
     def new_record(self) -> Record:
         """The record of a new sequence."""
         return Record(self._max_length, self._shared)
-
-    def observe_verify(self, rows: int, seconds: float) -> None:
-        """A verification of `rows` rows took this long, drawing included."""
-        self._verify.observe(rows, seconds)
 
     def observe_draft(self, length: int, seconds: float) -> None:
         """An answer whose longest chain has `length` took this long; 0 where none was run."""
@@ -123,7 +75,7 @@ class DraftLengthPolicy:
             return [Wish(min(self._fixed, c.chain), min(self._fixed, c.lookup)) for c in caps]
         self._choices += 1
         best = [NO_WISH] * len(caps)
-        if not self._verify.known or self._choices % _PLAIN_INTERVAL == 0:
+        if not self.step_cost.known or self._choices % _PLAIN_INTERVAL == 0:
             return best
         outlooks = [_Outlook(record, cap) for record, cap in zip(records, caps, strict=True)]
         best_speed = self._speed(outlooks, best)
@@ -141,7 +93,7 @@ class DraftLengthPolicy:
 
         No lookup where the chain that it would replace is worth more.
         """
-        price = self._verify.slope * speed
+        price = self.step_cost.slope * speed
         chain, lookup = (
             next((i for i, gain in enumerate(gains) if gain <= price), len(gains))
             for gains in (outlook.chain[:longest], outlook.lookup)
@@ -154,7 +106,7 @@ class DraftLengthPolicy:
     def _speed(self, outlooks: Items[_Outlook], wishes: Items[Wish]) -> float:
         """Expected tokens per second of the batch, the wait for drafts included."""
         pairs = list(zip(outlooks, wishes, strict=True))
-        seconds = self._verify.predict(sum(o.rows(w) for o, w in pairs))
+        seconds = self.step_cost.predict(sum(o.rows(w) for o, w in pairs))
         if any(wishes):
             # The drafter answers at once where lookups answer all.
             all_found = math.prod(o.hits(w) for o, w in pairs if w.chain)

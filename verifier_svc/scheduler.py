@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from verifier_svc.blocks import BLOCK_SIZE, BlockPool, Extent, blocks_for
+from verifier_svc.pace import Pace
 from verifier_svc.prefixes import Prefixes
 from verifier_svc.sequence import Inherited, Sequence
 
@@ -30,23 +31,23 @@ class Work:
 
 
 class Scheduler:
-    """Continuous batching: verifying sequences first, then prompt chunks, within a budget.
+    """Continuous batching: verifying sequences first, then prompt chunks in order of arrival.
 
     Blocks of sequences that have ended are kept for prompts that begin alike, and given up, the
     least recently used first, before a sequence has to wait.
     """
 
     def __init__(
-        self, pool: BlockPool, *, max_sequences: int, token_budget: int, keep: bool = True
+        self, pool: BlockPool, *, max_sequences: int, pace: Pace, keep: bool = True
     ) -> None:
-        """Take the pool; `keep` is whether prefixes are reused."""
+        """Take the pool and the pace of prompts; `keep` is whether prefixes are reused."""
         self._pool = pool
         self._keep = keep
         self._prefixes = Prefixes()
         # Full blocks of sequences that have ended, in order of last use.
         self._kept: dict[int, Extent] = {}
         self._max_sequences = max_sequences
-        self._budget = token_budget
+        self._pace = pace
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
 
@@ -104,7 +105,6 @@ class Scheduler:
 
     def plan(self) -> list[Work]:
         """The rows of the next step."""
-        budget = self._budget
         works = []
         for sequence in self._running.values():
             self._remember(sequence)
@@ -113,15 +113,16 @@ class Scheduler:
         for sequence in decoding:
             tokens = (sequence.tokens[-1], *sequence.draft)
             works.append(Work(sequence, sequence.computed, tokens, len(tokens)))
-            budget -= len(tokens)
+        rows = sum(work.draws for work in works)
+        left = self._pace.prompt_rows(rows, len(decoding), len(prefilling))
         for sequence in prefilling:
-            if budget <= 0:
+            if left <= 0:
                 break
             start = sequence.computed
-            chunk = tuple(sequence.tokens[start : start + budget])
+            chunk = tuple(sequence.tokens[start : start + left])
             last = start + len(chunk) == len(sequence)
             works.append(Work(sequence, start, chunk, int(last)))
-            budget -= len(chunk)
+            left -= len(chunk)
         return works
 
     def remove(self, seqs: Iterable[int], *, failed: bool = False) -> list[Sequence]:

@@ -318,7 +318,7 @@ def test_probes_are_not_waited_for(port: Recorder) -> None:
     """Where nothing pays, a chain and a lookup are asked for now and then, apart."""
     policy = DraftLengthPolicy(8)
     for _ in range(50):
-        policy.observe_verify(1, 0.001)
+        policy.step_cost.observe(1, 0.001)
         policy.observe_draft(1, 10.0)
     drafting = drafting_with(port, policy)
     one = decoding(5)

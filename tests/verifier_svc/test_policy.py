@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 
 from specwire.draft import DraftSource, Wish
-from verifier_svc.policy import DraftLengthPolicy, LinearCost
+from verifier_svc.policy import DraftLengthPolicy
 from verifier_svc.record import Acceptance, Probes
 
 CHAIN, LOOKUP = DraftSource.CHAIN, DraftSource.LOOKUP
@@ -86,7 +86,7 @@ class Simulation:
                 answers[i] = (CHAIN, 0)
         rows = self.sequences + sum(length for _, length in answers)
         spent = self.spend(self.world.verify + self.world.per_row * rows)
-        self.policy.observe_verify(rows, spent)
+        self.policy.step_cost.observe(rows, spent)
         for i, (source, length) in enumerate(answers):
             accepted = self.accept(source, length)
             self.tokens += 1 + accepted
@@ -227,7 +227,7 @@ def test_a_single_stall_does_not_end_drafting() -> None:
     simulation = Simulation(World(acceptance=0.8, jitter=0.0))
     simulation.run(200)
     simulation.policy.observe_draft(4, 5.0)
-    simulation.policy.observe_verify(5, 5.0)
+    simulation.policy.step_cost.observe(5, 5.0)
     assert simulation.run(100) > 1.1
 
 
@@ -236,8 +236,8 @@ def test_lengths_follow_each_sequences_own_acceptance() -> None:
     good, bad = policy.new_record(), policy.new_record()
     for _ in range(60):
         policy.observe_draft(8, 0.004)
-        policy.observe_verify(2, 0.032)
-        policy.observe_verify(18, 0.060)
+        policy.step_cost.observe(2, 0.032)
+        policy.step_cost.observe(18, 0.060)
         good.observe(CHAIN, 8, 8)
         bad.observe(CHAIN, 8, 0)
     long, short = policy.choose([good, bad], [Wish(8), Wish(8)])
@@ -252,8 +252,8 @@ def test_each_source_has_its_own_length() -> None:
         for _ in range(60):
             policy.observe_draft(3, 0.005)
             policy.observe_draft(0, 0.001)
-            policy.observe_verify(2, 0.032)
-            policy.observe_verify(18, 0.060)
+            policy.step_cost.observe(2, 0.032)
+            policy.step_cost.observe(18, 0.060)
             record.observe_search(record is copying)
             record.observe(LOOKUP, 8, 8 if record is copying else 0)
             record.observe(CHAIN, 8, 1)
@@ -291,7 +291,7 @@ def test_a_fixed_length_is_kept_whatever_it_costs(fixed: int) -> None:
     record = policy.new_record()
     for _ in range(50):
         policy.observe_draft(8, 10.0)
-        policy.observe_verify(1, 0.001)
+        policy.step_cost.observe(1, 0.001)
         record.observe(CHAIN, 8, 0)
         record.observe(LOOKUP, 8, 0)
     wishes = policy.choose([record, record], [Wish(8, 8), Wish(3, 0)])
@@ -321,26 +321,3 @@ def test_a_new_sequence_starts_from_what_others_saw() -> None:
     assert new.chain.rate(0) < 0.1
     assert new.lookup.rate(0) > 0.9
     assert new.hit_rate < 0.1
-
-
-def test_costs_are_a_line_that_forgets() -> None:
-    cost = LinearCost(slope_share=0.1)
-    assert cost.predict(3) == 0
-    for _ in range(100):
-        for x in (1, 4, 9):
-            cost.observe(x, 0.010 + 0.002 * x)
-    for x in (1, 5, 9):
-        assert cost.predict(x) == pytest.approx(0.010 + 0.002 * x, rel=0.1)
-    for _ in range(100):
-        for x in (1, 4, 9):
-            cost.observe(x, 0.005 + 0.001 * x)
-    assert cost.predict(4) == pytest.approx(0.009, rel=0.1)
-
-
-def test_costs_are_never_negative() -> None:
-    cost = LinearCost(slope_share=0.1)
-    for x, seconds in ((10, 0.001), (1, 0.100)):
-        cost.observe(x, seconds)
-    assert cost.slope >= 0
-    assert cost.predict(1000) >= 0
-    assert cost.predict(0) >= 0

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verifier_svc.blocks import BLOCK_SIZE, BlockPool
+from verifier_svc.costs import StepCost
 from verifier_svc.generation import Generation, Sampling
+from verifier_svc.pace import Pace
 from verifier_svc.scheduler import Scheduler
 from verifier_svc.sequence import Inherited, Sequence
 
@@ -22,8 +24,9 @@ def sequence(seq: int, tokens: tuple[int, ...], max_tokens: int = 4, salt: str =
     return Sequence(seq, generation, frozenset(), 10_000)
 
 
-def scheduler(blocks: int = 100, **limits: Any) -> Scheduler:
-    return Scheduler(BlockPool(blocks), **{"max_sequences": 8, "token_budget": 500, **limits})
+def scheduler(blocks: int = 100, token_budget: int = 500, **limits: Any) -> Scheduler:
+    pace = Pace(StepCost(), token_budget)
+    return Scheduler(BlockPool(blocks), pace=pace, **{"max_sequences": 8, **limits})
 
 
 def start(made: Scheduler, one: Sequence) -> Sequence:
@@ -125,7 +128,7 @@ def test_a_sequence_never_waits_for_the_sake_of_its_own_prefix() -> None:
 
 def test_a_text_is_kept_once() -> None:
     pool = BlockPool(20)
-    made = Scheduler(pool, max_sequences=8, token_budget=500)
+    made = Scheduler(pool, max_sequences=8, pace=Pace(StepCost(), 500))
     for seq in range(1, 5):
         finish(made, start(made, sequence(seq, SHARED[:40], max_tokens=1)))
         assert pool.free_blocks == 18

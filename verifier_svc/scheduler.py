@@ -48,6 +48,10 @@ class Scheduler:
         self._kept: dict[int, Extent] = {}
         self._max_sequences = max_sequences
         self._pace = pace
+        # What running sequences have of their prompts, computed or not, until they decode.
+        self._coming = Prefixes()
+        # Waiting sequences that had better wait on: for whom, and for how many of its positions.
+        self._held: dict[int, tuple[int, int]] = {}
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
 
@@ -72,12 +76,18 @@ class Scheduler:
     def admit(self) -> list[Sequence]:
         """Give blocks to waiting sequences in order of arrival, as many as fit.
 
+        One whose prefix a running prompt is about to compute waits for it, and others pass it.
         What a sequence inherits must be copied before anything else happens here.
         """
         admitted: list[Sequence] = []
         sources: set[int] = set()
-        while self._waiting and len(self._running) < self._max_sequences:
-            sequence = self._waiting[0]
+        for sequence in self._running.values():
+            self._remember(sequence)
+        for sequence in tuple(self._waiting):
+            if len(self._running) >= self._max_sequences:
+                break
+            if self._holds(sequence):
+                continue
             found = self._find(sequence)
             # Blocks for the whole generation: a sequence that runs never has to give way.
             blocks = blocks_for(sequence.limit)
@@ -85,13 +95,15 @@ class Scheduler:
             extent = extent or self._take(blocks, sources)
             if extent is None:
                 break
-            self._waiting.popleft()
+            self._waiting.remove(sequence)
             sequence.extent = extent
             if found and found[0] in self._prefixes:
                 source, count = found
                 sequence.inherit(Inherited(source, self._slot(source), count))
                 sources.add(source)
             self._running[sequence.id] = sequence
+            if self._keep:
+                self._coming.extend(sequence.id, sequence.salt, sequence.tokens, len(sequence))
             admitted.append(sequence)
         return admitted
 
@@ -101,13 +113,12 @@ class Scheduler:
             self._evict(seq)
         for sequence in self._running.values():
             self._prefixes.drop(sequence.id)
+            self._coming.drop(sequence.id)
             sequence.heritable = False
 
     def plan(self) -> list[Work]:
         """The rows of the next step."""
         works = []
-        for sequence in self._running.values():
-            self._remember(sequence)
         decoding = [s for s in self._running.values() if s.decoding]
         prefilling = [s for s in self._running.values() if not s.decoding]
         for sequence in decoding:
@@ -132,9 +143,12 @@ class Scheduler:
         """
         wanted = set(seqs)
         removed = [s for s in self._waiting if s.id in wanted]
+        for seq in wanted & self._held.keys():
+            del self._held[seq]
         self._waiting = deque(s for s in self._waiting if s.id not in wanted)
         for seq in wanted & self._running.keys():
             sequence = self._running.pop(seq)
+            self._coming.drop(seq)
             if not failed:
                 self._remember(sequence)
             self._release(sequence)
@@ -145,11 +159,31 @@ class Scheduler:
         # The last token is always run: the first draw needs its logits.
         return self._prefixes.find(sequence.salt, sequence.tokens[:-1])
 
+    def _holds(self, sequence: Sequence) -> bool:
+        """Whether a running prompt is about to compute more than a block of what it shares.
+
+        It does so in any case, so that nobody waits for ever; if it goes, the wait is over.
+        """
+        held = self._held.pop(sequence.id, None)
+        if held is None or not self._computes(*held):
+            found = self._find(sequence)
+            held = self._coming.find(sequence.salt, sequence.tokens[:-1])
+            if held is None or held[1] - (found[1] if found else 0) <= BLOCK_SIZE:
+                return False
+        self._held[sequence.id] = held
+        return True
+
+    def _computes(self, source: int, count: int) -> bool:
+        """Whether a prompt is being run, and its first `count` positions not all have been."""
+        return source in self._coming and self._running[source].computed < count
+
     def _remember(self, sequence: Sequence) -> None:
         if self._keep and sequence.heritable:
             tokens = sequence.tokens
             computed = min(sequence.computed, len(tokens))
             self._prefixes.extend(sequence.id, sequence.salt, tokens, computed)
+            if sequence.decoding:
+                self._coming.drop(sequence.id)
 
     def _release(self, sequence: Sequence) -> None:
         """Keep the blocks that others may inherit, and give the others back."""

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from itertools import accumulate
 
 from specwire.draft import NO_WISH, Wish
-from verifier_svc.costs import LinearCost, StepCost
-from verifier_svc.record import Record
+from verifier_svc.costs import AnswerCost, StepCost
+from verifier_svc.record import PROBE_LENGTH, Probes, Record
 
-# One choice in so many is plain: what plain decoding costs must stay known to be compared with.
-_PLAIN_INTERVAL = 48
+# Drafting must promise so much more than plain decoding: what is promised is never exact, and the
+# best of many promises is more likely too high than too low.
+_MARGIN = 1.05
+# What plain decoding and longer drafts cost must stay known to be compared with: some choices are
+# one of them, so many that plain ones lose about this share of the speed, one in so many at most.
+_TRIAL_LOSS = 0.008
+_TRIAL_INTERVAL = 8
+# One trial in so many is of longer drafts.
+_LONGER_INTERVAL = 4
+# Rounds between two probes of chains: at least and at most, and otherwise so many that the
+# drafter's time for them is a small share of the target's.
+_PROBE_INTERVAL = (16, 128)
+_PROBE_SHARE = 0.01
 
 
 class _Outlook:
@@ -48,22 +60,20 @@ class DraftLengthPolicy:
         self._max_length = max_length
         self._fixed = fixed
         self.step_cost = StepCost()
-        self._draft = LinearCost(slope_share=0.1)
+        self._draft = AnswerCost()
         self._shared = Record(max_length)
-        self._choices = 0
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether lengths are chosen, so that measurements must be kept fresh."""
-        return self._fixed is None
+        # What is owed of a round that measures what is not chosen, and how many there were.
+        self._owed = 0.0
+        self._trials = 0
+        self._probes = Probes()
 
     def new_record(self) -> Record:
         """The record of a new sequence."""
         return Record(self._max_length, self._shared)
 
-    def observe_draft(self, length: int, seconds: float) -> None:
-        """An answer whose longest chain has `length` took this long; 0 where none was run."""
-        self._draft.observe(length, seconds)
+    def observe_draft(self, length: int, seconds: float, *, awaited: bool = True) -> None:
+        """An answer whose longest chain has `length`, or none, took this long."""
+        self._draft.observe(length, seconds, awaited=awaited)
 
     def expected_draft(self, length: int) -> float:
         """Expected seconds until chains of `length` are there; 0 where nothing is known."""
@@ -73,12 +83,12 @@ class DraftLengthPolicy:
         """The wish for each sequence, given its record and the most that it may use."""
         if self._fixed is not None:
             return [Wish(min(self._fixed, c.chain), min(self._fixed, c.lookup)) for c in caps]
-        self._choices += 1
-        best = [NO_WISH] * len(caps)
-        if not self.step_cost.known or self._choices % _PLAIN_INTERVAL == 0:
-            return best
+        plain = [NO_WISH] * len(caps)
+        if not self.step_cost.known:
+            return plain
         outlooks = [_Outlook(record, cap) for record, cap in zip(records, caps, strict=True)]
-        best_speed = self._speed(outlooks, best)
+        plain_speed = self._speed(outlooks, plain)
+        best, best_speed = plain, _MARGIN * plain_speed
         for longest in range(max((len(o.chain) for o in outlooks), default=0) + 1):
             wishes = [self._wish(o, longest, best_speed, len(outlooks)) for o in outlooks]
             if longest and max(wish.chain for wish in wishes) < longest:
@@ -86,7 +96,34 @@ class DraftLengthPolicy:
             speed = self._speed(outlooks, wishes)
             if speed > best_speed:
                 best_speed, best = speed, wishes
-        return best
+        if best is plain:
+            self.step_cost.flatten()
+        else:
+            lost = max(1 - plain_speed / best_speed, _TRIAL_INTERVAL * _TRIAL_LOSS)
+            self._owed += _TRIAL_LOSS / lost
+        if self._owed < 1:
+            return best
+        self._owed -= 1
+        self._trials += 1
+        return plain if self._trials % _LONGER_INTERVAL else self._lengthen(best, caps)
+
+    def probe(self, wishes: Items[Wish], caps: Items[Wish]) -> list[Wish]:
+        """What to ask for: what was chosen, and now and then more to keep the records fresh."""
+        if self._fixed is not None:
+            return list(wishes)
+        least, most = _PROBE_INTERVAL
+        step = max(self.step_cost.predict(len(wishes)), 1e-9)
+        interval = int(self._draft.predict(PROBE_LENGTH) / (_PROBE_SHARE * step))
+        return self._probes.apply(wishes, caps, min(max(interval, least), most))
+
+    @staticmethod
+    def _lengthen(wishes: Items[Wish], caps: Items[Wish]) -> list[Wish]:
+        """Chains of more than twice the length: what they cost and bring would not be known."""
+        pairs = zip(wishes, caps, strict=True)
+        return [
+            replace(wish, chain=min(2 * wish.chain + 1, cap.chain)) if wish.chain else wish
+            for wish, cap in pairs
+        ]
 
     def _wish(self, outlook: _Outlook, longest: int, speed: float, sharers: int) -> Wish:
         """Leading positions of each source whose expected tokens outweigh the time of their rows.

@@ -10,7 +10,7 @@ import pytest
 
 from specwire.draft import DraftSource, Wish
 from verifier_svc.policy import DraftLengthPolicy
-from verifier_svc.record import Acceptance, Probes
+from verifier_svc.record import Acceptance
 
 CHAIN, LOOKUP = DraftSource.CHAIN, DraftSource.LOOKUP
 
@@ -51,7 +51,6 @@ class Simulation:
         self.policy = DraftLengthPolicy(self.max_length)
         self.records = [self.policy.new_record() for _ in range(self.sequences)]
         self.random = random.Random(self.seed)
-        self.probes = [Probes() for _ in range(self.sequences)]
 
     @property
     def lengths(self) -> list[int]:
@@ -71,7 +70,7 @@ class Simulation:
         cap = Wish(self.max_length, self.max_length if self.world.hits else 0)
         wishes = self.policy.choose(self.records, [cap] * self.sequences)
         self.wishes.append(wishes)
-        asked = [p.apply(w, cap) for p, w in zip(self.probes, wishes, strict=True)]
+        asked = self.policy.probe(wishes, [cap] * self.sequences)
         awaited = [
             bool((ask.chain and wish.chain) or (ask.lookup and wish.lookup))
             for ask, wish in zip(asked, wishes, strict=True)
@@ -82,7 +81,7 @@ class Simulation:
         # What nobody waited for comes too late to be verified, and is scored all the same.
         for i, (source, length) in enumerate(answers):
             if length and not awaited[i]:
-                self.records[i].observe(source, 1, self.accept(source, 1))
+                self.records[i].observe(source, length, self.accept(source, length))
                 answers[i] = (CHAIN, 0)
         rows = self.sequences + sum(length for _, length in answers)
         spent = self.spend(self.world.verify + self.world.per_row * rows)
@@ -106,8 +105,8 @@ class Simulation:
         seconds = self.world.draft + self.world.per_token * longest
         if any(awaited):
             self.policy.observe_draft(longest, self.spend(seconds))
-        elif seconds < self.policy.expected_draft(longest):
-            self.policy.observe_draft(longest, seconds)
+        else:
+            self.policy.observe_draft(longest, seconds, awaited=False)
 
     def accept(self, source: DraftSource, length: int) -> int:
         accepted = 0
@@ -296,7 +295,8 @@ def test_a_fixed_length_is_kept_whatever_it_costs(fixed: int) -> None:
         record.observe(LOOKUP, 8, 0)
     wishes = policy.choose([record, record], [Wish(8, 8), Wish(3, 0)])
     assert wishes == [Wish(fixed, fixed), Wish(min(3, fixed), 0)]
-    assert not policy.adaptive
+    for _ in range(300):
+        assert policy.probe(wishes, [Wish(8, 8), Wish(3, 0)]) == wishes
 
 
 def test_acceptance_is_conditional_on_the_position_before() -> None:

@@ -80,11 +80,15 @@ class DraftLengthPolicy:
         return self._draft.predict(length)
 
     def choose(self, records: Items[Record], caps: Items[Wish]) -> list[Wish]:
-        """The wish for each sequence, given its record and the most that it may use."""
+        """The wish for each sequence, given its record and the most that it may use.
+
+        Prompt rows beside it change nothing in the choice: the time that they take is worth as
+        much to their sequences as it costs the others.
+        """
         if self._fixed is not None:
             return [Wish(min(self._fixed, c.chain), min(self._fixed, c.lookup)) for c in caps]
         plain = [NO_WISH] * len(caps)
-        if not self.step_cost.known:
+        if not caps or not self.step_cost.known:
             return plain
         outlooks = [_Outlook(record, cap) for record, cap in zip(records, caps, strict=True)]
         plain_speed = self._speed(outlooks, plain)
@@ -109,7 +113,7 @@ class DraftLengthPolicy:
 
     def probe(self, wishes: Items[Wish], caps: Items[Wish]) -> list[Wish]:
         """What to ask for: what was chosen, and now and then more to keep the records fresh."""
-        if self._fixed is not None:
+        if self._fixed is not None or not wishes:
             return list(wishes)
         least, most = _PROBE_INTERVAL
         step = max(self.step_cost.predict(len(wishes)), 1e-9)

@@ -105,10 +105,12 @@ class Probes:
         self.since_lookup += 1
         if self.since_chain >= interval:
             self.since_chain = 0
+            # No longer than those that are waited for.
+            length = max(wish.chain for wish in wishes) or PROBE_LENGTH
             without = [i for i, wish in enumerate(wishes) if not wish.chain]
             self.next = self.next % len(without) if without else 0
             for i in (without[self.next :] + without[: self.next])[:_PROBED]:
-                asked[i] = Wish(chain=min(PROBE_LENGTH, caps[i].chain))
+                asked[i] = Wish(chain=min(length, caps[i].chain))
             self.next += _PROBED
         elif self.since_lookup >= _LOOKUP_INTERVAL:
             self.since_lookup = 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from verifier_svc.costs import LinearCost, StepCost
+from verifier_svc.costs import AnswerCost, LinearCost, StepCost
 
 
 def test_costs_are_a_line_that_forgets() -> None:
@@ -85,3 +87,38 @@ def test_a_step_with_prompts_shows_that_the_machine_became_fast() -> None:
     for _ in range(40):
         cost.observe(8, 0.080, 32)
     assert cost.predict(8) < 0.022
+
+
+def test_an_answer_that_nobody_awaited_proves_only_that_drafts_are_cheap() -> None:
+    cost = AnswerCost()
+    for _ in range(20):
+        cost.observe(1, 0.020, awaited=True)
+        cost.observe(5, 0.028, awaited=True)
+    cost.observe(3, 1.0, awaited=False)
+    assert cost.predict(3) == pytest.approx(0.024, rel=0.1)
+    for _ in range(5):
+        cost.observe(3, 0.006, awaited=False)
+    assert cost.predict(3) == pytest.approx(0.006, rel=0.1)
+    assert cost.predict(5) > cost.predict(1), "the line keeps its form"
+
+
+def test_answers_without_a_chain_have_a_cost_of_their_own() -> None:
+    cost = AnswerCost()
+    for _ in range(20):
+        cost.observe(1, 0.060, awaited=True)
+    assert cost.predict(0) > 0.040, "not known yet"
+    cost.observe(0, 0.002, awaited=False)
+    assert cost.predict(0) == pytest.approx(0.002)
+    assert cost.predict(1) == pytest.approx(0.060)
+
+
+def test_noise_near_the_mean_does_not_turn_a_line() -> None:
+    """Steps of 7 to 9 rows say nothing of a slope of 2 %, ones of 40 rows do."""
+    cost, source = LinearCost(slope_share=0.03), random.Random(0)
+    for _ in range(300):
+        cost.observe(source.choice((7, 8, 9)), 0.040 * source.lognormvariate(0, 0.2))
+    assert 0.2 < cost.slope / 0.001 < 3
+    for _ in range(100):
+        for x in (8, 40):
+            cost.observe(x, (0.032 + 0.0008 * x) * source.lognormvariate(0, 0.2))
+    assert cost.slope == pytest.approx(0.0008, rel=0.4)

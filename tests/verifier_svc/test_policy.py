@@ -8,9 +8,9 @@ from itertools import product
 
 import pytest
 
-from specwire.draft import DraftSource, Wish
+from specwire.draft import NO_WISH, DraftSource, Wish
 from verifier_svc.policy import DraftLengthPolicy
-from verifier_svc.record import Acceptance
+from verifier_svc.record import PROBE_LENGTH, Acceptance, Probes
 
 CHAIN, LOOKUP = DraftSource.CHAIN, DraftSource.LOOKUP
 
@@ -321,3 +321,27 @@ def test_a_new_sequence_starts_from_what_others_saw() -> None:
     assert new.chain.rate(0) < 0.1
     assert new.lookup.rate(0) > 0.9
     assert new.hit_rate < 0.1
+
+
+def test_chain_probes_are_few_take_turns_and_are_no_longer_than_what_is_waited_for() -> None:
+    probes, caps = Probes(), [Wish(8)] * 20
+    turns = []
+    for _ in range(3):
+        asked = [probes.apply([NO_WISH] * 20, caps, 16) for _ in range(16)]
+        assert not any(wish.chain for wishes in asked[:-1] for wish in wishes)
+        turns.append([i for i, wish in enumerate(asked[-1]) if wish == Wish(PROBE_LENGTH)])
+    assert turns == [list(range(8)), list(range(8, 16)), [0, 1, 2, 3, *range(16, 20)]]
+    probes = Probes(since_chain=15)
+    asked = probes.apply([Wish(2), NO_WISH], [Wish(8), Wish(8)], 16)
+    assert asked == [Wish(2), Wish(2)]
+    probes = Probes(since_chain=15)
+    assert probes.apply([NO_WISH], [Wish(1)], 16) == [Wish(1)], "the cap binds"
+
+
+def test_without_sequences_nothing_is_chosen_and_nothing_forgotten() -> None:
+    policy = DraftLengthPolicy(8)
+    policy.step_cost.observe(8, 0.040)
+    slope = policy.step_cost.slope
+    for _ in range(100):
+        assert policy.probe(policy.choose([], []), []) == []
+    assert policy.step_cost.slope == slope

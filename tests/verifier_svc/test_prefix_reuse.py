@@ -114,7 +114,7 @@ def test_kept_blocks_make_room_the_least_recently_used_first() -> None:
     finish(made, used)
     finish(made, start(made, sequence(4, prompts[2])))
     finish(made, start(made, sequence(5, prompts[3])))
-    found = [made._find(sequence(9, prompt)) for prompt in prompts]
+    found = [made._holdings.find(sequence(9, prompt)) for prompt in prompts]
     assert found == [(1, 32), None, (4, 32), (5, 32)]
 
 

@@ -17,6 +17,7 @@ from verifier_svc.engine import Engine, Outbox
 from verifier_svc.features import FeatureRunner
 from verifier_svc.generation import Generation, Sampling
 from verifier_svc.metrics import Metrics
+from verifier_svc.pace import Pace
 from verifier_svc.policy import DraftLengthPolicy
 from verifier_svc.scheduler import Scheduler, Work
 from verifier_svc.sequence import Sequence
@@ -116,7 +117,7 @@ def build_engine(
         scheduler=Scheduler(
             BlockPool(len(cache.features) // BLOCK_SIZE),
             max_sequences=settings.max_sequences,
-            token_budget=settings.token_budget,
+            pace=Pace(policy.step_cost, settings.token_budget),
             keep=settings.prefix_cache,
         ),
         drafting=Drafting(port, policy, cache, settings.draft_deadline_ms * 1e-3),

@@ -131,10 +131,7 @@ class Drafting:
         seconds = arrived - self.waited.started
         chains = (len(d.tokens) for d in answer.drafts if d.source is DraftSource.CHAIN)
         length = max(chains, default=0)
-        # An answer that nobody waited for was made while the target kept the machine busy: it
-        # may prove that drafts are cheap, never that they are dear.
-        if self.waited.seqs or seconds < self._policy.expected_draft(length):
-            self._policy.observe_draft(length, seconds)
+        self._policy.observe_draft(length, seconds, awaited=bool(self.waited.seqs))
         self.waited.cost = answer.cost
 
     def observe(self, seq: int, source: DraftSource, proposed: int, accepted: int) -> None:
@@ -157,10 +154,10 @@ class Drafting:
         assert self.welcome is not None
         caps = [feed.caps(self.welcome) for feed in feeds]
         wishes = self._policy.choose([feed.record for feed in feeds], caps)
+        asks = self._policy.probe(wishes, caps)
         extends: list[Extend] = []
         awaited: list[int] = []
-        for feed, chosen, cap in zip(feeds, wishes, caps, strict=True):
-            wish = feed.probes.apply(chosen, cap) if self._policy.adaptive else chosen
+        for feed, chosen, wish in zip(feeds, wishes, asks, strict=True):
             if wish and (span := feed.sender.next_round()) is not None:
                 feed.asked = wish
                 extends.append(replace(self._extend(feed, span.start, span.stop), wish=wish))

@@ -280,9 +280,8 @@ class Engine:
 
     def _account(self, works: Items[Work], started: float, ran: float, drawn: float) -> None:
         rows = sum(len(work.tokens) for work in works)
-        decoding = all(work.draws == len(work.tokens) for work in works)
-        if decoding:
-            self._policy.observe_verify(rows, drawn - started)
+        verified = sum(work.draws for work in works if work.draws == len(work.tokens))
+        self._policy.step_cost.observe(verified, drawn - started, rows - verified)
         for work in works:
             sequence = work.sequence
             if sequence.first_token:

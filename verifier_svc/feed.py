@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from specwire.draft import NO_WISH, Draft, DraftSource, Welcome, Wish
 from specwire.sequence import SequenceSender
-from verifier_svc.record import Probes, Record
+from verifier_svc.record import Record
 from verifier_svc.sequence import Sequence
 
 
@@ -23,7 +23,6 @@ class Feed:
     # False where features of early positions were captured from other layers than now.
     complete: bool = True
     asked: Wish = NO_WISH
-    probes: Probes = field(default_factory=Probes)
 
     def caps(self, welcome: Welcome) -> Wish:
         """The longest drafts that the sequence may use now."""

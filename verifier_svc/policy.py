@@ -4,58 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from itertools import accumulate
 
 from specwire.draft import NO_WISH, Wish
-from verifier_svc.record import Record
+from verifier_svc.costs import AnswerCost, StepCost
+from verifier_svc.record import PROBE_LENGTH, Probes, Record
 
-# How fast the level of a cost, and its dependence on x, follow what is observed.
-_LEVEL_GAIN = 0.1
-_SLOPE_GAIN = 0.2
-# One choice in so many is plain: what plain decoding costs must stay known to be compared with.
-_PLAIN_INTERVAL = 48
-
-
-class LinearCost:
-    """Seconds as a line in x through their recent mean, kept as level and relative slope.
-
-    The level follows every observation, the slope only those away from the recent mean of x, so
-    that it is not forgotten while x stays what it is, and scales with the machine's speed.
-    """
-
-    def __init__(self, slope_share: float) -> None:
-        """Take the slope assumed before x has varied, as a share of the mean cost."""
-        self._share = slope_share
-        self._count = 0
-        self._x = self._y = 0.0
-
-    @property
-    def known(self) -> bool:
-        """Whether there is any observation."""
-        return self._count > 0
-
-    def observe(self, x: float, seconds: float) -> None:
-        """Take one measurement; one far above the line counts as a mild disturbance."""
-        if self.known:
-            expected = max(self.predict(x), 0.1 * self._y)
-            seconds = min(seconds, 3 * expected)
-            away = x - self._x
-            error = (seconds - self.predict(x)) / max(self._y, 1e-9)
-            gain = max(_SLOPE_GAIN, 1 / self._count)
-            self._share = max(0.0, self._share + gain * away * error / (away * away + 1))
-        self._count += 1
-        gain = max(_LEVEL_GAIN, 1 / self._count)
-        self._x += gain * (x - self._x)
-        self._y += gain * (seconds - self._y)
-
-    @property
-    def slope(self) -> float:
-        """Seconds per unit of x, never negative."""
-        return self._share * self._y
-
-    def predict(self, x: float) -> float:
-        """Expected seconds at x, never negative; 0 where nothing is known."""
-        return max(0.0, self._y + self.slope * (x - self._x))
+# Drafting must promise so much more than plain decoding: what is promised is never exact, and the
+# best of many promises is more likely too high than too low.
+_MARGIN = 1.05
+# What plain decoding and longer drafts cost must stay known to be compared with: some choices are
+# one of them, so many that plain ones lose about this share of the speed, one in so many at most.
+_TRIAL_LOSS = 0.008
+_TRIAL_INTERVAL = 8
+# One trial in so many is of longer drafts.
+_LONGER_INTERVAL = 4
+# Rounds between two probes of chains: at least and at most, and otherwise so many that the
+# drafter's time for them is a small share of the target's.
+_PROBE_INTERVAL = (16, 128)
+_PROBE_SHARE = 0.01
 
 
 class _Outlook:
@@ -91,42 +59,40 @@ class DraftLengthPolicy:
         """Take the longest draft, and the one length to use where the choice is not wanted."""
         self._max_length = max_length
         self._fixed = fixed
-        self._verify = LinearCost(slope_share=0.03)
-        self._draft = LinearCost(slope_share=0.1)
+        self.step_cost = StepCost()
+        self._draft = AnswerCost()
         self._shared = Record(max_length)
-        self._choices = 0
-
-    @property
-    def adaptive(self) -> bool:
-        """Whether lengths are chosen, so that measurements must be kept fresh."""
-        return self._fixed is None
+        # What is owed of a round that measures what is not chosen, and how many there were.
+        self._owed = 0.0
+        self._trials = 0
+        self._probes = Probes()
 
     def new_record(self) -> Record:
         """The record of a new sequence."""
         return Record(self._max_length, self._shared)
 
-    def observe_verify(self, rows: int, seconds: float) -> None:
-        """A verification of `rows` rows took this long, drawing included."""
-        self._verify.observe(rows, seconds)
-
-    def observe_draft(self, length: int, seconds: float) -> None:
-        """An answer whose longest chain has `length` took this long; 0 where none was run."""
-        self._draft.observe(length, seconds)
+    def observe_draft(self, length: int, seconds: float, *, awaited: bool = True) -> None:
+        """An answer whose longest chain has `length`, or none, took this long."""
+        self._draft.observe(length, seconds, awaited=awaited)
 
     def expected_draft(self, length: int) -> float:
         """Expected seconds until chains of `length` are there; 0 where nothing is known."""
         return self._draft.predict(length)
 
     def choose(self, records: Items[Record], caps: Items[Wish]) -> list[Wish]:
-        """The wish for each sequence, given its record and the most that it may use."""
+        """The wish for each sequence, given its record and the most that it may use.
+
+        Prompt rows beside it change nothing in the choice: the time that they take is worth as
+        much to their sequences as it costs the others.
+        """
         if self._fixed is not None:
             return [Wish(min(self._fixed, c.chain), min(self._fixed, c.lookup)) for c in caps]
-        self._choices += 1
-        best = [NO_WISH] * len(caps)
-        if not self._verify.known or self._choices % _PLAIN_INTERVAL == 0:
-            return best
+        plain = [NO_WISH] * len(caps)
+        if not caps or not self.step_cost.known:
+            return plain
         outlooks = [_Outlook(record, cap) for record, cap in zip(records, caps, strict=True)]
-        best_speed = self._speed(outlooks, best)
+        plain_speed = self._speed(outlooks, plain)
+        best, best_speed = plain, _MARGIN * plain_speed
         for longest in range(max((len(o.chain) for o in outlooks), default=0) + 1):
             wishes = [self._wish(o, longest, best_speed, len(outlooks)) for o in outlooks]
             if longest and max(wish.chain for wish in wishes) < longest:
@@ -134,14 +100,41 @@ class DraftLengthPolicy:
             speed = self._speed(outlooks, wishes)
             if speed > best_speed:
                 best_speed, best = speed, wishes
-        return best
+        if best is plain:
+            self.step_cost.flatten()
+        else:
+            lost = max(1 - plain_speed / best_speed, _TRIAL_INTERVAL * _TRIAL_LOSS)
+            self._owed += _TRIAL_LOSS / lost
+        if self._owed < 1:
+            return best
+        self._owed -= 1
+        self._trials += 1
+        return plain if self._trials % _LONGER_INTERVAL else self._lengthen(best, caps)
+
+    def probe(self, wishes: Items[Wish], caps: Items[Wish]) -> list[Wish]:
+        """What to ask for: what was chosen, and now and then more to keep the records fresh."""
+        if self._fixed is not None or not wishes:
+            return list(wishes)
+        least, most = _PROBE_INTERVAL
+        step = max(self.step_cost.predict(len(wishes)), 1e-9)
+        interval = int(self._draft.predict(PROBE_LENGTH) / (_PROBE_SHARE * step))
+        return self._probes.apply(wishes, caps, min(max(interval, least), most))
+
+    @staticmethod
+    def _lengthen(wishes: Items[Wish], caps: Items[Wish]) -> list[Wish]:
+        """Chains of more than twice the length: what they cost and bring would not be known."""
+        pairs = zip(wishes, caps, strict=True)
+        return [
+            replace(wish, chain=min(2 * wish.chain + 1, cap.chain)) if wish.chain else wish
+            for wish, cap in pairs
+        ]
 
     def _wish(self, outlook: _Outlook, longest: int, speed: float, sharers: int) -> Wish:
         """Leading positions of each source whose expected tokens outweigh the time of their rows.
 
         No lookup where the chain that it would replace is worth more.
         """
-        price = self._verify.slope * speed
+        price = self.step_cost.slope * speed
         chain, lookup = (
             next((i for i, gain in enumerate(gains) if gain <= price), len(gains))
             for gains in (outlook.chain[:longest], outlook.lookup)
@@ -154,7 +147,7 @@ class DraftLengthPolicy:
     def _speed(self, outlooks: Items[_Outlook], wishes: Items[Wish]) -> float:
         """Expected tokens per second of the batch, the wait for drafts included."""
         pairs = list(zip(outlooks, wishes, strict=True))
-        seconds = self._verify.predict(sum(o.rows(w) for o, w in pairs))
+        seconds = self.step_cost.predict(sum(o.rows(w) for o, w in pairs))
         if any(wishes):
             # The drafter answers at once where lookups answer all.
             all_found = math.prod(o.hits(w) for o, w in pairs if w.chain)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from itertools import accumulate, repeat
+from operator import mul
 
 from specwire.draft import DraftSource, Wish
 
 # Weight of the shared acceptance profile against a sequence's own rounds.
 _PRIOR_ROUNDS = 4.0
 _DECAY = 0.95
-# Rounds between two probes of a source that is not wished for.
-_PROBE_INTERVAL = 16
+# Draft tokens of a chain that is a probe: it also tells what longer chains cost and bring.
+PROBE_LENGTH = 4
+# Sequences whose chains are probed in one round.
+_PROBED = 8
+# Rounds between two probes of lookups.
+_LOOKUP_INTERVAL = 16
 
 
 class Acceptance:
@@ -20,28 +27,35 @@ class Acceptance:
         self._shared = shared
         self._tries = [0.0] * length
         self._hits = [0.0] * length
+        self._known: list[float] | None = None
 
     def observe(self, proposed: int, accepted: int) -> None:
         """Take one draft; a position counts as tried if all before it were accepted."""
         for position in range(min(proposed, accepted + 1, len(self._tries))):
             self._tries[position] = _DECAY * self._tries[position] + 1
             self._hits[position] = _DECAY * self._hits[position] + (position < accepted)
+        self._known = None
         if self._shared is not None:
             self._shared.observe(proposed, accepted)
 
     def rate(self, position: int) -> float:
         """Chance that the draft token at `position` is accepted if all before it were."""
-        prior = self._shared.rate(position) if self._shared is not None else 0.5
-        hits = self._hits[position] + _PRIOR_ROUNDS * prior
-        return hits / (self._tries[position] + _PRIOR_ROUNDS)
+        return self._rates()[position]
 
     def gains(self) -> list[float]:
         """Expected tokens that each chain position adds."""
-        survival, gains = 1.0, []
-        for position in range(len(self._tries)):
-            survival *= self.rate(position)
-            gains.append(survival)
-        return gains
+        return list(accumulate(self._rates(), mul))
+
+    def _rates(self) -> list[float]:
+        # A shared profile is asked by every sequence of a batch.
+        if self._shared is None and self._known is not None:
+            return self._known
+        prior = repeat(0.5) if self._shared is None else self._shared._rates()
+        self._known = [
+            (hits + _PRIOR_ROUNDS * rate) / (tries + _PRIOR_ROUNDS)
+            for hits, tries, rate in zip(self._hits, self._tries, prior, strict=False)
+        ]
+        return self._known
 
 
 class Record:
@@ -69,21 +83,38 @@ class Record:
 
 @dataclass(slots=True)
 class Probes:
-    """Asks now and then for a source that is not wished for, so that it is measured again."""
+    """Asks now and then for a source that is not wished for, so that it is measured again.
 
-    without_chain: int = 0
-    without_lookup: int = 0
+    Sequences are probed in the same round, and few of them: a drafter that shares the target's
+    cores then disturbs little.
+    """
 
-    def apply(self, wish: Wish, cap: Wish) -> Wish:
-        """What to ask for in this round, given the wish and the most that may be asked for.
+    since_chain: int = 0
+    since_lookup: int = 0
+    next: int = 0
 
-        A chain takes the place of nothing or of a lookup, which would leave no chain to see. A
-        lookup goes before nothing or a chain. Where neither is wished for they take turns.
+    def apply(self, wishes: Items[Wish], caps: Items[Wish], interval: int) -> list[Wish]:
+        """What to ask for in this round, given the wishes and the most that may be asked for.
+
+        A chain, every `interval` rounds, takes the place of nothing or of a lookup, which would
+        leave no chain to see; a few sequences have their turn. A lookup costs little, and goes
+        before nothing or a chain.
         """
-        self.without_chain = 0 if wish.chain else self.without_chain + 1
-        self.without_lookup = 0 if wish.lookup else self.without_lookup + 1
-        if not wish.chain and self.without_chain % _PROBE_INTERVAL == 0:
-            return Wish(chain=min(1, cap.chain))
-        if not wish.lookup and self.without_lookup % _PROBE_INTERVAL == _PROBE_INTERVAL // 2:
-            return Wish(wish.chain, min(1, cap.lookup))
-        return wish
+        asked = list(wishes)
+        self.since_chain += 1
+        self.since_lookup += 1
+        if self.since_chain >= interval:
+            self.since_chain = 0
+            # No longer than those that are waited for.
+            length = max(wish.chain for wish in wishes) or PROBE_LENGTH
+            without = [i for i, wish in enumerate(wishes) if not wish.chain]
+            self.next = self.next % len(without) if without else 0
+            for i in (without[self.next :] + without[: self.next])[:_PROBED]:
+                asked[i] = Wish(chain=min(length, caps[i].chain))
+            self.next += _PROBED
+        elif self.since_lookup >= _LOOKUP_INTERVAL:
+            self.since_lookup = 0
+            for i, wish in enumerate(wishes):
+                if not wish.lookup:
+                    asked[i] = Wish(wish.chain, min(1, caps[i].lookup))
+        return asked

@@ -301,7 +301,7 @@ def test_the_cost_of_an_answer_is_that_of_its_longest_chain(
 ) -> None:
     policy = DraftLengthPolicy(8, fixed=3)
     seen: list[int] = []
-    monkeypatch.setattr(policy, "observe_draft", lambda length, seconds: seen.append(length))
+    monkeypatch.setattr(policy, "observe_draft", lambda length, *_, **__: seen.append(length))
     drafting = drafting_with(port, policy)
     one = decoding(5)
     drafting.receive(Linked(LINK, LOOKING), 0.0)
@@ -318,20 +318,20 @@ def test_the_cost_of_an_answer_is_that_of_its_longest_chain(
 
 
 def test_probes_are_not_waited_for(port: Recorder) -> None:
-    """Where nothing pays, a chain and a lookup are asked for now and then, apart."""
+    """Where nothing pays, chains and lookups are asked for now and then, and apart."""
     policy = DraftLengthPolicy(8)
     for _ in range(50):
-        policy.observe_verify(1, 0.001)
-        policy.observe_draft(1, 10.0)
+        policy.step_cost.observe(1, 0.001)
+        policy.observe_draft(1, 0.0007)
     drafting = drafting_with(port, policy)
     one = decoding(5)
     drafting.receive(Linked(LINK, LOOKING), 0.0)
     drafting.open(one)
-    for _ in range(32):
+    for _ in range(90):
         drafting.send([one], 1.0)
         assert drafting.gathering.remaining(1.0) == 0
         if port.rounds and port.rounds[-1][1][0].stop == one.entries:
             drafting.receive(answer(Draft(1, one.entries, ())), 1.1)
         one.commit([50], 0)
     wishes = [extend.wish for _, extends, _ in port.rounds for extend in extends]
-    assert wishes == [Wish(0, 1), Wish(1, 0), Wish(0, 1), Wish(1, 0)]
+    assert wishes == [*[Wish(0, 1)] * 4, Wish(4, 0), Wish(0, 1)]

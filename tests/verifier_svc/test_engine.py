@@ -166,6 +166,19 @@ def test_prompts_in_small_chunks(
     assert not port.broken_promises
 
 
+def test_identical_prompts_at_once_run_one_prefill(tiny_llama: Path, texts: Texts) -> None:
+    with RunningEngine(tiny_llama, None, "--token-budget", "32") as engine:
+        seqs = [engine.submit(PROMPTS[-1], max_tokens=LENGTH, ignore_eos=True) for _ in range(3)]
+        results = engine.finish(*seqs)
+        cost = engine.engine._policy.step_cost
+    assert [result.text for result in results] == [texts[-1]] * 3
+    cached = [result.finished.usage.cached_prompt_tokens for result in results]
+    assert cached[0] == 0
+    assert min(cached[1:]) >= 128
+    assert cost.known
+    assert cost.prompt_rows(1, 100.0) > 0, "what prompts cost was learned"
+
+
 def test_the_drafter_is_fed_the_targets_own_states(
     tiny_llama: Path, texts: Texts, drafter: Callable[..., ScriptedDrafter]
 ) -> None:

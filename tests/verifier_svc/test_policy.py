@@ -8,9 +8,9 @@ from itertools import product
 
 import pytest
 
-from specwire.draft import DraftSource, Wish
-from verifier_svc.policy import DraftLengthPolicy, LinearCost
-from verifier_svc.record import Acceptance, Probes
+from specwire.draft import NO_WISH, DraftSource, Wish
+from verifier_svc.policy import DraftLengthPolicy
+from verifier_svc.record import PROBE_LENGTH, Acceptance, Probes
 
 CHAIN, LOOKUP = DraftSource.CHAIN, DraftSource.LOOKUP
 
@@ -51,7 +51,6 @@ class Simulation:
         self.policy = DraftLengthPolicy(self.max_length)
         self.records = [self.policy.new_record() for _ in range(self.sequences)]
         self.random = random.Random(self.seed)
-        self.probes = [Probes() for _ in range(self.sequences)]
 
     @property
     def lengths(self) -> list[int]:
@@ -71,7 +70,7 @@ class Simulation:
         cap = Wish(self.max_length, self.max_length if self.world.hits else 0)
         wishes = self.policy.choose(self.records, [cap] * self.sequences)
         self.wishes.append(wishes)
-        asked = [p.apply(w, cap) for p, w in zip(self.probes, wishes, strict=True)]
+        asked = self.policy.probe(wishes, [cap] * self.sequences)
         awaited = [
             bool((ask.chain and wish.chain) or (ask.lookup and wish.lookup))
             for ask, wish in zip(asked, wishes, strict=True)
@@ -82,11 +81,11 @@ class Simulation:
         # What nobody waited for comes too late to be verified, and is scored all the same.
         for i, (source, length) in enumerate(answers):
             if length and not awaited[i]:
-                self.records[i].observe(source, 1, self.accept(source, 1))
+                self.records[i].observe(source, length, self.accept(source, length))
                 answers[i] = (CHAIN, 0)
         rows = self.sequences + sum(length for _, length in answers)
         spent = self.spend(self.world.verify + self.world.per_row * rows)
-        self.policy.observe_verify(rows, spent)
+        self.policy.step_cost.observe(rows, spent)
         for i, (source, length) in enumerate(answers):
             accepted = self.accept(source, length)
             self.tokens += 1 + accepted
@@ -106,8 +105,8 @@ class Simulation:
         seconds = self.world.draft + self.world.per_token * longest
         if any(awaited):
             self.policy.observe_draft(longest, self.spend(seconds))
-        elif seconds < self.policy.expected_draft(longest):
-            self.policy.observe_draft(longest, seconds)
+        else:
+            self.policy.observe_draft(longest, seconds, awaited=False)
 
     def accept(self, source: DraftSource, length: int) -> int:
         accepted = 0
@@ -227,7 +226,7 @@ def test_a_single_stall_does_not_end_drafting() -> None:
     simulation = Simulation(World(acceptance=0.8, jitter=0.0))
     simulation.run(200)
     simulation.policy.observe_draft(4, 5.0)
-    simulation.policy.observe_verify(5, 5.0)
+    simulation.policy.step_cost.observe(5, 5.0)
     assert simulation.run(100) > 1.1
 
 
@@ -236,8 +235,8 @@ def test_lengths_follow_each_sequences_own_acceptance() -> None:
     good, bad = policy.new_record(), policy.new_record()
     for _ in range(60):
         policy.observe_draft(8, 0.004)
-        policy.observe_verify(2, 0.032)
-        policy.observe_verify(18, 0.060)
+        policy.step_cost.observe(2, 0.032)
+        policy.step_cost.observe(18, 0.060)
         good.observe(CHAIN, 8, 8)
         bad.observe(CHAIN, 8, 0)
     long, short = policy.choose([good, bad], [Wish(8), Wish(8)])
@@ -252,8 +251,8 @@ def test_each_source_has_its_own_length() -> None:
         for _ in range(60):
             policy.observe_draft(3, 0.005)
             policy.observe_draft(0, 0.001)
-            policy.observe_verify(2, 0.032)
-            policy.observe_verify(18, 0.060)
+            policy.step_cost.observe(2, 0.032)
+            policy.step_cost.observe(18, 0.060)
             record.observe_search(record is copying)
             record.observe(LOOKUP, 8, 8 if record is copying else 0)
             record.observe(CHAIN, 8, 1)
@@ -291,12 +290,13 @@ def test_a_fixed_length_is_kept_whatever_it_costs(fixed: int) -> None:
     record = policy.new_record()
     for _ in range(50):
         policy.observe_draft(8, 10.0)
-        policy.observe_verify(1, 0.001)
+        policy.step_cost.observe(1, 0.001)
         record.observe(CHAIN, 8, 0)
         record.observe(LOOKUP, 8, 0)
     wishes = policy.choose([record, record], [Wish(8, 8), Wish(3, 0)])
     assert wishes == [Wish(fixed, fixed), Wish(min(3, fixed), 0)]
-    assert not policy.adaptive
+    for _ in range(300):
+        assert policy.probe(wishes, [Wish(8, 8), Wish(3, 0)]) == wishes
 
 
 def test_acceptance_is_conditional_on_the_position_before() -> None:
@@ -323,24 +323,25 @@ def test_a_new_sequence_starts_from_what_others_saw() -> None:
     assert new.hit_rate < 0.1
 
 
-def test_costs_are_a_line_that_forgets() -> None:
-    cost = LinearCost(slope_share=0.1)
-    assert cost.predict(3) == 0
-    for _ in range(100):
-        for x in (1, 4, 9):
-            cost.observe(x, 0.010 + 0.002 * x)
-    for x in (1, 5, 9):
-        assert cost.predict(x) == pytest.approx(0.010 + 0.002 * x, rel=0.1)
-    for _ in range(100):
-        for x in (1, 4, 9):
-            cost.observe(x, 0.005 + 0.001 * x)
-    assert cost.predict(4) == pytest.approx(0.009, rel=0.1)
+def test_chain_probes_are_few_take_turns_and_are_no_longer_than_what_is_waited_for() -> None:
+    probes, caps = Probes(), [Wish(8)] * 20
+    turns = []
+    for _ in range(3):
+        asked = [probes.apply([NO_WISH] * 20, caps, 16) for _ in range(16)]
+        assert not any(wish.chain for wishes in asked[:-1] for wish in wishes)
+        turns.append([i for i, wish in enumerate(asked[-1]) if wish == Wish(PROBE_LENGTH)])
+    assert turns == [list(range(8)), list(range(8, 16)), [0, 1, 2, 3, *range(16, 20)]]
+    probes = Probes(since_chain=15)
+    asked = probes.apply([Wish(2), NO_WISH], [Wish(8), Wish(8)], 16)
+    assert asked == [Wish(2), Wish(2)]
+    probes = Probes(since_chain=15)
+    assert probes.apply([NO_WISH], [Wish(1)], 16) == [Wish(1)], "the cap binds"
 
 
-def test_costs_are_never_negative() -> None:
-    cost = LinearCost(slope_share=0.1)
-    for x, seconds in ((10, 0.001), (1, 0.100)):
-        cost.observe(x, seconds)
-    assert cost.slope >= 0
-    assert cost.predict(1000) >= 0
-    assert cost.predict(0) >= 0
+def test_without_sequences_nothing_is_chosen_and_nothing_forgotten() -> None:
+    policy = DraftLengthPolicy(8)
+    policy.step_cost.observe(8, 0.040)
+    slope = policy.step_cost.slope
+    for _ in range(100):
+        assert policy.probe(policy.choose([], []), []) == []
+    assert policy.step_cost.slope == slope

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verifier_svc.blocks import BLOCK_SIZE, BlockPool
+from verifier_svc.costs import StepCost
 from verifier_svc.generation import Generation, Sampling
+from verifier_svc.pace import Pace
 from verifier_svc.scheduler import Scheduler
 from verifier_svc.sequence import Inherited, Sequence
 
@@ -22,8 +25,9 @@ def sequence(seq: int, tokens: tuple[int, ...], max_tokens: int = 4, salt: str =
     return Sequence(seq, generation, frozenset(), 10_000)
 
 
-def scheduler(blocks: int = 100, **limits: Any) -> Scheduler:
-    return Scheduler(BlockPool(blocks), **{"max_sequences": 8, "token_budget": 500, **limits})
+def scheduler(blocks: int = 100, token_budget: int = 500, **limits: Any) -> Scheduler:
+    pace = Pace(StepCost(), token_budget)
+    return Scheduler(BlockPool(blocks), pace=pace, **{"max_sequences": 8, **limits})
 
 
 def start(made: Scheduler, one: Sequence) -> Sequence:
@@ -110,7 +114,7 @@ def test_kept_blocks_make_room_the_least_recently_used_first() -> None:
     finish(made, used)
     finish(made, start(made, sequence(4, prompts[2])))
     finish(made, start(made, sequence(5, prompts[3])))
-    found = [made._find(sequence(9, prompt)) for prompt in prompts]
+    found = [made._holdings.find(sequence(9, prompt)) for prompt in prompts]
     assert found == [(1, 32), None, (4, 32), (5, 32)]
 
 
@@ -125,12 +129,73 @@ def test_a_sequence_never_waits_for_the_sake_of_its_own_prefix() -> None:
 
 def test_a_text_is_kept_once() -> None:
     pool = BlockPool(20)
-    made = Scheduler(pool, max_sequences=8, token_budget=500)
+    made = Scheduler(pool, max_sequences=8, pace=Pace(StepCost(), 500))
     for seq in range(1, 5):
         finish(made, start(made, sequence(seq, SHARED[:40], max_tokens=1)))
         assert pool.free_blocks == 18
     finish(made, start(made, sequence(5, SHARED[:60], max_tokens=1)))
     assert pool.free_blocks == 17
+
+
+def test_identical_prompts_run_one_prefill() -> None:
+    made = scheduler(token_budget=20)
+    everyone = [sequence(i, SHARED[:60]) for i in range(1, 6)]
+    for one in everyone:
+        made.add(one)
+    rows = 0
+    while not all(one.decoding for one in everyone):
+        made.admit()
+        rows += sum(len(w.tokens) for w in made.plan() if len(w.tokens) != w.draws)
+        step(made)
+    # The first runs all of it, the others what is behind the last full block.
+    assert rows == 60 + 4 * (60 - 3 * BLOCK_SIZE)
+    assert [one.computed for one in everyone] == [60 + len(one) - 61 for one in everyone]
+
+
+def test_who_waits_for_a_prefix_gets_it_as_soon_as_it_is_there() -> None:
+    """And holds up nobody behind, nor anybody that shares no more than a block."""
+    made = scheduler(token_budget=20)
+    first, second = sequence(1, SHARED[:100]), sequence(2, (*SHARED[:40], 5, 6))
+    stranger, near = sequence(3, (9, 8, 7)), sequence(4, SHARED[:20])
+    for one in (first, second, stranger, near):
+        made.add(one)
+    assert made.admit() == [first, stranger, near]
+    step(made)
+    assert made.admit() == []
+    assert (made.waiting, first.computed) == (1, 20)
+    step(made)
+    assert made.admit() == [second]
+    assert first.computed == 40 < len(first.tokens)
+    assert second.inherited == Inherited(1, first.slot, 2 * BLOCK_SIZE)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed", "forgotten"])
+def test_nobody_waits_for_a_prefix_that_will_not_come(end: str) -> None:
+    made = scheduler(token_budget=20)
+    first, second = sequence(1, SHARED[:60]), sequence(2, SHARED[:60])
+    made.add(first)
+    made.add(second)
+    assert made.admit() == [first]
+    if end == "forgotten":
+        made.forget_prefixes()
+    else:
+        made.remove([1], failed=end == "failed")
+    assert made.admit() == [second]
+    assert second.inherited is None
+
+
+def test_a_waiting_sequence_may_be_dropped_and_other_salts_do_not_wait() -> None:
+    made = scheduler(token_budget=20)
+    first, second = sequence(1, SHARED[:60]), sequence(2, SHARED[:60])
+    other = sequence(3, SHARED[:60], salt="mine")
+    for one in (first, second, other):
+        made.add(one)
+    assert made.admit() == [first, other]
+    assert made.remove([2]) == [second]
+    made = scheduler(token_budget=20, keep=False)
+    for seq in (1, 2):
+        made.add(sequence(seq, SHARED[:60]))
+    assert len(made.admit()) == 2, "nothing is shared"
 
 
 TURNS = st.lists(

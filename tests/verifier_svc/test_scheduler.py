@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verifier_svc.blocks import BLOCK_SIZE, BlockPool
+from verifier_svc.costs import StepCost
 from verifier_svc.generation import Generation, Sampling
+from verifier_svc.pace import Pace
 from verifier_svc.scheduler import Scheduler, Work
 from verifier_svc.sequence import Sequence
 
@@ -19,8 +21,9 @@ def sequence(seq: int, prompt: int, max_tokens: int = 8) -> Sequence:
     return Sequence(seq, generation, frozenset(), 10_000)
 
 
-def scheduler(blocks: int = 100, **limits: Any) -> Scheduler:
-    return Scheduler(BlockPool(blocks), **{"max_sequences": 8, "token_budget": 10, **limits})
+def scheduler(blocks: int = 100, token_budget: int = 10, **limits: Any) -> Scheduler:
+    pace = Pace(StepCost(), token_budget)
+    return Scheduler(BlockPool(blocks), pace=pace, **{"max_sequences": 8, **limits})
 
 
 def admitted(made: Scheduler, *sequences: Sequence) -> Scheduler:
@@ -97,21 +100,22 @@ def test_decoding_sequences_come_first_and_draw_from_their_drafts_too() -> None:
     old.draft = (8, 9)
     first, second = made.plan()
     assert first == Work(old, 3, (7, 8, 9), 3)
-    assert (second.sequence, second.position, len(second.tokens), second.draws) == (new, 7, 7, 0)
+    assert (second.sequence, second.position, len(second.tokens), second.draws) == (new, 7, 10, 0)
 
 
-def test_decoding_goes_on_when_it_takes_the_whole_budget() -> None:
+def test_decoding_and_prompts_go_on_where_decoding_takes_the_whole_budget() -> None:
     many = [sequence(i, 1) for i in range(4)]
     made = admitted(scheduler(token_budget=2), *many, sequence(9, 8))
     works = made.plan()
-    assert [w.sequence for w in works] == many
+    assert [w.sequence for w in works[:4]] == many
+    assert [len(w.tokens) for w in works] == [1, 1, 1, 1, 2]
     made.remove(range(4))
     assert [len(w.tokens) for w in made.plan()] == [2]
 
 
 def test_remove_gives_blocks_back_and_skips_the_unknown() -> None:
     pool = BlockPool(10)
-    made = Scheduler(pool, max_sequences=1, token_budget=10, keep=False)
+    made = Scheduler(pool, max_sequences=1, pace=Pace(StepCost(), 10), keep=False)
     running, waiting = sequence(1, 5), sequence(2, 5)
     made.add(running)
     made.add(waiting)

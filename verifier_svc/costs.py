@@ -1,0 +1,166 @@
+"""What a step costs, learned from the steps that ran. Pure: seconds are passed in."""
+
+from __future__ import annotations
+
+# How fast the level of a cost, and its dependence on x, follow what is observed.
+_LEVEL_GAIN = 0.1
+_SLOPE_GAIN = 0.2
+# The first guess of the noise, how fast it follows, and a slope share that is as good as none.
+_NOISE = 0.004
+_NOISE_GAIN = 0.1
+_FLAT = 0.02
+# How much of a slope fades at a time.
+_FADE = 1 / 512
+# How fast the level follows a proof that it is too high.
+_PROOF_GAIN = 0.7
+# So many observations are the first, of which none is taken for a disturbance.
+_FIRST = 8
+# The same after steps that told nothing of it.
+_RARE_LEVEL_GAIN = 0.3
+# How fast the cost of a prompt row does: it grows along a prompt, with the keys to attend to.
+_PROMPT_GAIN = 0.25
+# Fewer prompt rows tell more of the noise than of what a row costs.
+_TELLING_ROWS = 16
+
+
+class LinearCost:
+    """Seconds as a line in x through their recent mean, kept as level and relative slope.
+
+    The level follows every observation, the slope those far from the recent mean of x, so that
+    it is not forgotten while x stays what it is, and it scales with the machine's speed.
+    """
+
+    def __init__(self, slope_share: float) -> None:
+        """Take the slope assumed before x has varied, as a share of the cost at x = 0."""
+        self._share = slope_share
+        # Squared relative error, of observations near the mean of x.
+        self._noise = _NOISE
+        self._count = 0
+        self._x = self._y = 0.0
+
+    @property
+    def known(self) -> bool:
+        """Whether there is any observation."""
+        return self._count > 0
+
+    def observe(self, x: float, seconds: float, *, gain: float = _LEVEL_GAIN) -> None:
+        """Take one measurement; one far above a line that is known is a mild disturbance."""
+        if self.known:
+            expected = max(self.predict(x), 0.1 * self._y)
+            seconds = min(seconds, (3 if self._count >= _FIRST else 10) * expected)
+            self._turn(x - self._x, (seconds - self.predict(x)) / max(self._y, 1e-9))
+        else:
+            self._share /= 1 + self._share * x
+        self._count += 1
+        gain = max(gain, 1 / self._count)
+        self._x += gain * (x - self._x)
+        self._y += gain * (seconds - self._y)
+
+    def flatten(self) -> None:
+        """The slope was not seen: let it fade, so that in time larger x are tried again."""
+        self._share *= 1 - _FADE
+
+    def lower(self, x: float, seconds: float) -> None:
+        """Take a measurement that bounds the cost from above; the line keeps its form."""
+        if not self.known:
+            self.observe(x, seconds)
+        elif seconds < (expected := self.predict(x)):
+            self._y *= 1 - _PROOF_GAIN * (1 - seconds / expected)
+
+    def _turn(self, away: float, error: float) -> None:
+        """Let the slope follow a relative error so far away from the mean of x."""
+        # So far away, squared, half the slope makes as much of a difference as the noise.
+        reach = 4 * self._noise / max(self._share, _FLAT) ** 2
+        gain = max(_SLOPE_GAIN, 1 / self._count)
+        self._share = max(0.0, self._share + gain * away * error / (away * away + reach))
+        squared = min(error * error, 9 * self._noise)
+        self._noise += _NOISE_GAIN / (1 + away * away) * (squared - self._noise)
+
+    @property
+    def slope(self) -> float:
+        """Seconds per unit of x, never negative."""
+        return self._share * self._y
+
+    def predict(self, x: float) -> float:
+        """Expected seconds at x, never negative; 0 where nothing is known."""
+        return max(0.0, self._y + self.slope * (x - self._x))
+
+
+class StepCost:
+    """Seconds of a step: a line in the rows that verify, and so much for each prompt row.
+
+    A prompt row is charged all that its step took beyond the line. Where a part of that does not
+    depend on their number, a share of the step's time still buys the right number of rows after
+    a few steps: the cost of a row is then that at the number which runs.
+    """
+
+    def __init__(self) -> None:
+        self._verify = LinearCost(slope_share=0.03)
+        self._prompt_row = 0.0
+        self._mixed = False
+
+    @property
+    def known(self) -> bool:
+        """Whether any step was observed that verified."""
+        return self._verify.known
+
+    @property
+    def slope(self) -> float:
+        """Seconds per row that verifies."""
+        return self._verify.slope
+
+    def predict(self, rows: float) -> float:
+        """Expected seconds of a step of `rows` rows that verify; 0 where nothing is known."""
+        return self._verify.predict(rows)
+
+    def flatten(self) -> None:
+        """No drafts are verified: what their rows cost is not seen."""
+        self._verify.flatten()
+
+    def observe(self, rows: int, seconds: float, prompt_rows: int = 0) -> None:
+        """A step of `rows` rows that verify, and `prompt_rows` more, took this long."""
+        expected = self._verify.predict(rows)
+        # A step with prompt rows may prove that one without them is cheap, never that it is dear.
+        if not prompt_rows or (rows and seconds < expected):
+            gain = _RARE_LEVEL_GAIN if self._mixed else _LEVEL_GAIN
+            self._verify.observe(rows, seconds, gain=gain)
+        self._mixed = bool(rows and prompt_rows)
+        if prompt_rows < _TELLING_ROWS:
+            return
+        each = max(seconds - expected, 0.1 * seconds) / prompt_rows
+        known = self._prompt_row or each
+        # A stall is no news of the cost, and a lucky step little.
+        each = min(max(each, known / 3), 3 * known)
+        self._prompt_row = known + _PROMPT_GAIN * (each - known)
+
+    def prompt_rows(self, rows: int, share: float) -> int:
+        """Prompt rows that make a step of `rows` rows longer by `share`; 0 if not known."""
+        if not self._prompt_row:
+            return 0
+        return int(share * self._verify.predict(rows) / self._prompt_row)
+
+
+class AnswerCost:
+    """Seconds until drafts are there: a line in the length of the longest chain, or no chain."""
+
+    def __init__(self) -> None:
+        self._chain = LinearCost(slope_share=0.1)
+        self._no_chain = LinearCost(slope_share=0.0)
+
+    def predict(self, length: int) -> float:
+        """Expected seconds for chains of `length`; 0 where nothing is known."""
+        if (length and self._chain.known) or not self._no_chain.known:
+            return self._chain.predict(length)
+        return self._no_chain.predict(0)
+
+    def observe(self, length: int, seconds: float, *, awaited: bool) -> None:
+        """An answer whose longest chain has `length` took this long.
+
+        One that nobody awaited was made while the target kept the machine busy: it may prove
+        that drafts are cheap, never that they are dear.
+        """
+        line = self._chain if length else self._no_chain
+        if awaited:
+            line.observe(length, seconds)
+        else:
+            line.lower(length, seconds)

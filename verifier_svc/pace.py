@@ -1,0 +1,43 @@
+"""How many prompt rows run beside rows that verify. Pure."""
+
+from __future__ import annotations
+
+from verifier_svc.costs import StepCost
+
+# Prompt rows may make a step longer by this share of its time without them. Decoding then slows
+# by less than 2x at p95, which leaves room for noise and for costs that grow along a prompt.
+_STRETCH = 0.7
+# Prompt rows of any step that has them, whatever they cost: a prompt always gets on. Fewer would
+# pay more for the step than for themselves.
+_LEAST_ROWS = 16
+# Steps with prompt rows before one without: what a step costs without must stay known.
+_STREAK = 8
+
+
+class Pace:
+    """Bounds the prompt rows of a step by what they cost those who decode meanwhile."""
+
+    def __init__(self, cost: StepCost, token_budget: int) -> None:
+        """Take the rows that a step may be filled up to with prompt rows."""
+        self._cost = cost
+        self._budget = token_budget
+        self._streak = 0
+
+    def prompt_rows(self, rows: int, decoding: int, prefilling: int) -> int:
+        """Prompt rows of the next step, beside `rows` rows of `decoding` sequences.
+
+        Where more sequences wait for their prompts than decode, a longer step is worth it to more
+        of them than it delays.
+        """
+        if not prefilling:
+            self._streak = 0
+            return 0
+        if not decoding:
+            return self._budget
+        self._streak += 1
+        if self._streak > _STREAK:
+            self._streak = 0
+            return 0
+        share = _STRETCH * max(1.0, prefilling / decoding)
+        affordable = min(self._cost.prompt_rows(rows, share), self._budget - rows)
+        return max(affordable, min(_LEAST_ROWS, self._budget))

@@ -9,7 +9,8 @@ import torch
 
 from specwire import logs
 from verifier_svc.cache import KVCache
-from verifier_svc.ranks import Clear, Copy, Ranks, RanksLostError, Reserve, Run, Stop
+from verifier_svc.orders import Clear, Copy, Reserve, Run, Stop
+from verifier_svc.ranks import Ranks, RanksLostError
 from verifier_svc.target import Target
 
 _log = logs.get(__name__)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch.distributed as dist
 
 from specwire.settings import StartError
 from verifier_svc.cache import KVCache, Rows
+from verifier_svc.orders import Clear, Copy, Order, Reserve, Run, Stop
 
 # Ranks load at different speeds.
 _LOADING = timedelta(minutes=30)
@@ -25,48 +25,6 @@ _IDLE = timedelta(days=3650)
 
 class RanksLostError(RuntimeError):
     """Another rank has ended, or does not answer: nothing can be run any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reserve:
-    """Make the next cache."""
-
-    blocks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Run rows (slot of position 0, position, tokens) in a cache, by its number."""
-
-    cache: int
-    rows: tuple[tuple[int, int, tuple[int, ...]], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Copy `count` slots of a cache."""
-
-    cache: int
-    source: int
-    slot: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Clear:
-    """Zero `count` slots of a cache."""
-
-    cache: int
-    slot: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """End."""
-
-
-Order = Reserve | Run | Copy | Clear | Stop
 
 
 class Ranks:
@@ -210,6 +168,8 @@ class LedCache(KVCache):
             super().copy(source, slot, count)
 
     def clear(self, slot: int, count: int) -> None:
+        if self.lost:  # nothing will be read any more
+            return
         with self._ranks.together(Clear(self._number, slot, count)):
             super().clear(slot, count)
 

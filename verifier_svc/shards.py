@@ -103,7 +103,7 @@ class SummedLinear(torch.nn.Module):
         """Take over a layer that holds this rank's columns of the weights, and the whole bias."""
         super().__init__()
         self._bias = linear.bias
-        linear.bias = None
+        linear.register_parameter("bias", None)
         self.linear = linear
         self._group = group
 

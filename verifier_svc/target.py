@@ -6,7 +6,6 @@ import logging
 import tempfile
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,17 +127,18 @@ class Target:
 
     def reserve(self, blocks: int, feature_width: int) -> KVCache:
         """Memory for `blocks` of KV, and for features of that width beside it."""
-        leads = self._ranks is not None and self._ranks.leads
-        kind = partial(LedCache, self._ranks) if leads else KVCache
-        return kind(
-            blocks=blocks,
-            layers=self.num_layers,
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            feature_width=feature_width,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        shape: dict[str, Any] = {
+            "blocks": blocks,
+            "layers": self.num_layers,
+            "kv_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "feature_width": feature_width,
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+        if self._ranks is not None and self._ranks.leads:
+            return LedCache(self._ranks, **shape)
+        return KVCache(**shape)
 
     @torch.inference_mode()
     def run(self, works: Items[Work], cache: KVCache) -> torch.Tensor:

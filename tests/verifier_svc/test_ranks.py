@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing.process import BaseProcess
@@ -17,7 +17,7 @@ import grpc
 import pytest
 import torch
 import torch.distributed as dist
-from transformers import GPT2Config, LlamaConfig, MixtralConfig
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, MixtralConfig
 
 from specwire.settings import StartError
 from specwire.v1 import verifier_pb2 as pb
@@ -45,30 +45,46 @@ class Pair:
     target: Target
     ranks: Ranks
     other: BaseProcess
-    log: Path
+
+
+MakePair = Callable[..., AbstractContextManager[Pair]]
 
 
 @pytest.fixture
-def pair(
-    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Any]]:
+def pair(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> MakePair:
     @contextmanager
-    def make(*flags: str) -> Iterator[Pair]:
+    def make(folder: Path, *flags: str) -> Iterator[Pair]:
         meeting = meeting_point()
         for name, value in {**meeting, "RANK": "0", "LOCAL_RANK": "0"}.items():
             monkeypatch.setenv(name, value)
-        other = start_rank(1, meeting, tiny_llama, tmp_path / "log", *flags)
+        other = start_rank(1, meeting, folder, tmp_path / "log", *flags)
         try:
             ranks = Ranks.join(torch.device("cpu"))
             assert ranks is not None
-            target = build_target(settings_for(tiny_llama, *flags), ranks)
-            yield Pair(target, ranks, other, tmp_path / "log")
+            target = build_target(settings_for(folder, *flags), ranks)
+            yield Pair(target, ranks, other)
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
             end(other)
 
-    yield make
+    return make
+
+
+def biased_llama(folder: Path) -> Path:
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3,
+        attention_bias=True, mlp_bias=True,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).float()
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.data.normal_()
+    model.save_pretrained(folder)
+    return folder
 
 
 class Rows(NamedTuple):
@@ -77,11 +93,9 @@ class Rows(NamedTuple):
     tokens: tuple[int, ...]
 
 
-def test_two_ranks_say_what_one_says(
-    tiny_llama: Path, texts: Texts, pair: Callable[..., Any]
-) -> None:
+def test_two_ranks_say_what_one_says(tiny_llama: Path, texts: Texts, pair: MakePair) -> None:
     """Plainly, with drafts, and on a prefix that was computed before."""
-    with pair() as both:
+    with pair(tiny_llama) as both:
         target = both.target
         assert target.fingerprint == target_of(tiny_llama).fingerprint
         assert target.kv_heads == 1
@@ -105,12 +119,13 @@ def test_two_ranks_say_what_one_says(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_changes_in_a_cache_changes_on_every_rank(
-    tiny_llama: Path, pair: Callable[..., Any], dtype: str
+    tmp_path: Path, pair: MakePair, dtype: str
 ) -> None:
-    tokens = prompt_of(40)
-    whole = build_target(settings_for(tiny_llama, "--dtype", dtype))
+    """Of a target whose linear layers have biases, too."""
+    folder, tokens = biased_llama(tmp_path / "biased"), prompt_of(40)
+    whole = build_target(settings_for(folder, "--dtype", dtype))
     states = []
-    with pair("--dtype", dtype) as both:
+    with pair(folder, "--dtype", dtype) as both:
         for target in (whole, both.target):
             target.reserve(1, 0)
             cache = target.reserve(8, 0)
@@ -128,12 +143,13 @@ def test_what_changes_in_a_cache_changes_on_every_rank(
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_rank_ends_the_engine(
     tiny_llama: Path,
-    pair: Callable[..., Any],
+    pair: MakePair,
     monkeypatch: pytest.MonkeyPatch,
     fate: signal.Signals,
 ) -> None:
     monkeypatch.setattr(ranks_module, "STEP_TIMEOUT", timedelta(seconds=4))
-    with pair() as both, RunningEngine(tiny_llama, target=both.target) as engine:
+    with pair(tiny_llama) as both, RunningEngine(tiny_llama, target=both.target) as engine:
+        assert both.other.pid is not None
         os.kill(both.other.pid, fate)
         assert engine.generate(PROMPTS[0]).failed.reason
         engine.engine.join()

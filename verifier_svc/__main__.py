@@ -12,7 +12,9 @@ from specwire.v1.verifier_pb2_grpc import add_VerifierServiceServicer_to_server
 from verifier_svc.build import build_engine, build_target, document_length, model_length
 from verifier_svc.dispatcher import Dispatcher
 from verifier_svc.drafters import drafter_port
+from verifier_svc.follower import follow
 from verifier_svc.metrics import Metrics
+from verifier_svc.ranks import Ranks
 from verifier_svc.requests import MAX_TOP_LOGPROBS
 from verifier_svc.service import VerifierServicer
 from verifier_svc.settings import VerifierSettings
@@ -25,8 +27,12 @@ async def main() -> None:
     """Serve until SIGTERM."""
     settings = VerifierSettings.read("verifier_svc")
     logs.configure("verifier")
+    ranks = Ranks.join(settings.torch_device)
+    if ranks is not None and not ranks.leads:
+        follow(build_target(settings, ranks), ranks)
+        return
     serving.check_bindable(settings.listen)
-    target = build_target(settings)
+    target = build_target(settings, ranks)
     source = TargetSource.parse(settings.target)
     files = load_tokenizer_files(source, trust_remote_code=settings.trust_remote_code)
     metrics = Metrics()
@@ -71,6 +77,8 @@ async def main() -> None:
         if port is not None:
             await port.close()
         engine.stop()
+        if ranks is not None:
+            ranks.leave()
 
 
 def describe(settings: VerifierSettings, target: Target, files: list[str]) -> pb.Model:

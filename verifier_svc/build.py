@@ -19,14 +19,15 @@ from verifier_svc.generation import Generation, Sampling
 from verifier_svc.metrics import Metrics
 from verifier_svc.pace import Pace
 from verifier_svc.policy import DraftLengthPolicy
+from verifier_svc.ranks import Ranks
 from verifier_svc.scheduler import Scheduler, Work
 from verifier_svc.sequence import Sequence
 from verifier_svc.settings import VerifierSettings
 from verifier_svc.target import Target, load_target
 
 
-def build_target(settings: VerifierSettings) -> Target:
-    """Load the target.
+def build_target(settings: VerifierSettings, ranks: Ranks | None = None) -> Target:
+    """Load the target, or this rank's share of it.
 
     Raises:
         StartError: it cannot be served.
@@ -37,8 +38,9 @@ def build_target(settings: VerifierSettings) -> Target:
         return load_target(
             source,
             dtype=settings.torch_dtype,
-            device=settings.torch_device,
+            device=settings.torch_device if ranks is None else ranks.device,
             trust_remote_code=settings.trust_remote_code,
+            ranks=ranks,
         )
     except ValueError as error:
         raise StartError(str(error)) from None
@@ -81,15 +83,7 @@ def build_cache(settings: VerifierSettings, target: Target, max_model_len: int) 
             f"--kv-memory: a sequence of {max_model_len} tokens takes {needed >> 20} MiB; "
             "give more, or lower --max-model-len."
         )
-    return KVCache(
-        blocks=blocks,
-        layers=target.num_layers,
-        kv_heads=target.kv_heads,
-        head_dim=target.head_dim,
-        feature_width=target.feature_width,
-        dtype=target.dtype,
-        device=target.device,
-    )
+    return target.reserve(blocks, target.feature_width)
 
 
 def build_engine(

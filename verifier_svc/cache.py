@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
 import torch
 
 from verifier_svc.blocks import BLOCK_SIZE
+
+
+class Rows(Protocol):
+    """Tokens [position, position + len(tokens)) of a sequence whose position 0 is at `slot`."""
+
+    @property
+    def slot(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def tokens(self) -> tuple[int, ...]: ...
 
 
 class KVCache:
@@ -39,10 +54,24 @@ class KVCache:
         if width != self.features.shape[1]:
             self.features = self.features.new_empty(self.features.shape[0], width)
 
+    @property
+    def lost(self) -> bool:
+        """Whether nothing can be run in it any more."""
+        return False
+
+    def writing(self, rows: Iterable[Rows]) -> AbstractContextManager[None]:
+        """Around the forward that writes the KV of these rows."""
+        return nullcontext()
+
     def copy(self, source: int, slot: int, count: int) -> None:
         """Copy KV and features of `count` slots; the two runs must not overlap."""
         for pool in (*self.keys, *self.values, self.features):
             pool[slot : slot + count] = pool[source : source + count]
+
+    def clear(self, slot: int, count: int) -> None:
+        """Make the KV of `count` slots finite again."""
+        for pool in (*self.keys, *self.values):
+            pool[slot : slot + count].zero_()
 
     @staticmethod
     def bytes_per_slot(

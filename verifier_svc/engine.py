@@ -115,7 +115,7 @@ class Engine:
     def _run(self) -> None:
         sys.setswitchinterval(1e-4)
         gc.freeze()
-        while not self._stopped:
+        while not (self._stopped or self._cache.lost):
             self._receive()
             try:
                 self._step()

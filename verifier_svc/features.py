@@ -206,26 +206,13 @@ class FeatureRunner:
         if document.poisoned and self._cache is not None:
             # Masked slots are read, and must be finite.
             extent = document.extent
-            _clear(self._cache, slice(extent.slot, extent.slot + extent.count * BLOCK_SIZE))
+            self._cache.clear(extent.slot, extent.count * BLOCK_SIZE)
         self.queue.release(document)
 
     def _memory(self) -> KVCache:
         if self._cache is None:
-            self._cache = KVCache(
-                blocks=self.queue.pool.blocks,
-                layers=self._target.num_layers,
-                kv_heads=self._target.kv_heads,
-                head_dim=self._target.head_dim,
-                feature_width=0,
-                dtype=self._target.dtype,
-                device=self._target.device,
-            )
+            self._cache = self._target.reserve(self.queue.pool.blocks, feature_width=0)
         return self._cache
-
-
-def _clear(cache: KVCache, slots: slice) -> None:
-    for pool in (*cache.keys, *cache.values):
-        pool[slots].zero_()
 
 
 def _row_bytes(*tensors: torch.Tensor) -> int:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import transformers
@@ -20,12 +20,16 @@ from transformers import (
 )
 
 from specwire.handshake import Shape
+from specwire.settings import StartError
 from specwire.target import TargetSource
-from specwire.torch import pack_linears, target_fingerprint
+from specwire.torch import pack_linears
 from verifier_svc.attention import NAME, AttentionPlan, Segment, segment
-from verifier_svc.cache import KVCache
+from verifier_svc.cache import KVCache, Rows
 from verifier_svc.head import Head
+from verifier_svc.identity import identity
+from verifier_svc.ranks import LedCache, Ranks
 from verifier_svc.scheduler import Work
+from verifier_svc.shards import fingerprint, settle, split
 
 logger = logging.getLogger(__name__)
 
@@ -36,26 +40,18 @@ class TargetError(ValueError):
     """The target cannot be served; one sentence says why."""
 
 
-class Rows(Protocol):
-    """Tokens [position, position + len(tokens)) of a sequence whose position 0 is at `slot`."""
-
-    @property
-    def slot(self) -> int: ...
-    @property
-    def position(self) -> int: ...
-    @property
-    def tokens(self) -> tuple[int, ...]: ...
-
-
 class Target:
     """A causal language model of standard attention, run over packed rows.
 
     Captured features are the input to the decoder layers `aux_layers`, side by side:
     [rows, len(aux_layers) * hidden_size] in the model's dtype. `num_layers` in place of a layer
     is what leaves the last one, before the final norm.
+
+    Among `ranks` this is one share of it: `kv_heads` are this rank's, states and features are
+    whole. Rank 0's caches see to it that all ranks run what it runs.
     """
 
-    def __init__(self, model: PreTrainedModel, name: str) -> None:
+    def __init__(self, model: PreTrainedModel, name: str, ranks: Ranks | None = None) -> None:
         self.model = model
         self.name = name
         config = model.config.get_text_config()
@@ -68,9 +64,13 @@ class Target:
         head_dim = getattr(config, "head_dim", None)
         self.head_dim: int = head_dim or config.hidden_size // config.num_attention_heads
         self._group: int = config.num_attention_heads // self.kv_heads
+        self._ranks = ranks
         self._like = torch.empty(0, dtype=self.dtype, device=self.device)
         self.max_position: int = config.max_position_embeddings
-        self.fingerprint = target_fingerprint(model)
+        self.fingerprint = fingerprint(model)
+        if ranks is not None:
+            self.kv_heads //= ranks.world
+            settle(model, ranks)
         self._body: Any = model.get_decoder()
         _check_standard_attention(model, self._body)
         self.aux_layers: tuple[int, ...] = default_aux_layers(self.num_layers)
@@ -125,6 +125,21 @@ class Target:
         self.check_layers(aux_layers)
         self.aux_layers = tuple(aux_layers)
 
+    def reserve(self, blocks: int, feature_width: int) -> KVCache:
+        """Memory for `blocks` of KV, and for features of that width beside it."""
+        shape: dict[str, Any] = {
+            "blocks": blocks,
+            "layers": self.num_layers,
+            "kv_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "feature_width": feature_width,
+            "dtype": self.dtype,
+            "device": self.device,
+        }
+        if self._ranks is not None and self._ranks.leads:
+            return LedCache(self._ranks, **shape)
+        return KVCache(**shape)
+
     @torch.inference_mode()
     def run(self, works: Items[Work], cache: KVCache) -> torch.Tensor:
         """Run one packed batch: write KV and features at its slots.
@@ -132,7 +147,8 @@ class Target:
         Returns the final hidden states [draws, hidden_size] of the rows that are drawn from, in
         order, as `head` takes them.
         """
-        hidden, captured, slots = self._forward(works, cache, self.aux_layers)
+        with cache.writing(works):
+            hidden, captured, slots = self._forward(works, cache, self.aux_layers)
         features = torch.cat([captured[index] for index in self.aux_layers], -1)
         cache.features.index_copy_(0, slots, features)
         drawn: list[int] = []
@@ -153,7 +169,8 @@ class Target:
         Returns the final hidden states [rows, hidden_size] of all rows, after the final norm, and
         by layer the input to each of `aux_layers` [rows, hidden_size].
         """
-        hidden, captured, _ = self._forward(rows, cache, aux_layers)
+        with cache.writing(rows):
+            hidden, captured, _ = self._forward(rows, cache, aux_layers)
         return hidden, captured
 
     def _forward(
@@ -212,34 +229,46 @@ def default_aux_layers(num_layers: int) -> tuple[int, ...]:
 
 
 def load_target(
-    source: TargetSource, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
+    source: TargetSource,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool,
+    ranks: Ranks | None = None,
 ) -> Target:
-    """Load a target.
+    """Load a target, or this rank's share of it.
 
     Raises:
         TargetError: nothing that can be served is there.
+        StartError: the ranks are about to load different targets, or cannot share this one.
     """
+    shared: dict[str, Any] = {}
     try:
         config = AutoConfig.from_pretrained(
             source.location, trust_remote_code=trust_remote_code, **source.arguments
         )
         _check_layer_types(config)
+        if ranks is not None:
+            ranks.agree(identity(source, config, dtype))
+            code = {"trust_remote_code": trust_remote_code}
+            shared["distributed_config"] = split(config, ranks, **code)
         transformers.utils.logging.disable_progress_bar()
         model = AutoModelForCausalLM.from_pretrained(
             source.location,
             dtype=dtype,
             attn_implementation=NAME,
             trust_remote_code=trust_remote_code,
+            **shared,
             **source.arguments,
             **({"quantization_config": GgufConfig(dequantize=True)} if source.gguf_file else {}),
         )
-    except TargetError:
+    except (TargetError, StartError):
         raise
     except Exception as error:  # transformers raises many kinds for a broken or missing model
         logger.debug("loading failed", exc_info=True)
         sentence = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise TargetError(f"target: {source.name} cannot be loaded: {sentence}") from error
-    return Target(model.to(device).eval().requires_grad_(False), source.name)
+    return Target(model.to(device).eval().requires_grad_(False), source.name, ranks)
 
 
 def load_tokenizer_files(source: TargetSource, *, trust_remote_code: bool) -> dict[str, bytes]:

@@ -76,10 +76,14 @@ class RunningEngine:
     """`with RunningEngine(folder, drafter, "--draft-length", "3") as engine: ...`."""
 
     def __init__(
-        self, folder: Path, drafter: DraftPort[torch.Tensor] | None = None, *flags: str
+        self,
+        folder: Path,
+        drafter: DraftPort[torch.Tensor] | None = None,
+        *flags: str,
+        target: Target | None = None,
     ) -> None:
         self.settings = settings_for(folder, *flags)
-        self.target = target_of(folder)
+        self.target = target or target_of(folder)
         self.drafter = drafter
         self.results: dict[int, Result] = {}
         self._boxes: queue.SimpleQueue[Outbox] = queue.SimpleQueue()

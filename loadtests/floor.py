@@ -93,15 +93,13 @@ def _mode(answered: Sequence[Answered], weights: Mapping[str, int]) -> Mode | No
         if (split := Split.of(one, weights)) is not None
     }
 
-    def mean(name: str) -> float:
-        return sum(getattr(split, name) for split in splits.values()) / len(splits)
-
+    count = len(splits)
     return Mode(
         answered[0].speculation,
         1 + sum(rounds.proposed_at) / rounds.rounds,
         rounds.parts_ms,
-        mean("layers_bytes"),
-        mean("head_bytes"),
+        sum(split.layers_bytes for split in splits.values()) / count,
+        sum(split.head_bytes for split in splits.values()) / count,
         paired_ratio(
             {key: split.target for key, split in splits.items()},
             {key: split.layers_bytes for key, split in splits.items()},

@@ -50,10 +50,12 @@ class Lineup:
         lineup = cls()
         sampling = Sampling(settings.max_tokens, settings.temperature)
         longest = max(len(task.tokens) for task in tasks) + sampling.max_tokens
+        # Before the engines, whose start takes long.
+        others: list[Arm] = []
         for name, url in settings.also.items():
             other = await stack.enter_async_context(Client(url, settings.api_key))
             await _check(name, url, other, served)
-            lineup.arms.append(RestArm(name, other, sampling, True))
+            others.append(RestArm(name, other, sampling, True))
         for name in settings.arms:
             if name not in PEERS:
                 lineup.arms.append(RestArm(name, client, sampling, name == SPECULATIVE))
@@ -65,6 +67,7 @@ class Lineup:
                 peer = await _vllm(stack, settings, name, served, longest)
             lineup.arms.append(PeerArm(name, peer, sampling))
             lineup.peers[name] = peer.facts
+        lineup.arms += others
         return lineup
 
 

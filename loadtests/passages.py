@@ -18,6 +18,11 @@ async def passages(client: Client, prompts: Sequence[Prompt], tokens: int, count
     """
     text = " ".join(turn for prompt in prompts for turn in prompt.turns) + " "
     length = round(tokens * len(text) / len(await client.tokenize(text)))
-    endless = text * (2 + length // len(text))
-    starts = (place * len(text) // count for place in range(count))
-    return [endless[start : start + length] for start in starts]
+    # Twice as much as is likely to be needed: passages differ in characters per token.
+    endless = text * (2 + 2 * length // len(text))
+    found = []
+    for place in range(count):
+        start = place * len(text) // count
+        given = len(await client.tokenize(endless[start : start + length]))
+        found.append(endless[start : start + round(length * tokens / given)])
+    return found

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -90,7 +90,8 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/v1/completions":
             self._json({"choices": [{"text": "word"}]})
         else:
-            self._chat(body)
+            with suppress(ConnectionError):  # the client left
+                self._chat(body)
 
     def _chat(self, body: dict[str, Any]) -> None:
         behaviour, text = self.behaviour, body["messages"][-1]["content"]

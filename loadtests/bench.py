@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from loadtests.arms import Arm, Run, Sampling, Task, as_json, blocks, run_block, turns
+from loadtests.arms import Arm, Task
 from loadtests.bench_settings import BenchSettings
-from loadtests.client import Client, Served
-from loadtests.command import run
+from loadtests.blocks import Run, blocks, run_block, turns
+from loadtests.client import Client
+from loadtests.command import INTERRUPTED, UntilInterrupted, run
+from loadtests.document import Document
 from loadtests.lineup import Lineup
 from loadtests.prompts import Prompt, load_prompts
-from loadtests.provenance import provenance
-from loadtests.report import console, print_report
-from loadtests.summary import Summary, summarize
+from loadtests.report import print_report
+from loadtests.summary import summarize
+from loadtests.tables import console
 
 PROGRAM = "loadtests.bench"
 
 
 async def main() -> int:
-    """Run the benchmark; returns 1 if a request failed."""
+    """Run the benchmark; returns 1 if a request failed, and 130 if it was interrupted."""
     settings = BenchSettings.read(PROGRAM)
     prompts = load_prompts(settings.prompts, settings.limit)
-    origin = provenance()
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(Client(settings.url, settings.api_key))
         served = await client.served()
+        document = Document(settings, served)
         tasks = await _tasks(client, prompts)
-        sampling = Sampling(settings.max_tokens, settings.temperature)
         with Console(stderr=True).status("Starting"):
-            lineup = await Lineup.start(stack, settings, client, served, sampling, tasks)
-        runs = await _measure(settings, lineup.arms, tasks)
-    summary = summarize(runs, greedy=settings.temperature == 0)
-    print_report(console(), summary)
-    if settings.output:
-        _write(Path(settings.output), settings, origin, served, lineup, summary, runs)
-    return 1 if summary.errors else 0
+            lineup = await Lineup.start(stack, settings, client, served, tasks)
+        document.tell(peers=lineup.peers)
+        runs: list[Run] = []
+        with UntilInterrupted() as block:
+            async for measured in _measure(settings, lineup.arms, tasks):
+                runs.append(measured)
+                document.add(measured)
+        summary = summarize(runs, greedy=settings.temperature == 0)
+        document.finish(summary, complete=not block.interrupted)
+        print_report(console(), summary)
+    return INTERRUPTED if block.interrupted else 1 if summary.errors else 0
 
 
 async def _tasks(client: Client, prompts: list[Prompt]) -> list[Task]:
@@ -51,45 +53,31 @@ async def _tasks(client: Client, prompts: list[Prompt]) -> list[Task]:
     ]
 
 
-async def _measure(settings: BenchSettings, arms: list[Arm], tasks: list[Task]) -> list[Run]:
-    """Warm every arm up with the first prompts, then take turns."""
-    cut = blocks(tasks, settings.concurrency)
-    progress = Progress(
-        *Progress.get_default_columns()[:2],
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-    runs = []
-    with progress:
-        bar = progress.add_task("Warming up", total=len(cut) * len(arms) * settings.repeats)
-        for arm in arms:
-            await run_block(arm, cut[0][: settings.concurrency], settings.concurrency)
-        for repeat, block, arm in turns(arms, len(cut), settings.repeats):
-            progress.update(bar, description=arm.name)
-            runs.append(await run_block(arm, cut[block], settings.concurrency, repeat, block))
-            progress.advance(bar)
-    return runs
+async def _measure(
+    settings: BenchSettings, arms: list[Arm], tasks: list[Task]
+) -> AsyncIterator[Run]:
+    """Level after level, and all of them again in each repeat.
 
-
-def _write(
-    path: Path,
-    settings: BenchSettings,
-    origin: dict[str, Any],
-    served: Served,
-    lineup: Lineup,
-    summary: Summary,
-    runs: list[Run],
-) -> None:
-    document = {
-        "provenance": origin,
-        "arguments": settings.model_dump(exclude={"api_key"}),
-        "model": served.card,
-        "peers": lineup.peers,
-        "summary": asdict(summary),
-        "runs": [as_json(run) for run in runs],
-    }
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    Before its first block at a level every arm is warmed up with as many prompts as it will have
+    requests at once.
+    """
+    levels = {}
+    for level in settings.concurrency:
+        if taking := [arm for arm in arms if arm.most is None or level <= arm.most]:
+            levels[level] = taking, blocks(tasks, level, settings.blocks)
+    total = settings.repeats * sum(len(taking) * len(cut) for taking, cut in levels.values())
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=total)
+        for repeat in range(settings.repeats):
+            for level, (taking, cut) in levels.items():
+                for arm in taking if repeat == 0 else ():
+                    progress.update(bar, description=f"{level} at once, warming up {arm.name}")
+                    await run_block(arm, cut[0][:level], level)
+                for block, arm in turns(taking, len(cut), repeat):
+                    progress.update(bar, description=f"{level} at once, {arm.name}")
+                    yield await run_block(arm, cut[block], level, repeat, block)
+                    progress.advance(bar)
 
 
 if __name__ == "__main__":

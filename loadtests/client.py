@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from specwire.settings import StartError
 TIMEOUT = httpx.Timeout(600.0, connect=5.0)  # seconds
 
 OnTokens = Callable[[int], None]
+Message = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +38,10 @@ class Collector:
     on_tokens: OnTokens | None = None
     tokens: list[int] = field(default_factory=list)
     chunks: list[tuple[float, int]] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
     finish_reason: str | None = None
     report: Mapping[str, Any] | None = None
+    usage: Mapping[str, Any] = field(default_factory=dict)
 
     def take(self, event: Mapping[str, Any], now: float) -> None:
         """Take one event of the stream.
@@ -54,8 +57,10 @@ class Collector:
                 self.chunks.append((now - self.started, len(ids)))
                 if self.on_tokens is not None:
                     self.on_tokens(len(self.tokens))
+            self.text.append(choice["delta"].get("content") or "")
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
         self.report = event.get("holdcourse") or self.report
+        self.usage = event.get("usage") or self.usage
 
     def result(self, now: float) -> Result:
         """The whole answer.
@@ -66,8 +71,15 @@ class Collector:
         if self.finish_reason is None or self.report is None:
             raise RequestFailed("the answer lacks its finish_reason or its holdcourse object.")
         seconds = now - self.started
-        chunks = tuple(self.chunks)
-        return Result(tuple(self.tokens), seconds, self.finish_reason, chunks, self.report)
+        return Result(
+            tuple(self.tokens),
+            seconds,
+            self.finish_reason,
+            tuple(self.chunks),
+            self.report,
+            "".join(self.text),
+            self.usage,
+        )
 
 
 class Client:
@@ -134,6 +146,8 @@ class Client:
         *,
         max_tokens: int,
         speculation: bool | Mapping[str, Any],
+        history: Sequence[Message] = (),
+        cache_salt: str | None = None,
         temperature: float = 0.0,
         seed: int = 0,
         ignore_eos: bool = False,
@@ -141,11 +155,14 @@ class Client:
     ) -> Result:
         """Stream the answer to one message; `on_tokens` gets the number so far after each chunk.
 
+        Only a request with the same `cache_salt` and `history` finds cached what an earlier one
+        computed. Without a salt nobody does: what one arm asked must not make another one faster.
+
         Raises:
             RequestFailed: refused, broken off, or an answer that lacks something.
         """
         body = {
-            "messages": [{"role": "user", "content": text}],
+            "messages": [*history, {"role": "user", "content": text}],
             "max_tokens": max_tokens,
             "temperature": temperature,
             "seed": seed,
@@ -154,8 +171,7 @@ class Client:
             "stream": True,
             "stream_options": {"include_usage": True},
             "return_token_ids": True,
-            # What an earlier arm asked must not make a later one faster.
-            "cache_salt": secrets.token_hex(8),
+            "cache_salt": cache_salt or secrets.token_hex(8),
         }
         collector = Collector(time.perf_counter(), on_tokens)
         try:

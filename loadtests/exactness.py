@@ -17,8 +17,8 @@ from loadtests.kill import Kill, read_pid
 from loadtests.modes import KILLED, MODES, Ask, Case, Mode, Output, ask_server
 from loadtests.peer import Peer
 from loadtests.prompts import load_prompts
-from loadtests.report import console
 from loadtests.result import Result
+from loadtests.tables import console
 from loadtests.verdict import Verdict
 from specwire.settings import Settings, setting
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loadtests.arms import (
-    OURS,
+    PEERS,
     SPECULATIVE,
     TRANSFORMERS,
     VLLM_EAGLE3,
@@ -21,8 +21,9 @@ from loadtests.arms import (
 from loadtests.bench_settings import BenchSettings
 from loadtests.client import Client, Served
 from loadtests.export import cache_folder, hugging_face
-from loadtests.peer import Peer
+from loadtests.peer import Engine, Peer
 from loadtests.vllm_peer import VllmPeer, engine_arguments
+from specwire.settings import StartError
 
 
 @dataclass(slots=True)
@@ -39,28 +40,44 @@ class Lineup:
         settings: BenchSettings,
         client: Client,
         served: Served,
-        sampling: Sampling,
         tasks: Sequence[Task],
     ) -> Lineup:
         """Start all that `settings` name; `stack` ends their processes.
 
         Raises:
-            StartError: a peer cannot be started, or it is not for the model that is served.
+            StartError: a peer cannot be started, or an arm has not the model that is served.
         """
         lineup = cls()
+        sampling = Sampling(settings.max_tokens, settings.temperature)
         longest = max(len(task.tokens) for task in tasks) + sampling.max_tokens
-        for name in settings.arm_names:
-            if name in OURS:
-                lineup.arms.append(RestArm(client, sampling, name == SPECULATIVE))
+        # Before the engines, whose start takes long.
+        others: list[Arm] = []
+        for name, url in settings.also.items():
+            other = await stack.enter_async_context(Client(url, settings.api_key))
+            await _check(name, url, other, served)
+            others.append(RestArm(name, other, sampling, True))
+        for name in settings.arms:
+            if name not in PEERS:
+                lineup.arms.append(RestArm(name, client, sampling, name == SPECULATIVE))
                 continue
-            peer: Peer | VllmPeer
+            peer: Engine
             if name == TRANSFORMERS:
                 peer = await _transformers(stack, settings, served)
             else:
                 peer = await _vllm(stack, settings, name, served, longest)
             lineup.arms.append(PeerArm(name, peer, sampling))
             lineup.peers[name] = peer.facts
+        lineup.arms += others
         return lineup
+
+
+async def _check(name: str, url: str, client: Client, served: Served) -> None:
+    other = await client.served()
+    if (other.fingerprint, other.dtype) != (served.fingerprint, served.dtype):
+        raise StartError(
+            f"--also {name}: {url} serves {other.name} in {other.dtype}, "
+            f"which is not {served.name} in {served.dtype}."
+        )
 
 
 async def _transformers(stack: AsyncExitStack, settings: BenchSettings, served: Served) -> Peer:
@@ -81,7 +98,7 @@ async def _vllm(
     arguments = engine_arguments(
         await hugging_face(settings.peer_target, served, cache_folder()),
         served.dtype,
-        sequences=settings.concurrency,
+        sequences=max(settings.concurrency),
         longest=longest,
         eager=settings.vllm_eager,
         drafter=drafter,

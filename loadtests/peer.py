@@ -1,4 +1,4 @@
-"""The parent's end of a transformers process (`loadtests.reference`)."""
+"""The parent's end of other engines: what all of them do, and transformers' own."""
 
 from __future__ import annotations
 
@@ -13,11 +13,54 @@ from loadtests.result import Result
 from specwire.settings import StartError
 
 
-class Peer:
-    """A target loaded by transformers in a process of its own."""
+class Engine:
+    """An engine in a process of its own, asked without HTTP."""
+
+    # Requests that it takes at once; None for any number.
+    most: int | None = None
 
     def __init__(self, child: Child) -> None:
         self._child = child
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What runs: versions and arguments."""
+        return self._child.facts
+
+    async def generate(
+        self,
+        tokens: Sequence[int],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        ignore_eos: bool = False,
+    ) -> Result:
+        """Continue a prompt; times are the engine's, from its taking the request."""
+        value = await self._ask(
+            "generate",
+            tokens=tokens,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            ignore_eos=ignore_eos,
+        )
+        return self._result(value)
+
+    def _result(self, value: Mapping[str, Any]) -> Result:
+        return Result(tuple(value["tokens"]), value["seconds"], value["finish_reason"])
+
+    async def _ask(self, operation: str, **arguments: Any) -> Any:
+        return await self._child.ask(operation, **arguments)
+
+
+class Peer(Engine):
+    """A target loaded by transformers (`loadtests.reference`); one `generate` is one request."""
+
+    most = 1
+
+    def __init__(self, child: Child) -> None:
+        super().__init__(child)
         self.fingerprint: str = child.facts["fingerprint"]
 
     @classmethod
@@ -32,11 +75,6 @@ class Peer:
         async with Child.running("transformers", command) as child:
             yield cls(child)
 
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """What runs: versions and arguments."""
-        return self._child.facts
-
     def check(self, target: str, served: Served) -> None:
         """Make sure that it is the model that is served.
 
@@ -45,26 +83,6 @@ class Peer:
         """
         if self.fingerprint != served.fingerprint:
             raise StartError(f"{target} is not the model that is served, {served.name}.")
-
-    async def generate(
-        self,
-        tokens: Sequence[int],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        ignore_eos: bool = False,
-    ) -> Result:
-        """Continue a prompt; the seconds are those of `generate` alone."""
-        value = await self._ask(
-            "generate",
-            tokens=tokens,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            ignore_eos=ignore_eos,
-        )
-        return Result(tuple(value["tokens"]), value["seconds"], value["finish_reason"])
 
     async def score(
         self, prompt: Sequence[int], output: Sequence[int], stopped: bool
@@ -86,9 +104,11 @@ class Peer:
         largest: float = await self._ask("noise", tokens=tokens, start=len(prompt))
         return largest
 
+    async def bandwidth(self) -> float:
+        """Measure what the memory of its device gives, in bytes per second."""
+        measured: float = await self._ask("bandwidth")
+        return measured
+
     async def save(self, target: str, folder: str) -> None:
         """Write the model, and the tokenizer of `target`, as a folder of Hugging Face's layout."""
         await self._ask("save", target=target, folder=folder)
-
-    async def _ask(self, operation: str, **arguments: Any) -> Any:
-        return await self._child.ask(operation, **arguments)

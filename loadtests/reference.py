@@ -20,6 +20,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from loadtests.bandwidth import bandwidth
 from specwire.target import TargetSource
 from specwire.torch import target_fingerprint
 
@@ -42,6 +43,7 @@ class Reference:
         return {
             "fingerprint": self.fingerprint,
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "weights": self._weights(),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         }
 
@@ -121,6 +123,10 @@ class Reference:
         one, other = (logits.gather(1, best) for logits in (together, torch.stack(rows).float()))
         return float((one.diff() - other.diff()).abs().max())
 
+    def bandwidth(self) -> float:
+        """Bytes per second that the memory of the model's device gives."""
+        return bandwidth(self.model.device)
+
     def save(self, target: str, folder: str) -> None:
         """Write the model, and the tokenizer of `target`, as a folder of Hugging Face's layout.
 
@@ -138,6 +144,16 @@ class Reference:
         finally:
             model.generation_config = ours
         AutoTokenizer.from_pretrained(source.location, **source.arguments).save_pretrained(folder)
+
+    def _weights(self) -> dict[str, int]:
+        """Bytes of the head, and of all else that a forward reads: no table of embeddings."""
+        model = self.model
+        head, embeddings = (
+            get().weight for get in (model.get_output_embeddings, model.get_input_embeddings)
+        )
+        tables = {head.data_ptr(), embeddings.data_ptr()}
+        layers = [p.nbytes for p in model.parameters() if p.data_ptr() not in tables]
+        return {"layers": sum(layers), "head": head.nbytes}
 
     def _logits(self, tokens: Sequence[int]) -> torch.Tensor:
         """fp32 `[len(tokens), vocab]` of one forward."""

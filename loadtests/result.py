@@ -23,11 +23,26 @@ class Result:
     chunks: tuple[tuple[float, int], ...] = ()
     # The `holdcourse` object of the answer, or what a peer says of its drafts in the same words.
     report: Mapping[str, Any] = field(default_factory=dict)
+    # What REST says beside the tokens; a peer, which is asked for tokens alone, does not.
+    text: str = ""
+    usage: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def first_token(self) -> float | None:
         """Time to the first token."""
         return self.chunks[0][0] if self.chunks else None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, by the answer's usage."""
+        count: int = self.usage["prompt_tokens"]
+        return count
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that need not be computed again, by the answer's usage."""
+        count: int = self.usage["prompt_tokens_details"]["cached_tokens"]
+        return count
 
     @property
     def gaps(self) -> list[float]:

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from loadtests.acceptance import Comparison, compare
-from loadtests.arms import (
-    OURS,
-    PLAIN,
-    SPECULATIVE,
-    TRANSFORMERS,
-    VLLM,
-    VLLM_EAGLE3,
-    Run,
-    throughputs,
-)
+from loadtests.arms import ARMS, PEERS, PLAIN, VLLM_EAGLE3
+from loadtests.blocks import Run
 from loadtests.compare import first_difference
 from loadtests.result import Result
 from loadtests.rounds import Rounds
-from loadtests.stats import Ratio, paired_ratio, percentile
-
-COMPARISONS = (
-    (SPECULATIVE, PLAIN),
-    (PLAIN, TRANSFORMERS),
-    (SPECULATIVE, TRANSFORMERS),
-    (PLAIN, VLLM),
-    (SPECULATIVE, VLLM),
-    (SPECULATIVE, VLLM_EAGLE3),
-    (VLLM_EAGLE3, VLLM),
-)
+from loadtests.stats import Key, Ratio, paired_ratio, percentile
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +21,11 @@ class Spread:
 
     p50: float | None
     p95: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> Spread:
+        measured = [value for value in values if value is not None]
+        return cls(percentile(measured, 50), percentile(measured, 95))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +44,32 @@ class ArmSummary:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Outputs of two arms for the same request, token by token."""
+    """Outputs of an arm and of plain decoding for the same request, token by token."""
 
-    first: str
-    second: str
+    arm: str
     compared: int
     # Index of the first token that differs, for each pair of outputs that do.
     differing_at: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """Everything that a benchmark reports. Ratios are of tokens per second."""
+class Level:
+    """What was measured at one concurrency. Ratios: by arm and the arm it is set against."""
 
+    concurrency: int
     arms: tuple[ArmSummary, ...]
-    ratios: dict[str, Ratio]
+    speeds: Mapping[str, Mapping[str, Ratio]]  # of tokens per second
+    round_times: Mapping[str, Mapping[str, Ratio]]  # of seconds per round, as the client sees it
     agreements: tuple[Agreement, ...]
-    # Of our drafts with those of vLLM's `eagle3`; None where either was not measured.
-    acceptance: Comparison | None
+    # Drafts of our arms with those of vLLM's `eagle3`.
+    acceptance: Mapping[str, Comparison]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything that a benchmark reports."""
+
+    levels: tuple[Level, ...]
     errors: tuple[str, ...]
 
 
@@ -84,69 +79,106 @@ def summarize(runs: Sequence[Run], *, greedy: bool) -> Summary:
     Outputs and acceptance of peers are compared only where they are `greedy`: how they draw is
     their own.
     """
-    names = list(dict.fromkeys(run.arm for run in runs))
-    ratios = {
-        f"{one}/{other}": ratio
-        for one, other in COMPARISONS
-        if (ratio := paired_ratio(throughputs(runs, one), throughputs(runs, other)))
-    }
-    agreements = (
-        _agreement(runs, one, other)
-        for one, other in COMPARISONS
-        if greedy or {one, other} <= set(OURS)
-    )
+    levels = sorted({run.concurrency for run in runs})
     return Summary(
-        tuple(_arm(name, [run for run in runs if run.arm == name]) for name in names),
-        ratios,
-        tuple(agreement for agreement in agreements if agreement.compared),
-        compare(_by_prompt(runs, SPECULATIVE), _by_prompt(runs, VLLM_EAGLE3)) if greedy else None,
+        tuple(_level([run for run in runs if run.concurrency == n], n, greedy) for n in levels),
         tuple(record.error for run in runs for record in run.records if record.error),
     )
 
 
+def _level(runs: Sequence[Run], concurrency: int, greedy: bool) -> Level:
+    by_arm: dict[str, list[Run]] = {}
+    for run in runs:
+        by_arm.setdefault(run.arm, []).append(run)
+    ours = [name for name in by_arm if name not in PEERS]
+    agreeing = by_arm if greedy else ours
+    vllm = _by_prompt(by_arm.get(VLLM_EAGLE3, []))
+    comparisons = {
+        name: compare(_by_prompt(by_arm[name]), vllm) for name in ours if greedy and name != PLAIN
+    }
+    return Level(
+        concurrency,
+        tuple(_arm(name, runs) for name, runs in by_arm.items()),
+        _ratios(by_arm, _speed),
+        _ratios(by_arm, _round_time),
+        tuple(
+            _agreement(name, by_arm[name], by_arm[PLAIN])
+            for name in agreeing
+            if PLAIN in by_arm and name != PLAIN
+        ),
+        {name: found for name, found in comparisons.items() if found is not None},
+    )
+
+
 def _arm(name: str, runs: Sequence[Run]) -> ArmSummary:
-    records = [record for run in runs for record in run.records]
-    results = [record.result for record in records if record.result is not None]
+    results = [result for run in runs for result in run.results]
+    requests = sum(len(run.records) for run in runs)
     whole = [run for run in runs if not run.failed]
     seconds = sum(run.seconds for run in whole)
     return ArmSummary(
         name,
-        len(records),
-        len(records) - len(results),
+        requests,
+        requests - len(results),
         sum(run.tokens for run in whole) / seconds if seconds else None,
-        _spread([r.first_token for r in results]),
-        _spread(list(chain.from_iterable(r.gaps for r in results))),
-        _spread([r.time_per_token for r in results]),
+        Spread.of([r.first_token for r in results]),
+        Spread.of(list(chain.from_iterable(r.gaps for r in results))),
+        Spread.of([r.time_per_token for r in results]),
         Rounds.of(results),
     )
 
 
-def _spread(values: Sequence[float | None]) -> Spread:
-    measured = [value for value in values if value is not None]
-    return Spread(percentile(measured, 50), percentile(measured, 95))
+def _ratios(
+    by_arm: Mapping[str, Sequence[Run]], measure: Callable[[Run], float | None]
+) -> dict[str, dict[str, Ratio]]:
+    """By arm and base: a measure of blocks in which nothing failed, paired by block."""
+    values: dict[str, dict[Key, float]] = {
+        name: {run.key: v for run in runs if not run.failed and (v := measure(run))}
+        for name, runs in by_arm.items()
+    }
+    found: dict[str, dict[str, Ratio]] = {}
+    for name, base in _pairs(by_arm):
+        if ratio := paired_ratio(values[name], values[base]):
+            found.setdefault(name, {})[base] = ratio
+    return found
 
 
-def _agreement(runs: Sequence[Run], one: str, other: str) -> Agreement:
-    first, second = _outputs(runs, one), _outputs(runs, other)
+def _pairs(names: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Each arm with those before it in ARMS; the arms of other stacks come after all of these."""
+    fixed = [name for name in ARMS if name in names]
+    others = [name for name in names if name not in ARMS]
+    for place, name in enumerate([*fixed, *others]):
+        for base in fixed[:place]:
+            yield name, base
+
+
+def _speed(run: Run) -> float | None:
+    return run.tokens / run.seconds if run.seconds else None
+
+
+def _round_time(run: Run) -> float | None:
+    rounds = Rounds.of(run.results)
+    return rounds.client_ms if rounds is not None else None
+
+
+def _agreement(name: str, runs: Sequence[Run], plain: Sequence[Run]) -> Agreement:
+    first, second = _outputs(runs), _outputs(plain)
     shared = sorted(first.keys() & second.keys())
     places = (first_difference(first[key].tokens, second[key].tokens) for key in shared)
-    differing = tuple(place for place in places if place is not None)
-    return Agreement(one, other, len(shared), differing)
+    return Agreement(name, len(shared), tuple(place for place in places if place is not None))
 
 
-def _by_prompt(runs: Sequence[Run], arm: str) -> dict[str, list[Result]]:
+def _by_prompt(runs: Sequence[Run]) -> dict[str, list[Result]]:
     found: dict[str, list[Result]] = {}
-    for record in chain.from_iterable(run.records for run in runs if run.arm == arm):
+    for record in chain.from_iterable(run.records for run in runs):
         if record.result is not None:
             found.setdefault(record.prompt, []).append(record.result)
     return found
 
 
-def _outputs(runs: Sequence[Run], arm: str) -> dict[tuple[int, int, int], Result]:
+def _outputs(runs: Sequence[Run]) -> dict[tuple[int, int, int], Result]:
     return {
         (*run.key, index): record.result
         for run in runs
-        if run.arm == arm
         for index, record in enumerate(run.records)
         if record.result is not None
     }

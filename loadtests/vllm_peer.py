@@ -6,12 +6,13 @@ import json
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from loadtests.child import Child
 from loadtests.client import Served
+from loadtests.peer import Engine
 from loadtests.result import Result
 from specwire.settings import StartError
 
@@ -88,12 +89,8 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
     return defaults | {name: value for name, value in given.items() if name not in ours}
 
 
-class VllmPeer:
-    """vLLM's engine, asked without HTTP; it takes requests into its batch as they come."""
-
-    def __init__(self, child: Child) -> None:
-        self._child = child
-        self.facts = child.facts
+class VllmPeer(Engine):
+    """vLLM's engine; it takes requests into its batch as they come."""
 
     @classmethod
     @asynccontextmanager
@@ -109,29 +106,10 @@ class VllmPeer:
         async with Child.running(name, command, environment(os.environ)) as child:
             yield cls(child)
 
-    async def generate(
-        self,
-        tokens: Sequence[int],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        ignore_eos: bool = False,
-    ) -> Result:
-        """Continue a prompt; times are the engine's, from its taking the request."""
-        value = await self._child.ask(
-            "generate",
-            tokens=list(tokens),
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            ignore_eos=ignore_eos,
-        )
+    def _result(self, value: Mapping[str, Any]) -> Result:
         chunks = tuple((at, count) for at, count in value["chunks"])
         report = draft_report(len(chunks), value["drafted"], value["accepted"])
-        return Result(
-            tuple(value["tokens"]), value["seconds"], value["finish_reason"], chunks, report
-        )
+        return replace(super()._result(value), chunks=chunks, report=report)
 
 
 def draft_report(rounds: int, drafted: Sequence[int], accepted: Sequence[int]) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -34,7 +35,21 @@ class Behaviour:
     cut_off: str = "cut off"
     # Outputs by prompt, where they are not to follow from the prompt's length.
     answers: dict[str, list[int]] = field(default_factory=dict)
+    # Seconds that a character of the prompt takes that no request of the same salt had before,
+    # and seconds between chunks, four times as many while a prompt is so prefilled.
+    prefill: float = 0.0
+    step: float = 0.0
+    prefilling: int = 0
+    # What texts are tokenized to.
+    tokenized: Callable[[str], list[int]] = lambda _: [3, 4, 5]
     bodies: list[dict[str, Any]] = field(default_factory=list)
+
+    def prompt(self, body: dict[str, Any]) -> tuple[int, int]:
+        """Length of a prompt, a token a character, and what of it is cached."""
+        texts = [message["content"] for message in body["messages"]]
+        salts = [earlier["cache_salt"] for earlier in self.bodies[:-1]]
+        reused = len(texts) > 1 and body["cache_salt"] in salts
+        return len("".join(texts)), len("".join(texts[:-1])) if reused else 0
 
 
 def tokens_of(text: str, count: int) -> list[int]:
@@ -71,11 +86,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.path == "/tokenize":
-            self._json({"tokens": [3, 4, 5]})
+            self._json({"tokens": self.behaviour.tokenized(body["messages"][-1]["content"])})
         elif self.path == "/v1/completions":
             self._json({"choices": [{"text": "word"}]})
         else:
-            self._chat(body)
+            with suppress(ConnectionError):  # the client left
+                self._chat(body)
 
     def _chat(self, body: dict[str, Any]) -> None:
         behaviour, text = self.behaviour, body["messages"][-1]["content"]
@@ -89,17 +105,24 @@ class Handler(BaseHTTPRequestHandler):
             tokens[-1] += 1
         step = 1 + behaviour.accepted if drafting else 1
         pieces = [tokens[:1], *(tokens[i : i + step] for i in range(1, len(tokens), step))]
+        length, cached = behaviour.prompt(body)
+        behaviour.prefilling += 1
+        time.sleep((length - cached) * behaviour.prefill)
+        behaviour.prefilling -= 1
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.end_headers()
         for ids in pieces:
+            time.sleep(behaviour.step * (4 if behaviour.prefilling else 1))
             self._event({"choices": [{"delta": {"content": "w" * len(ids)}, "token_ids": ids}]})
         if text == behaviour.cut_off:
             return
         reason = "length" if len(tokens) == body["max_tokens"] else "stop"
         self._event({"choices": [{"delta": {}, "finish_reason": reason}]})
         drafted = len(pieces) - 1 if drafting else 0
-        self._event({"choices": [], "holdcourse": report(len(pieces), drafted, behaviour.accepted)})
+        usage = {"prompt_tokens": length, "prompt_tokens_details": {"cached_tokens": cached}}
+        told = report(len(pieces), drafted, behaviour.accepted)
+        self._event({"choices": [], "usage": usage, "holdcourse": told})
         self.wfile.write(b"data: [DONE]\n\n")
 
     def _event(self, value: dict[str, Any]) -> None:

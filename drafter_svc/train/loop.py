@@ -25,7 +25,8 @@ from drafter_svc.train.world import World
 
 # Chains are measured from every n-th position, and one step deeper than they are trained.
 _MEASURED_STRIDE = 16
-_BAR = "{percentage:5.1f}% |{bar:30}| {elapsed}<{remaining} {postfix}"
+#: A progress bar with the time left.
+BAR = "{percentage:5.1f}% |{bar:30}| {elapsed}<{remaining} {postfix}"
 
 
 class Interrupted(Exception):
@@ -91,7 +92,7 @@ class Trainer:
         losses: list[float] = []
         hidden = not self.world.leads
         with tqdm(
-            total=1.0, initial=min(1.0, self.progress), bar_format=_BAR, disable=hidden
+            total=1.0, initial=min(1.0, self.progress), bar_format=BAR, disable=hidden
         ) as bar:
             for tokens, lessons in self.course.updates():
                 losses = self.step(tokens, lessons)

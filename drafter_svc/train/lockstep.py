@@ -101,7 +101,10 @@ class Lockstep:
         )
 
     def train(self, advance: Callable[[int], None]) -> Iterator[None]:
-        """Go on to the end, stopping after each update; ``advance`` gets each pupil's tokens."""
+        """Go on to the end, stopping after each update.
+
+        ``advance`` gets the tokens of each pupil's update, without those beyond the end.
+        """
         documents = self._school.corpus.train
         lengths = [len(document.ids) for document in documents]
         groups = plan_batches(lengths, self._base.batch_tokens, self._seed)
@@ -110,11 +113,12 @@ class Lockstep:
         while position.tokens < self._school.tokens and (update := list(islice(ahead_of_us, size))):
             lessons = [self._prepare([documents[at] for at in group]) for group in update]
             tokens = sum(len(lesson.batch.ids) for lesson in lessons)
+            left = self._school.tokens - position.tokens
             progress = position.tokens / self._school.tokens
             position.steps += 1
             for pupil in self.pupils:
                 pupil.learn(self._seen_by(pupil, lessons), progress, position.steps)
-                advance(tokens)
+                advance(min(tokens, left))
             position.tokens += tokens
             yield
 

@@ -81,7 +81,7 @@ class Screen:
         group = Lockstep(arms, seed, self._base, self._school)
         file = Path(self._base.out) / f"seed-{seed}.pt"
         if file.exists() and group.load_state_dict(torch.load(file, weights_only=True)):
-            bar.update(group.position.tokens * len(arms))
+            bar.update(min(group.position.tokens, self._school.tokens) * len(arms))
         saved = monotonic()
         for _ in group.train(bar.update):
             bar.set_postfix_str(f"seed {seed}, {group.position.tokens} tokens of {len(arms)} arms")

@@ -21,8 +21,11 @@ from drafter_svc.train.source import FeatureSource
 from drafter_svc.train.target import Target
 from drafter_svc.train.world import World
 
-# Places, and lengths of a run, which a screen has in tokens.
-_NO_MATTER = ("target", "data", "out", "verifiers", "device", "epochs", "minutes")
+# Settings on which what is learned does not depend. A screen has its length in tokens.
+_NO_MATTER = frozenset(
+    {"target", "data", "out", "verifiers", "device", "epochs", "minutes", "report_minutes"}
+    | {"feature_cache_gib"}
+)
 _MEASURED_STRIDE = 4
 
 

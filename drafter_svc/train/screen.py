@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 
-import torch
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
@@ -22,6 +21,7 @@ from drafter_svc.train.command import StopOnSignal, make_source
 from drafter_svc.train.data import read_documents
 from drafter_svc.train.lockstep import Lockstep, School
 from drafter_svc.train.loop import BAR, Interrupted
+from drafter_svc.train.run_folder import read_state, write_state
 from drafter_svc.train.screen_results import Results
 from drafter_svc.train.settings import TrainSettings
 from drafter_svc.train.setup import make_corpus
@@ -29,6 +29,7 @@ from drafter_svc.train.target import load_target
 
 #: Chain steps that are measured.
 STEPS = 5
+_STOPPED = "stopped; the same command goes on from there"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,29 +81,23 @@ class Screen:
     def _run_seed(self, seed: int, arms: list[TrainingArm], bar: "tqdm[None]") -> None:
         group = Lockstep(arms, seed, self._base, self._school)
         file = Path(self._base.out) / f"seed-{seed}.pt"
-        if file.exists() and group.load_state_dict(torch.load(file, weights_only=True)):
+        if file.exists() and group.load_state_dict(read_state(file)):
             bar.update(min(group.position.tokens, self._school.tokens) * len(arms))
         saved = monotonic()
         for _ in group.train(bar.update):
             bar.set_postfix_str(f"seed {seed}, {group.position.tokens} tokens of {len(arms)} arms")
             if self._stopped():
-                _save(group, file)
-                raise Interrupted("stopped; the same command goes on from there")
+                write_state(file, group.state_dict())
+                raise Interrupted(_STOPPED)
             if monotonic() - saved > self._base.report_minutes * 60:
-                _save(group, file)
+                write_state(file, group.state_dict())
                 saved = monotonic()
-        _save(group, file)
+        write_state(file, group.state_dict())
         for pupil, measured in group.measurements(STEPS):
             self._results.add(pupil.key, pupil.arm, seed, group.position, measured)
             if self._stopped():
-                raise Interrupted("stopped; the same command goes on from there")
+                raise Interrupted(_STOPPED)
         file.unlink()
-
-
-def _save(group: Lockstep, file: Path) -> None:
-    partial = file.with_suffix(".partial")
-    torch.save(group.state_dict(), partial)
-    partial.replace(file)
 
 
 def screen(settings: ScreenSettings, base: TrainSettings) -> str:

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -105,7 +106,7 @@ class Lockstep:
             totals=any(arm.settings.loss == "lk" for arm in arms),
         )
 
-    def train(self, advance: Callable[[int], None]) -> Iterator[None]:
+    def train(self, advance: Callable[[int], object]) -> Iterator[None]:
         """Go on to the end, stopping after each update.
 
         ``advance`` gets the tokens of each pupil's update, without those beyond the end.
@@ -136,11 +137,11 @@ class Lockstep:
         for pupil in self.pupils:
             yield pupil, pupil.measure(self._seen_by(pupil, lessons), steps)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         pupils = {pupil.key: pupil.learner.optimizer.state_dict() for pupil in self.pupils}
         return {"position": asdict(self.position), "pupils": pupils}
 
-    def load_state_dict(self, state: dict[str, dict[str, object]]) -> bool:
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
         """Take up an earlier state, if it knows all pupils. Returns whether it does."""
         saved = state["pupils"]
         if any(pupil.key not in saved for pupil in self.pupils):
@@ -165,4 +166,5 @@ class Lockstep:
 def _chunks(features: torch.Tensor, count: int, wanted: list[int]) -> torch.Tensor:
     if wanted == list(range(count)):
         return features
-    return features.unflatten(1, (count, -1))[:, wanted].flatten(1)
+    chunks = features.chunk(count, dim=1)
+    return torch.cat([chunks[at] for at in wanted], dim=1)

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
+from typing import Never
 
 from tqdm import tqdm
 from transformers import HfArgumentParser
@@ -78,7 +79,7 @@ class Screen:
         keys = {arm.name: self._school.key(replace(arm.settings, seed=seed)) for arm in self._arms}
         return [arm for arm in self._arms if keys[arm.name] not in self._results.runs]
 
-    def _run_seed(self, seed: int, arms: list[TrainingArm], bar: "tqdm[None]") -> None:
+    def _run_seed(self, seed: int, arms: list[TrainingArm], bar: "tqdm[Never]") -> None:
         group = Lockstep(arms, seed, self._base, self._school)
         file = Path(self._base.out) / f"seed-{seed}.pt"
         if file.exists() and group.load_state_dict(read_state(file)):

@@ -67,11 +67,11 @@ class Meter:
             return sum(self._rates[kind] * tokens for kind, tokens in self._tokens.items())
 
 
-class _Count(TorchDispatchMode):
+class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the FLOPs of matrix products and fused attention in this thread."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0.0
 
     def __torch_dispatch__(

@@ -1,46 +1,19 @@
 """``python -m drafter_svc.train``: train a drafter for a target."""
 
-import signal
 import sys
-from contextlib import ExitStack, closing
-from types import FrameType
+from contextlib import ExitStack
 
+import torch
 from transformers import HfArgumentParser
 
+from drafter_svc.train.command import StopOnSignal, make_source
 from drafter_svc.train.data import read_documents
-from drafter_svc.train.local import LocalSource
 from drafter_svc.train.loop import Interrupted, Trainer
 from drafter_svc.train.settings import TrainSettings
 from drafter_svc.train.setup import make_corpus
-from drafter_svc.train.source import FeatureSource
 from drafter_svc.train.target import Target, load_target
+from drafter_svc.train.throughput import matrix_rate
 from drafter_svc.train.world import World
-
-
-class StopOnSignal:
-    """Turns the first SIGINT or SIGTERM into an answer; a second one ends the process."""
-
-    def __init__(self) -> None:
-        self.stopped = False
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, self._take)
-
-    def _take(self, number: int, _: FrameType | None) -> None:
-        self.stopped = True
-        signal.signal(number, signal.SIG_DFL)
-
-    def __call__(self) -> bool:
-        return self.stopped
-
-
-def make_source(settings: TrainSettings, target: Target, stack: ExitStack) -> FeatureSource:
-    """Where the target runs: in this process, or at ``settings.verifiers``."""
-    if not settings.verifiers:
-        return LocalSource(target)
-    # Only here: a run on one machine needs no gRPC.
-    from drafter_svc.train.remote import RemoteSource
-
-    return stack.enter_context(closing(RemoteSource(settings.verifiers, target.fingerprint)))
 
 
 def train(settings: TrainSettings) -> str:
@@ -56,14 +29,24 @@ def train(settings: TrainSettings) -> str:
         documents = read_documents(settings.data, target.tokenizer, settings.max_length)
         corpus = make_corpus(settings, documents)
         source = make_source(settings, target, stack)
-        measured = Trainer(settings, target, source, corpus, world, StopOnSignal()).run()
+        trainer = Trainer(settings, target, source, corpus, world, StopOnSignal())
+        machine = _matrix_rate(settings, target) if world.leads else 0.0
+        measured = trainer.run()
     if measured is None:
         return ""
     agreement = " ".join(f"{value:.3f}" for value in measured.top1)
     return (
         f"held-out top-1 per step: {agreement}; acceptance length "
-        f"{measured.acceptance_length:.3f}; t_d {measured.draft_temperature}"
+        f"{measured.acceptance_length:.3f}; t_d {measured.draft_temperature}\n"
+        f"{trainer.throughput.describe(machine)}"
     )
+
+
+def _matrix_rate(settings: TrainSettings, target: Target) -> float:
+    """FLOP/s in shapes of an update's largest products: the MLP's and the output layer's."""
+    rows, width = settings.batch_tokens, target.config.hidden_size
+    outs = (target.config.intermediate_size, settings.draft_vocab)
+    return matrix_rate([(rows, width, out) for out in outs], torch.device(settings.device))
 
 
 def main() -> int:

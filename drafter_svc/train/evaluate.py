@@ -3,29 +3,27 @@
 The target answers greedily with its cache, or has answered in the file; one forward over prompt
 and answer then gives the features, and chains are drafted from every answer position. Greedy
 speculation is replayed by the chain alone, by lookup alone, and by the chain where a lookup finds
-nothing. No service is involved. JSON lines go to stdout, a table of them to stderr.
+nothing. What limits acceptance is measured beside it: how sure the target is, the coverage of the
+draft vocabulary, the draft length. No service is involved. JSON lines go to stdout, a table of them
+to stderr.
 """
 
 import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import HfArgumentParser
 
 from drafter_svc.checkpoint import LoadedDrafter, load_checkpoint
-from drafter_svc.train.data import encode
+from drafter_svc.train.answers import Text, read_texts
 from drafter_svc.train.initial import require_fit
+from drafter_svc.train.limits import LONGEST, Limits, RoundCosts, limits_summary, print_limits
 from drafter_svc.train.simulate import Rounds, draft_chains, lookups, walk
 from drafter_svc.train.summary import Arm, print_table, summary
 from drafter_svc.train.target import Target, load_target
-
-#: Prompt and answer ids, and the length of the prompt.
-Text = tuple[list[int], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +48,13 @@ class EvaluateSettings:
     lookup_length: int = field(
         default=0, metadata={"help": "draft tokens of a lookup; 0: as many as of a chain"}
     )
+    round_costs: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "milliseconds of a target forward with one token, of a chain step and of each "
+            "further row of the forward: the draft length that is fastest with them is named"
+        },
+    )
     batch: int = field(default=8, metadata={"help": "prompts that are answered together"})
 
     def __post_init__(self) -> None:
@@ -60,6 +65,8 @@ class EvaluateSettings:
             raise ValueError(f"lookup_length must not be negative, got {self.lookup_length}")
         if any(shortest < 1 for shortest in self.lookup):
             raise ValueError(f"lookup must be at least 1, got {min(self.lookup)}")
+        if self.round_costs and (len(self.round_costs) != 3 or min(self.round_costs) <= 0):
+            raise ValueError(f"round_costs must be three times above 0, got {self.round_costs}")
 
     @property
     def arms(self) -> list[Arm]:
@@ -67,80 +74,44 @@ class EvaluateSettings:
         tried = [Arm(chain, shortest) for shortest in self.lookup for chain in (False, True)]
         return [Arm(True, None), *tried]
 
-
-def read_texts(path: str, target: Target, settings: EvaluateSettings) -> Iterator[Text]:
-    """The first ``settings.count`` records of a file, answered.
-
-    Raises ``ValueError`` naming the file that has a record with neither "turns" nor "messages".
-    """
-    with Path(path).open(encoding="utf-8") as lines:
-        records = [json.loads(line) for line in islice(lines, settings.count)]
-    if not all("turns" in record or "messages" in record for record in records):
-        raise ValueError(f'{path}: every record must have "turns" or "messages"')
-    prompts = [first_turn(record, target) for record in records if "turns" in record]
-    yield from greedy_answers(target, prompts, settings.new_tokens, settings.batch)
-    for record in records:
-        if "turns" not in record:
-            yield from first_answer(record, target, settings.new_tokens)
-
-
-def first_turn(record: dict[str, Any], target: Target) -> list[int]:
-    """Token ids of a record's first turn, in the chat template."""
-    ids: list[int] = target.tokenizer.apply_chat_template(
-        [{"role": "user", "content": record["turns"][0]}],
-        tokenize=True, add_generation_prompt=True, return_dict=False,
-    )  # fmt: skip
-    return ids
-
-
-def first_answer(record: dict[str, Any], target: Target, new_tokens: int) -> Iterator[Text]:
-    """The first answer in a conversation, cut to ``new_tokens``; nothing where there is none."""
-    conversation = encode(target.tokenizer, record, sys.maxsize)
-    if True not in conversation.answer:
-        return
-    prompt = conversation.answer.index(True)
-    answer = conversation.answer[prompt : prompt + new_tokens]
-    length = answer.index(False) if False in answer else len(answer)
-    yield conversation.ids[: prompt + length], prompt
-
-
-@torch.no_grad()
-def greedy_answers(
-    target: Target, prompts: list[list[int]], new_tokens: int, batch: int
-) -> Iterator[Text]:
-    """Prompts with their answers; those of similar length share a batch."""
-    end = target.tokenizer.eos_token_id
-    ordered = sorted(prompts, key=len)
-    for start in range(0, len(ordered), batch):
-        group = ordered[start : start + batch]
-        width = len(group[-1])
-        ids = torch.tensor([[end] * (width - len(prompt)) + prompt for prompt in group])
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in group])
-        output = target.model.generate(
-            ids,
-            attention_mask=mask,
-            do_sample=False,
-            max_new_tokens=new_tokens,
-            pad_token_id=end,
-        )
-        for prompt, row in zip(group, output[:, width:].tolist(), strict=True):
-            answer = row[: row.index(end) + 1] if end in row else row
-            yield prompt + answer, len(prompt)
+    @property
+    def costs(self) -> RoundCosts | None:
+        return RoundCosts(*self.round_costs) if self.round_costs else None
 
 
 @torch.no_grad()
 def evaluate(
     target: Target, loaded: LoadedDrafter, texts: Iterator[Text], settings: EvaluateSettings
-) -> dict[Arm, Rounds]:
+) -> tuple[dict[Arm, Rounds], Limits]:
     """Replay greedy speculation of every arm on the target's answers."""
     length = settings.lookup_length or settings.draft_length
     # The same rounds end an answer in all arms, so that they can be compared.
     longest = max(settings.draft_length, length if settings.lookup else 0)
-    rounds = {arm: Rounds(longest) for arm in settings.arms}
+    rounds, limits = {arm: Rounds(longest) for arm in settings.arms}, Limits()
     for ids, prompt in texts:
         if len(ids) <= prompt:
             continue
-        chains = _chains(target, loaded, ids, prompt, settings.draft_length)
+        tokens = torch.tensor(ids)
+        features, final = target.capture(tokens[None], loaded.config.aux_layers)
+        # A chain of k drafts is the start of a longer one.
+        drafted: list[list[int]] = draft_chains(
+            loaded.module,
+            target.embedding,
+            loaded.target_ids,
+            tokens,
+            features[0],
+            columns=torch.arange(prompt - 1, len(ids) - 1),
+            length=max(settings.draft_length, LONGEST),
+        ).tolist()
+        limits.add(
+            ids,
+            prompt,
+            final=final[0],
+            head=target.head,
+            draft_ids=loaded.target_ids,
+            chains=drafted,
+        )
+        chains = [chain[: settings.draft_length] for chain in drafted]
         found = {
             shortest: lookups(ids, prompt, shortest=shortest, length=length)
             for shortest in settings.lookup
@@ -149,28 +120,11 @@ def evaluate(
         for arm, taken in rounds.items():
             looked_up = found[arm.lookup] if arm.lookup is not None else ()
             walk(taken, ids, prompt, chains if arm.chain else none, looked_up)
-    return rounds
-
-
-def _chains(
-    target: Target, loaded: LoadedDrafter, ids: list[int], prompt: int, length: int
-) -> list[list[int]]:
-    tokens = torch.tensor(ids)
-    features, _ = target.capture(tokens[None], loaded.config.aux_layers)
-    chains: list[list[int]] = draft_chains(
-        loaded.module,
-        target.embedding,
-        loaded.target_ids,
-        tokens,
-        features[0],
-        columns=torch.arange(prompt - 1, len(ids) - 1),
-        length=length,
-    ).tolist()
-    return chains
+    return rounds, limits
 
 
 def main() -> int:
-    """Print one JSON line for each file of prompts and arm. Returns the exit code."""
+    """Print JSON lines for each file: its limits, and each arm. Returns the exit code."""
     try:
         (settings,) = HfArgumentParser(
             EvaluateSettings, description=__doc__
@@ -179,15 +133,26 @@ def main() -> int:
         target = load_target(settings.target)
         require_fit(loaded.config, target, settings.checkpoint)
         results: dict[str, dict[Arm, Rounds]] = {}
+        limits: dict[str, Limits] = {}
         for path in settings.prompts:
             name = Path(path).stem
-            results[name] = evaluate(target, loaded, read_texts(path, target, settings), settings)
+            texts = read_texts(
+                path,
+                target,
+                count=settings.count,
+                new_tokens=settings.new_tokens,
+                batch=settings.batch,
+            )
+            results[name], limits[name] = evaluate(target, loaded, texts, settings)
+            found = limits_summary(limits[name], settings.costs)
+            print(json.dumps({"prompts": name, **found}), flush=True)
             for arm, rounds in results[name].items():
                 print(json.dumps({"prompts": name, **summary(arm, rounds)}), flush=True)
     except (OSError, ValueError, KeyError) as error:
         print(f"drafter_svc.train.evaluate: {error}", file=sys.stderr)
         return 2
     print_table(results, sys.stderr)
+    print_limits(limits, settings.costs, sys.stderr)
     return 0
 
 

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from drafter_svc.train.data import Batch, Document, pack
 from drafter_svc.train.source import Captured, FeatureSource
 from drafter_svc.train.teacher import Verdicts, judge
+from drafter_svc.train.throughput import Meter
 
 # Lessons that are prepared in advance.
 _AHEAD = 2
@@ -50,7 +51,7 @@ class Classroom:
     """Where lessons come from.
 
     ``head`` ``[vocab, H]`` is the target's output layer. ``prompts`` and ``totals`` say what
-    there is to judge: prompt positions too, log-sum-exps too.
+    there is to judge: prompt positions too, log-sum-exps too. ``meter`` counts the target's work.
     """
 
     source: FeatureSource
@@ -59,6 +60,7 @@ class Classroom:
     prompts: bool
     totals: bool
     store: MaterialStore | None = None
+    meter: Meter = field(default_factory=Meter)
 
     def prepare(
         self, documents: Sequence[Document], indices: Sequence[int] = (), *, look: bool = False
@@ -76,11 +78,12 @@ class Classroom:
                 materials[at] = material
         missing = [at for at in range(len(documents)) if at not in materials]
         if missing:
-            captured = self.source.capture([documents[at].ids for at in missing], self.aux_layers)
-            for at, states in zip(missing, captured, strict=True):
-                materials[at] = self._judge(documents[at], states)
+            for at, material in zip(
+                missing, self._study([documents[at] for at in missing]), strict=True
+            ):
+                materials[at] = material
                 if self.store and indices:
-                    self.store.put(indices[at], materials[at])
+                    self.store.put(indices[at], material)
         kept = [materials[at] for at in range(len(documents))]
         device = self.head.device
         return Lesson(
@@ -92,6 +95,11 @@ class Classroom:
                 torch.cat([m.verdicts.total for m in kept]).to(device),
             ),
         )
+
+    def _study(self, documents: Sequence[Document]) -> list[Material]:
+        with self.meter.work("target", sum(len(document.ids) for document in documents)):
+            captured = self.source.capture([d.ids for d in documents], self.aux_layers)
+            return [self._judge(*pair) for pair in zip(documents, captured, strict=True)]
 
     def _judge(self, document: Document, states: Captured) -> Material:
         shapes = [tuple(states.features.shape), tuple(states.final.shape)]

@@ -2,8 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 from tqdm import tqdm
 
@@ -15,17 +14,19 @@ from drafter_svc.train.learner import Learner
 from drafter_svc.train.lesson import Lesson
 from drafter_svc.train.measure import Measurement, measure
 from drafter_svc.train.optim import chain_steps, learning_rate
-from drafter_svc.train.run_folder import Position, RunFolder
+from drafter_svc.train.run_folder import Position, RunFolder, provenance
 from drafter_svc.train.settings import TrainSettings
 from drafter_svc.train.setup import Corpus, make_classroom, make_drafter
 from drafter_svc.train.source import FeatureSource
 from drafter_svc.train.target import Target
+from drafter_svc.train.throughput import Meter, Throughput
 from drafter_svc.train.vocab import coverage
 from drafter_svc.train.world import World
 
 # Chains are measured from every n-th position, and one step deeper than they are trained.
 _MEASURED_STRIDE = 16
-_BAR = "{percentage:5.1f}% |{bar:30}| {elapsed}<{remaining} {postfix}"
+#: A progress bar with the time left.
+BAR = "{percentage:5.1f}% |{bar:30}| {elapsed}<{remaining} {postfix}"
 
 
 class Interrupted(Exception):
@@ -73,6 +74,8 @@ class Trainer:
             settings, corpus.train, self.classroom, self.cache, self.world, self.position
         )
         self._examined: list[Lesson] = []
+        # Of this process: what it trained on, and how long without the reports.
+        self._rows, self._busy = 0, 0.0
 
     @property
     def progress(self) -> float:
@@ -81,17 +84,23 @@ class Trainer:
         timed = self.position.seconds / limit if limit else 0.0
         return max(self.position.tokens / self.course.total, timed)
 
+    @property
+    def throughput(self) -> Throughput:
+        """Of this process since it was started, reports left out."""
+        flops = self.classroom.meter.flops
+        return Throughput(self._rows / max(self._busy, 1e-9), flops / max(self._rows, 1))
+
     def run(self) -> Measurement | None:
         """Train to the end. Returns the last measurement, in the leading process.
 
         Raises ``Interrupted`` after ``stopped`` has said so.
         """
         started = time.monotonic() - self.position.seconds
-        reported = time.monotonic()
+        reported = resumed = time.monotonic()
         losses: list[float] = []
         hidden = not self.world.leads
         with tqdm(
-            total=1.0, initial=min(1.0, self.progress), bar_format=_BAR, disable=hidden
+            total=1.0, initial=min(1.0, self.progress), bar_format=BAR, disable=hidden
         ) as bar:
             for tokens, lessons in self.course.updates():
                 losses = self.step(tokens, lessons)
@@ -100,6 +109,8 @@ class Trainer:
                     self.learner.draft_ids.device,
                 )
                 self.position.seconds = seconds
+                self._busy += time.monotonic() - resumed
+                resumed = time.monotonic()
                 bar.set_postfix_str(f"{self.position.tokens} tokens, loss {losses[0]:.3f}")
                 bar.update(min(1.0, self.progress) - bar.n)
                 if stop:
@@ -109,7 +120,7 @@ class Trainer:
                 due = time.monotonic() - reported > self.settings.report_minutes * 60
                 if due and self.world.leads:
                     self.report(losses)
-                    reported = time.monotonic()
+                    reported = resumed = time.monotonic()
         return self.report(losses) if self.world.leads else None
 
     def step(self, tokens: int, lessons: list[Lesson]) -> list[float]:
@@ -119,7 +130,10 @@ class Trainer:
         """
         steps = chain_steps(self.settings.chain_steps, self.progress)
         self.position.steps += 1
-        losses = self.learner.learn(lessons, steps, phase=self.position.steps, rate=self.rate)
+        rows = sum(len(lesson.batch.ids) for lesson in lessons)
+        with self.classroom.meter.work(f"update of {steps} steps", rows):
+            losses = self.learner.learn(lessons, steps, phase=self.position.steps, rate=self.rate)
+        self._rows += rows
         self.position.tokens += tokens
         return losses
 
@@ -150,11 +164,13 @@ class Trainer:
         self.learner.drafter.config = replace(
             self.learner.drafter.config,
             draft_temperature=measured.draft_temperature,
-            training=self._provenance(measured),
+            training=provenance(
+                self.settings, self.target.name, self.position, self.coverage, measured
+            ),
         )
         self._write_checkpoint()
         self.folder.save(self.position, self.learner.optimizer.state_dict())
-        self.folder.log(self.position, self.progress, self.rate, losses, measured)
+        self.folder.log(self.position, self.progress, self.rate, losses, measured, self.throughput)
         draw_curve(self.folder.log_file, self.folder.path / "curve.svg")
         if self.cache and self.cache.problem:
             tqdm.write(self.cache.problem)
@@ -171,28 +187,9 @@ class Trainer:
     def _examination(self) -> list[Lesson]:
         """The held-out documents with the target's states, which stay in memory."""
         if not self._examined:
-            documents = self.corpus.held_out
+            documents, classroom = self.corpus.held_out, replace(self.classroom, meter=Meter())
             lengths = [len(document.ids) for document in documents]
             for group in plan_batches(lengths, self.settings.batch_tokens, self.settings.seed):
-                lesson = self.classroom.prepare([documents[index] for index in group])
+                lesson = classroom.prepare([documents[index] for index in group])
                 self._examined.append(lesson)
         return self._examined
-
-    def _provenance(self, measured: Measurement) -> dict[str, Any]:
-        settings = asdict(self.settings)
-        for place in ("target", "data", "out", "init", "verifiers"):
-            del settings[place]
-        return {
-            "target": self.target.name,
-            "tokens": self.position.tokens,
-            "steps": self.position.steps,
-            "seconds": round(self.position.seconds),
-            "settings": settings,
-            "held_out": {
-                "positions": measured.positions,
-                "vocabulary_coverage": round(self.coverage, 4),
-                "acceptance_length": round(measured.acceptance_length, 4),
-                "top1_per_step": [round(value, 4) for value in measured.top1],
-                "overlap_per_step": [round(value, 4) for value in measured.overlap],
-            },
-        }

@@ -46,14 +46,15 @@ def measure(
     steps: int,
     stride: int = 1,
     replayed: int = 6000,
+    temperatures: Sequence[float] = TEMPERATURES,
 ) -> Measurement:
     """Unroll ``steps`` steps from every ``stride``-th answer position of ``lessons``.
 
     ``head`` ``[vocab, H]`` is the target's output layer. Chains of ``steps`` drafts are replayed
-    on the first ``replayed`` answer tokens.
+    on the first ``replayed`` answer tokens. ``temperatures`` are the candidates for t_d.
     """
     counts, agreed = torch.zeros(steps), torch.zeros(steps)
-    overlaps = torch.zeros(steps, len(TEMPERATURES))
+    overlaps = torch.zeros(steps, len(temperatures))
     for lesson in lessons:
         plan = plan_chain(lesson.batch, steps, stride=stride)
         chain = unroll(drafter, embedding, lesson.batch, lesson.features, plan)
@@ -66,7 +67,7 @@ def measure(
                 teacher = (lesson.final[rows] @ head.T).float()
                 agreed[k] += (draft_ids[logits.argmax(-1)] == teacher.argmax(-1)).sum().cpu()
                 probabilities = teacher.softmax(-1)[:, draft_ids]
-                for candidate, temperature in enumerate(TEMPERATURES):
+                for candidate, temperature in enumerate(temperatures):
                     drafted = (logits / temperature).softmax(-1)
                     overlaps[k, candidate] += torch.minimum(probabilities, drafted).sum().cpu()
     means = overlaps / counts[:, None].clamp(min=1)
@@ -74,7 +75,7 @@ def measure(
     return Measurement(
         top1=(agreed / counts.clamp(min=1)).tolist(),
         overlap=means[:, best].tolist(),
-        draft_temperature=TEMPERATURES[best],
+        draft_temperature=temperatures[best],
         acceptance_length=_replay(drafter, embedding, draft_ids, lessons, steps, replayed),
         positions=int(counts[0]),
     )

@@ -11,6 +11,7 @@ import torch
 
 from drafter_svc.train.measure import Measurement
 from drafter_svc.train.settings import TrainSettings
+from drafter_svc.train.throughput import Throughput
 
 # Settings that a resumed run may change.
 _FREE = frozenset(
@@ -56,16 +57,7 @@ class RunFolder:
             "settings": asdict(self._settings),
             "key": self._key,
         }
-        partial = self._last.with_suffix(".partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(state, file)
-            partial.replace(self._last)
-        except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
-            reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
-            sentence = f"cannot write {self._last}: {reason}; the one before is intact"
-            raise OSError(sentence) from None
+        write_state(self._last, state)
 
     def load(self) -> tuple[Position, dict[str, Any]] | None:
         """(position, optimizer state) of the run that was here before, if there was one.
@@ -74,10 +66,7 @@ class RunFolder:
         """
         if not self._last.exists():
             return None
-        try:
-            state = torch.load(self._last, weights_only=True, map_location="cpu")
-        except (RuntimeError, EOFError) as error:
-            raise ValueError(f"{self._last} is damaged: {error}") from None
+        state = read_state(self._last)
         now = asdict(self._settings)
         # A setting that is younger than the run had its default in it.
         before = {f.name: f.default for f in fields(self._settings)} | state["settings"]
@@ -98,6 +87,7 @@ class RunFolder:
         rate: float,
         losses: list[float],
         measured: Measurement,
+        throughput: Throughput,
     ) -> None:
         """Append a row to ``log.csv``; columns ending in ``_k`` belong to chain step k."""
         row: dict[str, float] = {
@@ -108,6 +98,8 @@ class RunFolder:
             "learning_rate": round(rate, 8),
             "acceptance_length": round(measured.acceptance_length, 4),
             "draft_temperature": measured.draft_temperature,
+            "tokens_per_second": round(throughput.tokens_per_second, 1),
+            "gflop_per_token": round(throughput.flops_per_token / 1e9, 4),
         }
         for k, (top1, overlap) in enumerate(zip(measured.top1, measured.overlap, strict=True)):
             row[f"loss_{k}"] = round(losses[k], 4) if k < len(losses) else math.nan
@@ -119,3 +111,52 @@ class RunFolder:
             if new:
                 writer.writeheader()
             writer.writerow(row)
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Replace the file in one step. Raises ``OSError``, the old one being intact."""
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(state, file)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
+        raise OSError(f"cannot write {path}: {reason}; the one before is intact") from None
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What ``write_state`` wrote. Raises ``ValueError`` when the file is damaged."""
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    return state
+
+
+def provenance(
+    settings: TrainSettings,
+    target: str,
+    position: Position,
+    coverage: float,
+    measured: Measurement,
+) -> dict[str, Any]:
+    """How a drafter was made, for its config: settings without places, length, held-out values."""
+    kept = asdict(settings)
+    for place in ("target", "data", "out", "init", "verifiers"):
+        del kept[place]
+    return {
+        "target": target,
+        "tokens": position.tokens,
+        "steps": position.steps,
+        "seconds": round(position.seconds),
+        "settings": kept,
+        "held_out": {
+            "positions": measured.positions,
+            "vocabulary_coverage": round(coverage, 4),
+            "acceptance_length": round(measured.acceptance_length, 4),
+            "top1_per_step": [round(value, 4) for value in measured.top1],
+            "overlap_per_step": [round(value, 4) for value in measured.overlap],
+        },
+    }

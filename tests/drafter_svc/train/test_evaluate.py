@@ -2,20 +2,14 @@
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from drafter_svc.checkpoint import save_checkpoint
-from drafter_svc.train.evaluate import (
-    EvaluateSettings,
-    first_turn,
-    greedy_answers,
-    main,
-    read_texts,
-)
+from drafter_svc.train.answers import first_turn, greedy_answers, read_texts
+from drafter_svc.train.evaluate import main
 from drafter_svc.train.initial import drafter_config, initial_drafter
 from drafter_svc.train.target import Target, load_target
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
@@ -73,11 +67,10 @@ def test_conversations_are_replayed_up_to_the_end_of_their_first_answer(
     path = tmp_path / "held_out.jsonl"
     empty = {"messages": [{"role": "user", "content": "unanswered"}]}
     path.write_text(json.dumps(record) + "\n" + json.dumps(empty) + "\n")
-    settings = EvaluateSettings("", "", [], new_tokens=50)
-    ((ids, prompt),) = read_texts(str(path), target, settings)
+    ((ids, prompt),) = read_texts(str(path), target, count=9, new_tokens=50, batch=1)
     assert target.tokenizer.decode(ids[prompt:]) == "hello you<|im_end|>"
     assert target.tokenizer.decode(ids[:prompt]).endswith("<|im_start|>assistant ")
-    ((ids, prompt),) = read_texts(str(path), target, replace(settings, new_tokens=3))
+    ((ids, prompt),) = read_texts(str(path), target, count=9, new_tokens=3, batch=1)
     assert target.tokenizer.decode(ids[prompt:]) == "hel"
 
 
@@ -97,9 +90,14 @@ def test_the_command_prints_one_line_per_file(
     checkpoint: Path,
     prompts: Path,
 ) -> None:
-    assert run(monkeypatch, tiny_llama, checkpoint, prompts) == 0
-    line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert line["prompts"] == "asked"
+    assert run(monkeypatch, tiny_llama, checkpoint, prompts, "--round_costs", "9", "1", "0.5") == 0
+    out, table = capsys.readouterr()
+    limits, line = map(json.loads, out.splitlines())
+    assert limits["prompts"] == line["prompts"] == "asked"
+    assert 0 < limits["target_top_probability"] < 1
+    assert len(limits["speed_up_by_draft_length"]) == 8
+    assert limits["acceptance_length_by_draft_length"][1] == line["acceptance_length"]
+    assert f"best draft length: {limits['best_draft_length']}" in table
     assert line["draft_length"] == 2
     assert line["rounds"] > 0
     assert line["acceptance_length"] == pytest.approx(1 + sum(line["per_position"]), abs=2e-3)
@@ -136,7 +134,7 @@ def test_lookup_is_compared_with_the_chain(
     more = ("--lookup", "2", "4", "--lookup_length", "6", "--new_tokens", "60")
     assert run(monkeypatch, tiny_llama, checkpoint, path, *more) == 0
     out, table = capsys.readouterr()
-    lines = {line["drafts"]: line for line in map(json.loads, out.splitlines())}
+    lines = {line["drafts"]: line for line in map(json.loads, out.splitlines()[1:])}
     names = ["lookup 2", "chain + lookup 2", "lookup 4", "chain + lookup 4"]
     assert list(lines) == ["chain", *names]
     assert lines["chain"]["lookup_rounds"] == 0
@@ -159,6 +157,8 @@ def test_bad_records_and_settings_are_named(
 ) -> None:
     assert run(monkeypatch, tiny_llama, checkpoint, prompts, "--lookup", "0") == 2
     assert "lookup must be at least 1, got 0" in capsys.readouterr().err
+    assert run(monkeypatch, tiny_llama, checkpoint, prompts, "--round_costs", "9", "1") == 2
+    assert "round_costs must be three times above 0, got [9.0, 1.0]" in capsys.readouterr().err
     path = tmp_path / "text.jsonl"
     path.write_text('{"text": "abc"}\n')
     assert run(monkeypatch, tiny_llama, checkpoint, path) == 2

@@ -13,6 +13,7 @@ from drafter_svc.train.curve import draw_curve
 from drafter_svc.train.measure import Measurement
 from drafter_svc.train.run_folder import Position, RunFolder
 from drafter_svc.train.settings import TrainSettings
+from drafter_svc.train.throughput import Throughput
 
 MEASURED = Measurement([0.5, 0.25], [0.4, 0.3], 0.7, 1.6, 10)
 
@@ -55,7 +56,9 @@ def test_a_truncated_state_is_refused_by_name(folder: RunFolder) -> None:
 
 def test_the_curve_shows_every_step_of_the_log(folder: RunFolder) -> None:
     for tokens in (0, 1000, 2000):
-        folder.log(Position(tokens // 10, tokens), 0.5, 1e-3, [3.0], MEASURED)
+        folder.log(
+            Position(tokens // 10, tokens), 0.5, 1e-3, [3.0], MEASURED, Throughput(600.04, 2e9)
+        )
     picture = folder.path / "curve.svg"
     draw_curve(folder.log_file, picture)
     root = ElementTree.parse(picture).getroot()

@@ -16,6 +16,7 @@ from drafter_svc.drawing import DraftVocabulary, Penalties, noise_of
 from drafter_svc.fused import Attend, FusedDrafter
 from specwire import kernels
 from specwire.draft import Opening
+from specwire.kernels import Reach, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,9 @@ class Chain:
         rows = torch.tensor([tokens, positions, slabs], device=self._drafter.device)
         features = [rows.features for rows in batch]
         state = self._drafter.fuse(features[0] if len(features) == 1 else torch.cat(features))
-        hidden = self._drafter.layer(rows[0], state, rows[1], self._attend(rows[1], rows[2]))
+        spans = [(part.slot.start, part.start, len(part.tokens)) for part in batch]
+        attend = self._attend(spans, rows[1] + rows[2])
+        hidden = self._drafter.layer(rows[0], state, rows[1], attend)
         at = 0
         for appended in batch:
             at += len(appended.tokens)
@@ -114,7 +117,8 @@ class Chain:
                 active = sum(request.length > step for request in batch)
                 positions, slabs = positions[:active] + 1, slabs[:active]
                 tokens = self._vocabulary.target_ids[chosen[-1][:active]]
-                attend = self._attend(positions, slabs)
+                spans = [(r.slot.start, r.base - 1 + step, 1) for r in batch[:active]]
+                attend = self._attend(spans, slabs + positions)
                 hidden = self._drafter.layer(tokens, state[:active], positions, attend)
                 state, logits = self._drafter.finish(hidden)
             ids = self._choose(logits, penalties[:active], _advanced(noise, step, active))
@@ -165,23 +169,35 @@ class Chain:
             known.extend([int(self._vocabulary.target_ids[ids[i]])])
         return ids
 
-    def _attend(self, positions: Tensor, slabs: Tensor) -> Attend:
-        """Attention of rows at ``positions`` of slabs that start at ``slabs``: keep, then attend.
+    def _attend(self, spans: Sequence[tuple[int, int, int]], slots: Tensor) -> Attend:
+        """Attention of rows: keep their KV at ``slots``, int64 ``[n]``, then attend.
 
-        Both are int64 ``[n]``. A row sees what its slab holds up to itself.
+        ``spans`` are (slab, position of the first row, rows) of one sequence after the other. A
+        row sees what its slab holds up to itself.
         """
-        slots, lengths, starts = slabs + positions, positions + 1, slabs
-        if self._window is not None:
-            lengths = lengths.clamp(max=self._window)
-            starts = slots + 1 - lengths
+        reach = Reach(_segments(spans, self._window))
 
         def attend(queries: Tensor, kv: Tensor, layer: int) -> Tensor:
             keys, values = self._cache.keys[layer], self._cache.values[layer]
             keys.index_copy_(0, slots, kv[:, : self._kv_heads])
             values.index_copy_(0, slots, kv[:, self._kv_heads :])
-            return kernels.attend(queries, keys, values, starts, lengths, self._scale).flatten(1)
+            return kernels.attend(queries, keys, values, reach, self._scale).flatten(1)
 
         return attend
+
+
+def _segments(spans: Sequence[tuple[int, int, int]], window: int | None) -> list[Segment]:
+    segments: list[Segment] = []
+    row = 0
+    for slab, position, count in spans:
+        if window is None:
+            segments.append(Segment(row, count, slab, position + 1))
+        else:
+            for at in range(position, position + count):
+                start = max(0, at + 1 - window)
+                segments.append(Segment(row + at - position, 1, slab + start, at + 1 - start))
+        row += count
+    return segments
 
 
 def _advanced(noise: kernels.Noise | None, step: int, active: int) -> kernels.Noise | None:

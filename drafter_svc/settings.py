@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from specwire.kernels import Compile
 from specwire.settings import Address, Port, Settings, Size, setting
 
 
@@ -31,7 +32,7 @@ class DrafterSettings(Settings):
         0, "Threads that its operators run on; 0 leaves the number to torch.",
         env="HOLDCOURSE_DRAFTER_THREADS", ge=0,
     )  # fmt: skip
-    compile: Literal["auto", "on", "off"] = setting(
+    compile: Compile = setting(
         "auto", "Compile kernels with the machine's C++ compiler: auto goes on without one."
     )
     max_draft_tokens: int = setting(16, "Longest draft that is served.", ge=1, le=64)

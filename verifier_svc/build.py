@@ -32,7 +32,7 @@ def build_target(settings: VerifierSettings, ranks: Ranks | None = None) -> Targ
     Raises:
         StartError: it cannot be served.
     """
-    kernels.prepare("auto")
+    kernels.prepare(settings.compile)
     try:
         source = TargetSource.parse(settings.target)
         return load_target(

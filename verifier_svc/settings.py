@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import AfterValidator, model_validator
 
+from specwire.kernels import Compile
 from specwire.settings import Address, Port, Settings, Size, check_address, setting
 
 DTypeName = Literal["auto", "bfloat16", "float16", "float32"]
@@ -34,6 +35,9 @@ class VerifierSettings(Settings):
     )  # fmt: skip
     dtype: DTypeName = setting("auto", "Of weights and cache; auto is bfloat16 where it is fast.")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
+    compile: Compile = setting(
+        "auto", "Compile kernels with the machine's C++ compiler: auto goes on without one."
+    )
     max_model_len: int | None = setting(
         None, "Prompt and output tokens at most; by default the target's own limit.", ge=2
     )

@@ -20,11 +20,14 @@ from transformers import (
 )
 
 from specwire.handshake import Shape
+from specwire.kernels import Reach, Segment
 from specwire.settings import StartError
 from specwire.target import TargetSource
 from specwire.torch import pack_linears
-from verifier_svc.attention import NAME, AttentionPlan, Segment, segment
+from verifier_svc.attention import NAME, AttentionPlan
+from verifier_svc.blocks import BLOCK_SIZE
 from verifier_svc.cache import KVCache, Rows
+from verifier_svc.fuse import fuse
 from verifier_svc.head import Head
 from verifier_svc.identity import identity
 from verifier_svc.ranks import LedCache, Ranks
@@ -63,7 +66,6 @@ class Target:
         self.kv_heads: int = getattr(config, "num_key_value_heads", config.num_attention_heads)
         head_dim = getattr(config, "head_dim", None)
         self.head_dim: int = head_dim or config.hidden_size // config.num_attention_heads
-        self._group: int = config.num_attention_heads // self.kv_heads
         self._ranks = ranks
         self._like = torch.empty(0, dtype=self.dtype, device=self.device)
         self.max_position: int = config.max_position_embeddings
@@ -80,6 +82,7 @@ class Target:
         layers[-1].register_forward_hook(_keep_output(self.num_layers), with_kwargs=True)
         self.head = Head(model.get_output_embeddings(), config)
         self.vocab_size = self.head.vocab_size
+        fuse(self._body)
         pack_linears(self._body)
 
     @property
@@ -183,12 +186,13 @@ class Target:
         segments: list[Segment] = []
         for part in parts:
             start, count, base = len(tokens), len(part.tokens), part.slot
-            segments.append(segment(start, count, part.position, base, self._group, self._like))
+            segments.append(Segment(start, count, base, part.position + 1))
             tokens += part.tokens
             positions += range(part.position, part.position + count)
             slots += range(base + part.position, base + part.position + count)
         slot_index = torch.tensor(slots, device=self.device)
-        plan = AttentionPlan(tuple(segments), slot_index, cache.keys, cache.values)
+        reach = Reach(segments, block=BLOCK_SIZE)
+        plan = AttentionPlan(reach, slot_index, cache.keys, cache.values)
         # What a forward captures travels with it: two of them may run at once.
         captured = dict.fromkeys(aux_layers, self._like)
         hidden: torch.Tensor = self._body(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from specwire import tensor
+from specwire import kernels, tensor
 from specwire.errors import InvalidRequest
 from specwire.noise import token_words
 from specwire.v1 import tensor_pb2
@@ -112,25 +112,31 @@ def packable(weight: torch.Tensor) -> bool:
 
 
 class PackedLinear(torch.nn.Module):
-    """A linear layer of bf16 weights [out, in] on a CPU, laid out as oneDNN's kernels read them.
+    """A linear layer of bf16 weights [out, in] on a CPU, laid out as its kernel reads them.
 
-    torch's own linear lays them out anew in every call, which costs small batches half as
-    much again as the product itself.
+    That is our own where it applies, and else oneDNN's, for which torch's linear lays them out
+    anew in every call: that costs small batches half as much again as the product itself.
     """
 
-    # Rows for which the layout is chosen; others work with it.
+    # Rows for which oneDNN chooses the layout; others work with it.
     _ROWS = 8
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         super().__init__()
+        self._bias = None if bias is None else bias.detach()
+        self._tiles = kernels.tiled(weight)
+        if self._tiles is not None:
+            self._bias = None if bias is None else bias.detach().float()
+            return
         self._packed = torch.ops.mkldnn._reorder_linear_weight(
             weight.detach().contiguous(), self._ROWS
         )
-        self._bias = None if bias is None else bias.detach()
         self._product = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Map [..., in] to [..., out]."""
+        if self._tiles is not None:
+            return kernels.linear(rows, self._tiles, self._bias)
         product: torch.Tensor = self._product(rows, self._packed, self._bias, "none", [], "")
         return product
 

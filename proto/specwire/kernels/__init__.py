@@ -3,22 +3,27 @@
 Every function takes tensors of any device and gives the same result either way, up to rounding.
 """
 
-from specwire.kernels.attention import attend
+from specwire.kernels.attention import Reach, Segment, attend
 from specwire.kernels.drawing import Noise, draw, near_best, shares
 from specwire.kernels.layer import add_norm, gate, join, norm, rotate
 from specwire.kernels.library import Compile, prepare
+from specwire.kernels.linear import linear, tiled
 
 __all__ = [
     "Compile",
     "Noise",
+    "Reach",
+    "Segment",
     "add_norm",
     "attend",
     "draw",
     "gate",
     "join",
+    "linear",
     "near_best",
     "norm",
     "prepare",
     "rotate",
     "shares",
+    "tiled",
 ]

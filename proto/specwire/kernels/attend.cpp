@@ -1,103 +1,197 @@
-// Attention of rows over contiguous runs of cache slots, for rows too few to fill matrix tiles.
-#include <vector>
+// Attention of packed rows over contiguous slabs of keys and values, for a few rows a sequence.
 
 #include "element.h"
 
 namespace {
 
-template <class T>
-struct Cache {
-  const T *keys, *values;
-  int64_t stride;  // from slot to slot
+constexpr int RUNS = 4;
+constexpr int BLOCK = RUNS * LANES;  // keys at a time
+constexpr int MAX_QUERIES = 24;         // their state stays in the first-level cache
+constexpr int64_t PARALLEL = 1 << 12;  // scores from which threads pay
+
+template <int Width>
+inline Floats rotated(Floats v) {
+  Ints from;
+  for (int i = 0; i < LANES; ++i) from[i] = (i + Width) % LANES;
+  return __builtin_shuffle(v, from);
+}
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+// The largest lane, and the sum of all lanes, in every lane.
+inline Floats max_of(Floats v) {
+  v = larger(v, rotated<8>(v));
+  v = larger(v, rotated<4>(v));
+  v = larger(v, rotated<2>(v));
+  return larger(v, rotated<1>(v));
+}
+
+inline Floats sum_of(Floats v) {
+  v += rotated<8>(v);
+  v += rotated<4>(v);
+  v += rotated<2>(v);
+  return v + rotated<1>(v);
+}
+
+// Halves the partial sums in each run of 2 * Width lanes: a's runs, then b's.
+template <int Width>
+inline Floats fold(Floats a, Floats b) {
+  Ints low, high;
+  for (int i = 0; i < LANES; ++i) {
+    low[i] = i / Width * 2 * Width + i % Width;
+    high[i] = low[i] + Width;
+  }
+  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+}
+
+// Lane j of the result is the sum of all lanes of v[j].
+inline Floats sums_of(const Floats (&v)[LANES]) {
+  Floats a[8], b[4];
+  for (int i = 0; i < 8; ++i) a[i] = fold<8>(v[2 * i], v[2 * i + 1]);
+  for (int i = 0; i < 4; ++i) b[i] = fold<4>(a[2 * i], a[2 * i + 1]);
+  return fold<1>(fold<2>(b[0], b[1]), fold<2>(b[2], b[3]));
+}
+
+// Rows [row, row + count): the first attends to slots [start, start + length), each further one to
+// one more.
+struct Segment {
+  int64_t row, count, start, length;
 };
 
-// One key head for one row: its G queries, D wide, over `length` keys.
-template <class T, int D, int G>
-void attend_group(const T* query, const Cache<T>& cache, int64_t at, int64_t length, float scale,
-                  T* out, float* weights) {
-  constexpr int PARTS = D / LANES;
-  const int64_t padded = (length + LANES - 1) / LANES * LANES;
-  Floats q[G][PARTS];
-  for (int h = 0; h < G; h++)
-    for (int d = 0; d < PARTS; d++) q[h][d] = load(query + h * D + d * LANES) * scale;
-  const T* key = cache.keys + at;
-  for (int64_t k = 0; k < length; k++, key += cache.stride) {
-    Floats dots[G]{};
-    for (int d = 0; d < PARTS; d++) {
-      const Floats part = load(key + d * LANES);
-      for (int h = 0; h < G; h++) dots[h] += q[h][d] * part;
-    }
-    for (int h = 0; h < G; h++) weights[h * padded + k] = sum(dots[h]);
+struct Shape {
+  int64_t heads, kv_heads, query_stride, slot_stride;
+  float scale;
+};
+
+// Reads `here` rows in whole runs of lanes; beyond the end the last row stands in, to be masked.
+template <class T, int Chunks>
+inline void read_block(Floats (&block)[BLOCK][Chunks], const T* from, int64_t stride, int here,
+                       int runs) {
+  for (int j = 0; j < runs * LANES; ++j) {
+    const T* row = from + (j < here ? j : here - 1) * stride;
+    for (int c = 0; c < Chunks; ++c) block[j][c] = load(row + c * LANES);
   }
-  for (int h = 0; h < G; h++) {
-    float* w = weights + h * padded;
-    for (int64_t k = length; k < padded; k++) w[k] = -INFINITY;
-    Floats top = load(w), total{};
-    for (int64_t k = LANES; k < padded; k += LANES) top = load(w + k) > top ? load(w + k) : top;
-    const float best = largest(top);
-    for (int64_t k = 0; k < padded; k += LANES) {
-      const Floats grown = exp_of_negative(load(w + k) - best);
-      store(w + k, grown);
-      total += grown;
-    }
-    const float inverse = 1.0f / sum(total);
-    for (int64_t k = 0; k < padded; k += LANES) store(w + k, load(w + k) * inverse);
-  }
-  Floats sums[G][PARTS]{};
-  const T* value = cache.values + at;
-  for (int64_t k = 0; k < length; k++, value += cache.stride) {
-    for (int d = 0; d < PARTS; d++) {
-      const Floats part = load(value + d * LANES);
-      for (int h = 0; h < G; h++) sums[h][d] += part * weights[h * padded + k];
-    }
-  }
-  for (int h = 0; h < G; h++)
-    for (int d = 0; d < PARTS; d++) store(out + h * D + d * LANES, sums[h][d]);
 }
 
-// A group of any size, in pieces whose queries and sums stay in registers.
-template <class T, int D>
-void attend_head(const T* query, const Cache<T>& cache, int64_t at, int64_t length, int64_t group,
-                 float scale, T* out) {
-  static thread_local std::vector<float> weights;
-  weights.resize(3 * (length + LANES));
-  int64_t h = 0;
-  for (; h + 3 <= group; h += 3)
-    attend_group<T, D, 3>(query + h * D, cache, at, length, scale, out + h * D, weights.data());
-  for (; h + 2 <= group; h += 2)
-    attend_group<T, D, 2>(query + h * D, cache, at, length, scale, out + h * D, weights.data());
-  for (; h < group; h++)
-    attend_group<T, D, 1>(query + h * D, cache, at, length, scale, out + h * D, weights.data());
+// Rows [first, first + rows) of a segment, for the query heads that share key head `head`.
+// Every query takes the same steps whatever runs beside it.
+template <class T, int Chunks>
+void attend_head(const T* query, const T* keys, const T* values, T* out, const Segment& segment,
+                 int first, int rows, int head, const Shape& shape) {
+  constexpr int D = Chunks * LANES;
+  const int group = int(shape.heads / shape.kv_heads);
+  const int64_t slot_stride = shape.slot_stride;
+  const int queries = rows * group;
+  Floats q[MAX_QUERIES][Chunks], acc[MAX_QUERIES][Chunks];
+  Floats norm[MAX_QUERIES], most[MAX_QUERIES];
+  const Floats lowest = Floats{} - INFINITY;
+  for (int m = 0; m < queries; ++m) {
+    const int64_t row = segment.row + first + m / group;
+    const T* from = query + row * shape.query_stride + (head * group + m % group) * D;
+    for (int c = 0; c < Chunks; ++c) {
+      q[m][c] = load(from + c * LANES) * shape.scale;
+      acc[m][c] = Floats{};
+    }
+    norm[m] = Floats{};
+    most[m] = lowest;
+  }
+  keys += segment.start * slot_stride + head * D;
+  values += segment.start * slot_stride + head * D;
+  const int64_t base = segment.length + first;  // keys that the first row sees
+  const int64_t length = base + rows - 1;
+  Ints lane;
+  for (int i = 0; i < LANES; ++i) lane[i] = i;
+  Floats block[BLOCK][Chunks], weights[MAX_QUERIES][RUNS];
+  for (int64_t at = 0; at < length; at += BLOCK) {
+    const int here = length - at < BLOCK ? int(length - at) : BLOCK;
+    const int runs = (here + LANES - 1) / LANES;
+    read_block<T, Chunks>(block, keys + at * slot_stride, slot_stride, here, runs);
+    for (int m = 0; m < queries; ++m) {
+      const int64_t seen = base + m / group - at;
+      Floats top = most[m];
+      for (int r = 0; r < runs; ++r) {
+        Floats dots[LANES];
+        for (int j = 0; j < LANES; ++j) {
+          const Floats* k = block[r * LANES + j];
+          dots[j] = q[m][0] * k[0];
+          for (int c = 1; c < Chunks; ++c) dots[j] += q[m][c] * k[c];
+        }
+        Floats scores = sums_of(dots);
+        if (seen < (r + 1) * LANES) scores = lane + r * LANES < int(seen) ? scores : lowest;
+        weights[m][r] = scores;
+        top = larger(top, scores);
+      }
+      top = max_of(top);
+      const Floats shrink = exp_of_negative(most[m] - top);
+      most[m] = top;
+      norm[m] *= shrink;
+      for (int c = 0; c < Chunks; ++c) acc[m][c] *= shrink;
+      for (int r = 0; r < runs; ++r) {
+        weights[m][r] = exp_of_negative(weights[m][r] - top);
+        norm[m] += weights[m][r];
+      }
+    }
+    read_block<T, Chunks>(block, values + at * slot_stride, slot_stride, here, runs);
+    for (int m = 0; m < queries; ++m) {
+      const float* w = reinterpret_cast<const float*>(weights[m]);
+      Floats even[Chunks], odd[Chunks];
+      for (int c = 0; c < Chunks; ++c) even[c] = acc[m][c], odd[c] = Floats{};
+      for (int j = 0; j < runs * LANES; j += 2) {
+        for (int c = 0; c < Chunks; ++c) even[c] += w[j] * block[j][c];
+        for (int c = 0; c < Chunks; ++c) odd[c] += w[j + 1] * block[j + 1][c];
+      }
+      for (int c = 0; c < Chunks; ++c) acc[m][c] = even[c] + odd[c];
+    }
+  }
+  for (int m = 0; m < queries; ++m) {
+    const int64_t row = segment.row + first + m / group;
+    T* to = out + (row * shape.heads + head * group + m % group) * D;
+    const Floats inverse = 1.0f / sum_of(norm[m]);
+    for (int c = 0; c < Chunks; ++c) store(to + c * LANES, acc[m][c] * inverse);
+  }
 }
 
 template <class T, int D>
-void attend_rows(const void* query, int64_t query_stride, const void* keys, const void* values,
-                 int64_t slot_stride, const int64_t* starts, const int64_t* lengths, int64_t rows,
-                 int64_t heads, int64_t kv_heads, float scale, void* out, int threads) {
-  const Cache<T> cache{static_cast<const T*>(keys), static_cast<const T*>(values), slot_stride};
-  const int64_t group = heads / kv_heads;
-#pragma omp parallel for num_threads(threads) if (threads > 1) collapse(2) schedule(static)
-  for (int64_t row = 0; row < rows; row++)
-    for (int64_t head = 0; head < kv_heads; head++)
-      attend_head<T, D>(static_cast<const T*>(query) + row * query_stride + head * group * D,
-                        cache, starts[row] * slot_stride + head * D, lengths[row], group, scale,
-                        static_cast<T*>(out) + (row * heads + head * group) * D);
+void attend_all(const void* query, const void* keys, const void* values, const Segment* segments,
+                int64_t count, const Shape& shape, void* out, int threads) {
+  const int group = int(shape.heads / shape.kv_heads), step = MAX_QUERIES / group;
+  const auto parts = [&](int64_t s) { return (segments[s].count + step - 1) / step; };
+  int64_t tasks = 0, scores = 0;
+  for (int64_t s = 0; s < count; s++) {
+    tasks += parts(s) * shape.kv_heads;
+    scores += segments[s].count * (segments[s].length + segments[s].count) * shape.heads;
+  }
+#pragma omp parallel for num_threads(threads) if (threads > 1 && scores > PARALLEL) \
+    schedule(dynamic)
+  for (int64_t task = 0; task < tasks; task++) {
+    int64_t part = task / shape.kv_heads, s = 0;
+    for (; part >= parts(s); s++) part -= parts(s);
+    const int first = int(part) * step, left = int(segments[s].count) - first;
+    attend_head<T, D / LANES>(static_cast<const T*>(query), static_cast<const T*>(keys),
+                              static_cast<const T*>(values), static_cast<T*>(out), segments[s],
+                              first, left < step ? left : step, int(task % shape.kv_heads), shape);
+  }
 }
 
 }  // namespace
 
-// Row r attends to slots [starts[r], starts[r] + lengths[r]). Strides are in elements; `out` is
-// contiguous [rows, heads, dim]. Returns 0 if heads of this width are not built.
+// Strides are in elements; `out` is contiguous [rows, heads, dim], rows of no segment stay as they
+// are. Returns 0 if heads of this width, or groups of this size, are not built.
 extern "C" int hc_attend(int is_bf16, int64_t dim, const void* query, int64_t query_stride,
                          const void* keys, const void* values, int64_t slot_stride,
-                         const int64_t* starts, const int64_t* lengths, int64_t rows,
-                         int64_t heads, int64_t kv_heads, float scale, void* out, int threads) {
-  auto run = dim == 64    ? (is_bf16 ? attend_rows<bf16, 64> : attend_rows<float, 64>)
-             : dim == 128 ? (is_bf16 ? attend_rows<bf16, 128> : attend_rows<float, 128>)
-             : dim == 16  ? (is_bf16 ? attend_rows<bf16, 16> : attend_rows<float, 16>)
+                         const int64_t* segments, int64_t count, int64_t heads, int64_t kv_heads,
+                         float scale, void* out, int threads) {
+  if (heads / kv_heads > MAX_QUERIES) return 0;
+  auto run = dim == 16    ? (is_bf16 ? attend_all<bf16, 16> : attend_all<float, 16>)
+             : dim == 32  ? (is_bf16 ? attend_all<bf16, 32> : attend_all<float, 32>)
+             : dim == 64  ? (is_bf16 ? attend_all<bf16, 64> : attend_all<float, 64>)
+             : dim == 80  ? (is_bf16 ? attend_all<bf16, 80> : attend_all<float, 80>)
+             : dim == 96  ? (is_bf16 ? attend_all<bf16, 96> : attend_all<float, 96>)
+             : dim == 128 ? (is_bf16 ? attend_all<bf16, 128> : attend_all<float, 128>)
+             : dim == 256 ? (is_bf16 ? attend_all<bf16, 256> : attend_all<float, 256>)
                           : nullptr;
   if (!run) return 0;
-  run(query, query_stride, keys, values, slot_stride, starts, lengths, rows, heads, kv_heads,
-      scale, out, threads);
+  run(query, keys, values, reinterpret_cast<const Segment*>(segments), count,
+      Shape{heads, kv_heads, query_stride, slot_stride, scale}, out, threads);
   return 1;
 }

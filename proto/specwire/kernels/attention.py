@@ -2,44 +2,116 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
 from specwire.kernels.library import kernels_for, threads
 
-# Consecutive rows of one sequence from which on matrix products beat rows that run alone.
-_LONG = 16
+# Rows of one sequence from which on torch's matrix products beat a kernel for few rows.
+_MANY = 33
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Rows [row, row + count) of a batch, of one sequence.
+
+    The first one attends to the slots [start, start + length), each further one to one more.
+    """
+
+    row: int
+    count: int
+    start: int
+    length: int
+
+
+class Reach:
+    """What each row of a batch attends to, for all layers alike."""
+
+    def __init__(self, segments: Sequence[Segment], *, block: int = 1) -> None:
+        """Take segments in order of their rows, which leave none out.
+
+        torch's operators read keys in whole blocks of `block`, those beyond the rows' reach
+        masked: their sums then take the same steps whether a row runs alone or with others
+        behind it. Such slots must hold finite numbers.
+        """
+        self.rows = segments[-1].row + segments[-1].count if segments else 0
+        self.few = [s for s in segments if s.count < _MANY]
+        self.many = [s for s in segments if s.count >= _MANY]
+        # As the kernel takes them.
+        self.table = torch.tensor([(s.row, s.count, s.start, s.length) for s in self.few])
+        self._block = block
+        self._masks: dict[Segment, torch.Tensor | None] = {}
+
+    def mask(self, part: Segment, group: int, like: torch.Tensor) -> torch.Tensor | None:
+        """What is added to the scores [group * count, slots] of a segment; None where nothing is.
+
+        `group` is how many query heads share a key head.
+        """
+        if part not in self._masks:
+            self._masks[part] = self._mask(part, group, like)
+        return self._masks[part]
+
+    def _mask(self, part: Segment, group: int, like: torch.Tensor) -> torch.Tensor | None:
+        if part.count > 1 and part.length == 1:
+            return None  # causal by itself
+        last = part.length + part.count - 1
+        width = -(-last // self._block) * self._block
+        if part.count == 1 and width == last:
+            return None
+        rows = torch.arange(part.length, last + 1, device=like.device)
+        hidden = torch.arange(width, device=like.device) >= rows[:, None]
+        mask = like.new_zeros(part.count, width).masked_fill_(hidden, -torch.inf)
+        return mask.repeat(group, 1)
 
 
 def attend(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    starts: torch.Tensor,
-    lengths: torch.Tensor,
+    reach: Reach,
     scale: float,
 ) -> torch.Tensor:
-    """Attend row r to the slots [starts[r], starts[r] + lengths[r]).
+    """Attend packed rows to the slots that they reach.
 
     Args:
-        query: [rows, heads, d], rows of any stride.
+        query: [rows, heads, d], of any strides.
         keys: [slots, kv_heads, d]; `heads` is a multiple of `kv_heads`.
         values: as `keys`.
-        starts: int64 [rows].
-        lengths: int64 [rows], at least 1.
+        reach: of the rows.
         scale: of the scores.
 
     Returns [rows, heads, d], contiguous.
     """
-    kernels = kernels_for(query, keys, values)
+    _, heads, d = query.shape
+    out = query.new_empty(reach.rows, heads, d)
+    by_torch = reach.many
+    if reach.few and not _attend_few(query, keys, values, reach, scale, out):
+        by_torch = [*reach.few, *reach.many]
+    for part in by_torch:
+        mask = reach.mask(part, heads // keys.shape[1], query)
+        rows = slice(part.row, part.row + part.count)
+        out[rows] = _attend(query[rows], keys, values, part, mask, scale)
+    return out
+
+
+def _attend_few(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    reach: Reach,
+    scale: float,
+    out: torch.Tensor,
+) -> bool:
+    kernels: Any = kernels_for(query, keys, values)
     if kernels is None or not (keys.is_contiguous() and values.is_contiguous()):
-        return _attend(query, keys, values, starts, lengths, scale)
-    rows, heads, d = query.shape
-    if rows >= _LONG and any(count >= _LONG for _, _, count in _runs(starts, lengths)):
-        return _attend(query, keys, values, starts, lengths, scale)
+        return False
+    _, heads, d = query.shape
     if query.stride(1) != d:
         query = query.contiguous()
-    out = query.new_empty(rows, heads, d)
     done = kernels.hc_attend(
         query.dtype == torch.bfloat16,
         d,
@@ -48,60 +120,39 @@ def attend(
         keys.data_ptr(),
         values.data_ptr(),
         keys.stride(0),
-        starts.data_ptr(),
-        lengths.data_ptr(),
-        rows,
+        reach.table.data_ptr(),
+        len(reach.few),
         heads,
         keys.shape[1],
         scale,
         out.data_ptr(),
         threads(),
     )
-    return out if done else _attend(query, keys, values, starts, lengths, scale)
-
-
-def _runs(starts: torch.Tensor, lengths: torch.Tensor) -> list[tuple[int, int, int]]:
-    """Consecutive rows of one sequence: its start, the first row's length, and the rows."""
-    runs: list[tuple[int, int, int]] = []
-    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
-        if runs and runs[-1][0] == start and runs[-1][1] + runs[-1][2] == length:
-            runs[-1] = (start, runs[-1][1], runs[-1][2] + 1)
-        else:
-            runs.append((start, length, 1))
-    return runs
+    return bool(done)
 
 
 def _attend(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    starts: torch.Tensor,
-    lengths: torch.Tensor,
+    part: Segment,
+    mask: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
-    heads, d = query.shape[1:]
+    """One segment's rows [n, heads, d] by torch's operator."""
+    count, heads, d = query.shape
     kv_heads = keys.shape[1]
-    pieces = []
-    at = 0
-    for start, length, count in _runs(starts, lengths):
-        reach = slice(start, start + length + count - 1)
-        # The heads of a group read the same keys: they are folded into the rows.
-        folded = query[at : at + count].view(count, kv_heads, -1, d).transpose(0, 1)
+    width = part.length + part.count - 1 if mask is None else mask.shape[1]
+    slots = slice(part.start, part.start + width)
+    read = keys[slots].transpose(0, 1)[None], values[slots].transpose(0, 1)[None]
+    by_head = query.transpose(0, 1)[None]
+    if mask is None and count > 1:
         out = F.scaled_dot_product_attention(
-            folded.reshape(1, kv_heads, -1, d),
-            keys[reach].transpose(0, 1)[None],
-            values[reach].transpose(0, 1)[None],
-            attn_mask=_causal(length, count, heads // kv_heads, query.device),
-            scale=scale,
+            by_head, *read, is_causal=True, scale=scale, enable_gqa=heads > kv_heads
         )
-        pieces.append(out.view(kv_heads, count, -1, d).transpose(0, 1).reshape(count, heads, d))
-        at += count
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-
-
-def _causal(length: int, count: int, group: int, device: torch.device) -> torch.Tensor | None:
-    """Each of the last `count` rows sees the past and itself; no mask for a single one."""
-    if count == 1:
-        return None
-    last = torch.arange(length, length + count, device=device).repeat_interleave(group)
-    return torch.arange(length + count - 1, device=device) < last[:, None]
+    else:
+        # The heads of a group read the same keys: fold them into query rows.
+        folded = by_head.reshape(1, kv_heads, -1, d)
+        out = F.scaled_dot_product_attention(folded, *read, attn_mask=mask, scale=scale)
+        out = out.view(1, heads, count, d)
+    return out[0].transpose(0, 1)

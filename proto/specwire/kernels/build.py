@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-_SOURCES = ("draw.cpp", "attend.cpp", "layer.cpp", "near.cpp")
+_SOURCES = ("draw.cpp", "attend.cpp", "layer.cpp", "linear.cpp", "near.cpp")
 _HEADERS = ("element.h", "philox.h")
 # GCC 12 warns of its own AVX-512 intrinsics, hence -w.
 _FLAGS = (

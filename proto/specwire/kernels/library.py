@@ -22,9 +22,11 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "hc_shares": [_INT, _POINTER, *[_LONG] * 3, *[_POINTER] * 2],
     "hc_near_best": [_INT, _POINTER, *[_LONG] * 3, _FLOAT, _POINTER, _POINTER, _LONG],
     "hc_attend": [
-        _INT, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _POINTER,
+        _INT, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _POINTER,
         _LONG, _LONG, _LONG, _FLOAT, _POINTER, _INT,
     ],
+    "hc_linear": [*[_POINTER] * 4, *[_LONG] * 3, _INT],
+    "hc_start_tiles": [],
     "hc_join": [
         _INT, _POINTER, _POINTER, _POINTER, _LONG, _POINTER, _LONG, _LONG, _FLOAT, _POINTER,
     ],

@@ -103,25 +103,69 @@ def test_logits_near_the_best(dtype: torch.dtype, margin: float) -> None:
     assert 2 not in kernels.near_best(logits, margin)[0].tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [6, 16, 64, 128])
-@pytest.mark.parametrize(("heads", "kv_heads"), [(9, 3), (4, 4), (7, 1)])
-def test_rows_attend_to_their_own_run_of_slots(width: int, heads: int, kv_heads: int) -> None:
-    keys, values = random(400, kv_heads, width), random(400, kv_heads, width, seed=1)
-    query = random(24, heads + kv_heads, width, seed=2)[:, :heads]
-    # Twenty rows of one sequence, and single ones of others.
-    starts = torch.tensor([100] * 20 + [0, 7, 399, 300])
-    lengths = torch.tensor([*range(3, 23), 1, 90, 1, 64])
-    out = kernels.attend(query, keys, values, starts, lengths, 0.3)
-    for pieces in (slice(0, 24), slice(15, 24), slice(23, 24)):
-        part = kernels.attend(query[pieces], keys, values, starts[pieces], lengths[pieces], 0.3)
-        assert torch.allclose(part, out[pieces], atol=1e-5)
-    group = heads // kv_heads
-    for row in range(24):
-        reach = slice(int(starts[row]), int(starts[row] + lengths[row]))
-        for head in range(heads):
-            weights = (keys[reach, head // group] @ query[row, head] * 0.3).softmax(-1)
-            wanted = weights @ values[reach, head // group]
-            assert torch.allclose(out[row, head], wanted, atol=1e-5)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(9, 3), (4, 4), (7, 1), (25, 1)])
+def test_rows_attend_to_their_own_slots(
+    width: int, heads: int, kv_heads: int, dtype: torch.dtype
+) -> None:
+    keys = random(600, kv_heads, width).to(dtype)
+    values = random(600, kv_heads, width, seed=1).to(dtype)
+    # More rows than a kernel takes, whole prompts, rows across blocks of keys, single ones.
+    counts, starts, lengths = [40, 35, 1, 6, 1], [100, 300, 0, 420, 576], [30, 1, 77, 59, 1]
+    segments = [
+        kernels.Segment(sum(counts[:i]), counts[i], starts[i], lengths[i]) for i in range(5)
+    ]
+    query = random(sum(counts), heads + kv_heads, width, seed=2).to(dtype)[:, :heads]
+    for block in (1, 16):
+        out = kernels.attend(query, keys, values, kernels.Reach(segments, block=block), 0.3)
+        for segment in segments:
+            for i in range(segment.count):
+                row = segment.row + i
+                reach = slice(segment.start, segment.start + segment.length + i)
+                k = keys[reach].double().repeat_interleave(heads // kv_heads, 1)
+                v = values[reach].double().repeat_interleave(heads // kv_heads, 1)
+                weights = torch.einsum("hd,shd->hs", query[row].double() * 0.3, k).softmax(-1)
+                wanted = torch.einsum("hs,shd->hd", weights, v)
+                tolerance = 3e-2 if dtype == torch.bfloat16 else 1e-5
+                assert torch.allclose(out[row].double(), wanted, atol=tolerance)
+
+
+def test_a_row_takes_the_same_steps_whatever_runs_beside_it() -> None:
+    keys, values = random(300, 2, 16), random(300, 2, 16, seed=1)
+    query = random(9, 4, 16, seed=2)
+    (alone,) = kernels.attend(
+        query[:1], keys, values, kernels.Reach([kernels.Segment(0, 1, 9, 200)], block=16), 0.3
+    )
+    for count in range(2, 9):
+        segments = [kernels.Segment(0, count, 9, 200), kernels.Segment(count, 1, 0, 250)]
+        out = kernels.attend(
+            query[: count + 1], keys, values, kernels.Reach(segments, block=16), 0.3
+        )
+        assert torch.allclose(out[0], alone, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(32, 32), (96, 64), (192, 576)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_tiled_products(outputs: int, inputs: int, biased: bool, compiled: bool) -> None:
+    weight = random(outputs, inputs).bfloat16()
+    tiled = kernels.tiled(weight)
+    if tiled is None:
+        assert not (compiled and torch.cpu._is_amx_tile_supported())
+        return
+    bias = random(outputs, seed=1) if biased else None
+    for count in (1, 15, 16, 17, 32, 33, 70):
+        rows = random(count, inputs, seed=2).bfloat16()
+        wanted = rows.double() @ weight.double().T + (0 if bias is None else bias)
+        got = kernels.linear(rows[None], tiled, bias)[0]
+        assert torch.allclose(got.double(), wanted, rtol=1e-2, atol=1e-3 * inputs)
+        assert torch.equal(got[:1], kernels.linear(rows[:1], tiled, bias))
+
+
+def test_weights_that_fill_no_tiles_are_left_to_others() -> None:
+    assert kernels.tiled(random(48, 64).bfloat16()) is None
+    assert kernels.tiled(random(64, 40).bfloat16()) is None
+    assert kernels.tiled(random(64, 64)) is None
 
 
 def close(got: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> bool:

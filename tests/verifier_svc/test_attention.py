@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from specwire import kernels
+from specwire.kernels import Reach
 from tests.support.running_engine import target_of
+from tests.support.tiny_llama import write_tiny_llama
 from verifier_svc.attention import AttentionPlan, packed_attention
 from verifier_svc.blocks import BLOCK_SIZE, Extent, blocks_for
 from verifier_svc.cache import KVCache
@@ -22,16 +25,26 @@ from verifier_svc.target import Target
 BLOCKS = 40
 
 
+@pytest.fixture(scope="module", params=["auto", "off"])
+def folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A target whose heads the compiled kernels take, with them and without."""
+    kernels.prepare(request.param)
+    yield write_tiny_llama(tmp_path_factory.mktemp("target"), hidden_size=64)
+    kernels.prepare("off")
+
+
 @pytest.fixture(scope="module")
-def eager(tiny_llama: Path) -> Any:
+def eager(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(
-        tiny_llama, dtype=torch.float32, attn_implementation="eager"
+        folder, dtype=torch.float32, attn_implementation="eager"
     )
 
 
 @pytest.fixture
-def target(tiny_llama: Path) -> Target:
-    return target_of(tiny_llama)
+def target(folder: Path) -> Target:
+    return target_of(folder)
 
 
 @pytest.fixture
@@ -151,6 +164,6 @@ def test_only_the_sequences_own_slots_are_written(target: Target, cache: KVCache
 @pytest.mark.parametrize("extra", ["softcap", "sliding_window", "s_aux", "position_bias"])
 def test_what_changes_who_attends_to_whom_is_refused_by_name(extra: str) -> None:
     module, rows = torch.nn.Linear(1, 1), torch.zeros(1, 1, 1, 4)
-    plan = AttentionPlan((), torch.zeros(0, dtype=torch.long), (), ())
+    plan = AttentionPlan(Reach([]), torch.zeros(0, dtype=torch.long), (), ())
     with pytest.raises(NotImplementedError, match=f"Linear asks for {extra}"):
         packed_attention(module, rows, rows, rows, None, plan=plan, **{extra: 4})

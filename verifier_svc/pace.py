@@ -5,8 +5,8 @@ from __future__ import annotations
 from verifier_svc.costs import StepCost
 
 # Prompt rows may make a step longer by this share of its time without them. Decoding then slows
-# by less than 2x at p95, which leaves room for noise and for costs that grow along a prompt.
-_STRETCH = 0.7
+# by less than 2x at p95: at 0.7, noise and costs that grow along a prompt made it 2.2x on a CPU.
+_STRETCH = 0.5
 # Prompt rows of any step that has them, whatever they cost: a prompt always gets on. Fewer would
 # pay more for the step than for themselves.
 _LEAST_ROWS = 16

@@ -334,4 +334,4 @@ def test_probes_are_not_waited_for(port: Recorder) -> None:
             drafting.receive(answer(Draft(1, one.entries, ())), 1.1)
         one.commit([50], 0)
     wishes = [extend.wish for _, extends, _ in port.rounds for extend in extends]
-    assert wishes == [*[Wish(0, 1)] * 4, Wish(4, 0), Wish(0, 1)]
+    assert wishes == [*[Wish(0, 1)] * 5, Wish(4, 0)]

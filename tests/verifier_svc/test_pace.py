@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import quantiles
 
 import pytest
@@ -146,8 +146,12 @@ def test_a_machine_that_changes_its_speed_under_a_prompt(factor: float) -> None:
     made.arrive(8000)
     for _ in range(20):
         made.step()
-    made.machine = Machine(
-        *(factor * x for x in (machine.fixed, machine.row, machine.prompt_row, machine.keys)),
+    made.machine = replace(
+        machine,
+        fixed=factor * machine.fixed,
+        row=factor * machine.row,
+        prompt_row=factor * machine.prompt_row,
+        keys=factor * machine.keys,
         chunk=factor * machine.chunk,
     )
     for _ in range(90):

@@ -332,8 +332,8 @@ def test_chain_probes_are_few_take_turns_and_are_no_longer_than_what_is_waited_f
         turns.append([i for i, wish in enumerate(asked[-1]) if wish == Wish(PROBE_LENGTH)])
     assert turns == [list(range(8)), list(range(8, 16)), [0, 1, 2, 3, *range(16, 20)]]
     probes = Probes(since_chain=15)
-    asked = probes.apply([Wish(2), NO_WISH], [Wish(8), Wish(8)], 16)
-    assert asked == [Wish(2), Wish(2)]
+    beside = probes.apply([Wish(2), NO_WISH], [Wish(8), Wish(8)], 16)
+    assert beside == [Wish(2), Wish(2)]
     probes = Probes(since_chain=15)
     assert probes.apply([NO_WISH], [Wish(1)], 16) == [Wish(1)], "the cap binds"
 

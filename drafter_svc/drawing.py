@@ -96,4 +96,5 @@ def noise_of(
     choices = [opening.choice_index for opening in openings]
     temperatures = [opening.temperature * draft_temperature for opening in openings]
     keys = torch.tensor([seeds, list(positions), choices], device=device)
-    return Noise(*keys, torch.tensor(temperatures, dtype=torch.float32, device=device))
+    scales = torch.tensor(temperatures, dtype=torch.float32, device=device)
+    return Noise(keys[0], keys[1], keys[2], scales)

@@ -141,7 +141,8 @@ def race(
         ValueError: a logit is not a number, or none is finite.
     """
     key = torch.tensor([[seed], [position], [choice]], device=logits.device)
-    noise = kernels.Noise(*key, torch.tensor([temperature], device=logits.device))
+    temperatures = torch.tensor([temperature], device=logits.device)
+    noise = kernels.Noise(key[0], key[1], key[2], temperatures)
     winner = int(kernels.draw(logits[None], noise, ids))
     if winner < 0:
         raise ValueError("the target's logits are not finite")

@@ -17,17 +17,36 @@ NAME = "holdcourse"
 _NOT_SERVED = ("softcap", "sliding_window", "s_aux", "position_bias")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AttentionPlan:
     """What a packed batch writes to and reads from the cache.
 
     `slots` is int64 [rows]; `keys` and `values` hold per layer [slots, kv_heads, head_dim].
+    `rotation` is made by the first layer that needs it, for all of them.
     """
 
     reach: Reach
     slots: torch.Tensor
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
+    rotation: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        """Keep a layer's keys and values [rows, kv_heads, d], then attend as the plan says.
+
+        `query` is [rows, heads, d]; the result too, contiguous.
+        """
+        keys, values = self.keys[layer], self.values[layer]
+        keys.index_copy_(0, self.slots, key)
+        values.index_copy_(0, self.slots, value)
+        return kernels.attend(query, keys, values, self.reach, scale)
 
 
 def packed_attention(
@@ -54,12 +73,9 @@ def packed_attention(
         if kwargs.get(extra) is not None:
             raise NotImplementedError(f"{type(module).__name__} asks for {extra}.")
     layer: int = module.layer_idx  # type: ignore[assignment]
-    keys, values = plan.keys[layer], plan.values[layer]
-    keys.index_copy_(0, plan.slots, key[0].transpose(0, 1))
-    values.index_copy_(0, plan.slots, value[0].transpose(0, 1))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = kernels.attend(query[0].transpose(0, 1), keys, values, plan.reach, scale)
-    return out[None], None
+    query, key, value = (state[0].transpose(0, 1) for state in (query, key, value))
+    return plan.attend(layer, query, key, value, scale)[None], None
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -1,4 +1,4 @@
-"""Small steps of a target's layers in one pass each, where that gives what the layers give."""
+"""Replaces parts of a target's layers by fused ones, where those give what the parts give."""
 
 from __future__ import annotations
 
@@ -7,44 +7,15 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from specwire import kernels
-from specwire.torch import PackedLinear, packable
-
-
-class FusedNorm(torch.nn.Module):
-    """An RMS norm of rows [..., width]."""
-
-    def __init__(self, weight: torch.Tensor, eps: float) -> None:
-        super().__init__()
-        self._weight, self._eps = weight.detach(), eps
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Norm rows [..., width]."""
-        normed = kernels.norm(rows.reshape(-1, rows.shape[-1]), self._weight, self._eps)
-        return normed.view(rows.shape)
-
-
-class FusedMLP(torch.nn.Module):
-    """down(silu(gate(x)) * up(x)), gate and up as one product."""
-
-    def __init__(self, gate: torch.nn.Linear, up: torch.nn.Linear, down: torch.nn.Linear) -> None:
-        super().__init__()
-        biases = [linear.bias for linear in (gate, up) if linear.bias is not None]
-        self._gate_up = PackedLinear(
-            torch.cat([gate.weight, up.weight]), torch.cat(biases) if biases else None
-        )
-        self._down = PackedLinear(down.weight, down.bias)
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Map rows [..., hidden] to [..., hidden]."""
-        both = self._gate_up(rows.reshape(-1, rows.shape[-1]))
-        output: torch.Tensor = self._down(kernels.gate(both))
-        return output.view(rows.shape)
+from specwire.kernels import Reach, Segment
+from verifier_svc.attention import AttentionPlan
+from verifier_svc.blocks import BLOCK_SIZE
+from verifier_svc.fused import FusedAttention, FusedMLP, FusedNorm
 
 
 @torch.inference_mode()
 def fuse(module: torch.nn.Module) -> None:
-    """Replace norms and MLPs inside `module` for which a fused form gives the same results.
+    """Replace norms, MLPs and attention inside `module` by fused forms that give the same.
 
     Whether it does is tried, not read off names: architectures differ in details.
     """
@@ -65,26 +36,62 @@ def _fused(module: Any) -> torch.nn.Module | None:
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weight = getattr(module, "weight", None)
     if isinstance(eps, float) and isinstance(weight, torch.Tensor) and weight.dim() == 1:
-        return _same(module, FusedNorm(weight, eps), weight)
-    parts = [getattr(module, f"{name}_proj", None) for name in ("gate", "up", "down")]
-    gate, up, down = parts
-    if (
-        isinstance(gate, torch.nn.Linear)
-        and isinstance(up, torch.nn.Linear)
-        and isinstance(down, torch.nn.Linear)
-        and packable(gate.weight)
-        and (gate.bias is None) == (up.bias is None)
-    ):
-        return _same(module, FusedMLP(gate, up, down), gate.weight)
+        return _same(module, FusedNorm(weight, eps), weight, {})
+    if gate_up := _linears(module, "gate_proj", "up_proj"):
+        gate, up = gate_up
+        if isinstance(down := getattr(module, "down_proj", None), torch.nn.Module):
+            return _same(module, FusedMLP(gate, up, down), gate.weight, {})
+    elif (qkv := _linears(module, "q_proj", "k_proj", "v_proj")) and hasattr(module, "head_dim"):
+        fuse(module)  # norms of heads
+        weight = qkv[0].weight
+        return _same(module, FusedAttention(module), weight, _surroundings(module, weight))
     return None
 
 
+def _linears(module: Any, *names: str) -> list[torch.nn.Linear]:
+    """These layers of a module, if it has them all, with a bias in all or in none."""
+    layers = [getattr(module, name, None) for name in names]
+    linears = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
+    alike = len({linear.bias is None for linear in linears}) == 1
+    return linears if alike and len(linears) == len(names) else []
+
+
+def _surroundings(module: Any, like: torch.Tensor) -> dict[str, Any]:
+    """What an attention module is called with: three rows of a prompt, and a cache for them."""
+    width = module.head_dim
+    angles = torch.arange(3, device=like.device)[:, None] / torch.arange(
+        1, width // 2 + 1, device=like.device
+    )
+    angles = torch.cat([angles, angles], -1)[None]
+    shape = BLOCK_SIZE, module.k_proj.out_features // width, width
+    pools = (like.new_zeros(shape),) * (module.layer_idx + 1)
+    values = (like.new_zeros(shape),) * (module.layer_idx + 1)
+    reach = Reach([Segment(0, 3, 0, 1)], block=BLOCK_SIZE)
+    slots = torch.arange(3, device=like.device)
+    return {
+        "position_embeddings": (angles.cos().to(like), angles.sin().to(like)),
+        "attention_mask": None,
+        "plan": AttentionPlan(reach, slots, pools, values),
+    }
+
+
 def _same(
-    module: torch.nn.Module, fused: torch.nn.Module, weight: torch.Tensor
+    module: torch.nn.Module,
+    fused: torch.nn.Module,
+    weight: torch.Tensor,
+    surroundings: dict[str, Any],
 ) -> torch.nn.Module | None:
     """The fused module, if it maps some rows to what the module maps them to."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(1, 3, weight.shape[-1], generator=generator).to(weight)
-    expected, got = module(rows).float(), fused(rows).float()
+    try:
+        expected, got = (_first(m(rows, **surroundings)).float() for m in (module, fused))
+    except (NotImplementedError, TypeError):
+        return None
     far = F.mse_loss(got, expected).sqrt() / expected.square().mean().sqrt()
     return fused if far < 2 * torch.finfo(weight.dtype).eps else None
+
+
+def _first(output: Any) -> torch.Tensor:
+    state: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return state

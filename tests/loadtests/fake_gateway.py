@@ -47,8 +47,8 @@ class Behaviour:
     def prompt(self, body: dict[str, Any]) -> tuple[int, int]:
         """Length of a prompt, a token a character, and what of it is cached."""
         texts = [message["content"] for message in body["messages"]]
-        salts = [earlier["cache_salt"] for earlier in self.bodies[:-1]]
-        reused = len(texts) > 1 and body["cache_salt"] in salts
+        salts = {earlier.get("cache_salt") for earlier in self.bodies[:-1]} - {None}
+        reused = len(texts) > 1 and body.get("cache_salt") in salts
         return len("".join(texts)), len("".join(texts[:-1])) if reused else 0
 
 

@@ -32,8 +32,10 @@ void configure(int upper, int lower) {
 }
 
 // Results [rows up to 32, 32] of rows that lie `width` elements apart, for one column of weights.
-template <bool Lower, bool First>
-void column(const uint16_t* rows, int64_t width, const uint16_t* weights, float* results) {
+// At each step `lines` cache lines are fetched from `ahead` on.
+template <bool Lower>
+void column(const uint16_t* rows, int64_t width, const uint16_t* weights, const char* ahead,
+            int lines, float* results) {
   _tile_zero(0);
   _tile_zero(1);
   if (Lower) {
@@ -41,9 +43,7 @@ void column(const uint16_t* rows, int64_t width, const uint16_t* weights, float*
     _tile_zero(3);
   }
   for (int64_t k = 0; k < width; k += PAIR, weights += 2 * TILE) {
-    if (First)
-      for (int i = 0; i < 2 * TILE; i += 32)
-        _mm_prefetch(reinterpret_cast<const char*>(weights + i) + AHEAD, _MM_HINT_T0);
+    for (int i = 0; i < lines; ++i, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T0);
     _tile_loadd(4, rows + k, width * 2);
     _tile_loadd(6, weights, 64);
     _tile_loadd(7, weights + TILE, 64);
@@ -72,6 +72,8 @@ extern "C" int hc_start_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) != 
 // them out, to out [count, outputs]. `bias` is fp32 [outputs] or null.
 extern "C" void hc_linear(const uint16_t* rows, const uint16_t* weights, const float* bias,
                           bf16* out, int64_t count, int64_t outputs, int64_t width, int threads) {
+  const int64_t passes = (count + PAIR - 1) / PAIR;
+  const int lines = int((2 * TILE / 32 + passes - 1) / passes);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     alignas(64) float results[PAIR * PAIR];
@@ -79,13 +81,13 @@ extern "C" void hc_linear(const uint16_t* rows, const uint16_t* weights, const f
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < outputs; n += PAIR) {
       const uint16_t* from = weights + n * width;
-      for (int64_t m = 0; m < count; m += PAIR) {
+      // One pass reads what it fetched a moment ago; several share the fetching of the next column.
+      const auto* ahead = reinterpret_cast<const char*>(from) + (passes > 1 ? width * 64 : AHEAD);
+      for (int64_t m = 0; m < count; m += PAIR, ahead += width / PAIR * lines * 64) {
         const int above = int(std::min<int64_t>(SIDE, count - m));
         const int below = int(std::clamp<int64_t>(count - m - SIDE, 0, SIDE));
         if (above != upper || below != lower) configure(upper = above, lower = below);
-        const auto run = below ? (m ? column<true, false> : column<true, true>)
-                               : (m ? column<false, false> : column<false, true>);
-        run(rows + m * width, width, from, results);
+        (below ? column<true> : column<false>)(rows + m * width, width, from, ahead, lines, results);
         for (int i = 0; i < above + below; ++i)
           for (int j = 0; j < PAIR; j += LANES) {
             Floats value = load(results + i * PAIR + j);

@@ -45,7 +45,7 @@ def served(
 ) -> tuple[Guess, list[Tensor]]:
     """The greedy chain behind ``BASE`` real entries, and the logits of its steps."""
     heard = Heard(parts.module, parts.module.embeddings(table).weight, 64)
-    chain = Chain(heard, parts.vocabulary)
+    chain = Chain(heard, parts.vocabulary, parts.cache)
     slot, _ = parts.cache.reserve((0, 0), BASE + STEPS, set())
     chain.append([Rows(slot, 0, tokens[1 : BASE + 1], features[:BASE])])
     (guess,) = chain.draft([ChainRequest(slot, BASE, STEPS, GREEDY)])

@@ -22,7 +22,7 @@ class AttentionPlan:
     """What a packed batch writes to and reads from the cache.
 
     `slots` is int64 [rows]; `keys` and `values` hold per layer [slots, kv_heads, head_dim].
-    `rotation` is made by the first layer that needs it, for all of them.
+    `rotation` and `batch` are made by the first layer that needs them, for all of them.
     """
 
     reach: Reach
@@ -30,6 +30,18 @@ class AttentionPlan:
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
     rotation: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+    batch: kernels.DecoderBatch | None = None
+
+    def turned(
+        self, cosines: torch.Tensor, sines: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What `kernels.rotate` takes, from transformers' tables [1, rows, head_dim]."""
+        if self.rotation is None:
+            half = cosines.shape[-1] // 2
+            signed = torch.cat([-sines[0, :, None, :half], sines[0, :, None, half:]], -1)
+            positions = torch.arange(cosines.shape[1], device=cosines.device)
+            self.rotation = cosines[0, :, None].contiguous(), signed, positions
+        return self.rotation
 
     def attend(
         self,

@@ -11,6 +11,7 @@ from specwire.kernels import Reach, Segment
 from verifier_svc.attention import AttentionPlan
 from verifier_svc.blocks import BLOCK_SIZE
 from verifier_svc.fused import FusedAttention, FusedMLP, FusedNorm
+from verifier_svc.fused_layer import FusedLayer
 
 
 @torch.inference_mode()
@@ -21,10 +22,11 @@ def fuse(module: torch.nn.Module) -> None:
     """
     for name, child in list(module.named_children()):
         fused = None if _hooked(child) else _fused(child)
+        if fused is None:
+            fuse(child)
+            fused = _whole(child)
         if fused is not None:
             setattr(module, name, fused)
-        else:
-            fuse(child)
 
 
 def _hooked(module: torch.nn.Module) -> bool:
@@ -44,8 +46,22 @@ def _fused(module: Any) -> torch.nn.Module | None:
     elif (qkv := _linears(module, "q_proj", "k_proj", "v_proj")) and hasattr(module, "head_dim"):
         fuse(module)  # norms of heads
         weight = qkv[0].weight
-        return _same(module, FusedAttention(module), weight, _surroundings(module, weight))
+        kv_heads = qkv[1].out_features // module.head_dim
+        around = _surroundings(module, module.head_dim, kv_heads, weight)
+        return _same(module, FusedAttention(module), weight, around)
     return None
+
+
+def _whole(layer: Any) -> torch.nn.Module | None:
+    """A decoder layer whose parts have been fused, as one."""
+    whole = None if _hooked(layer) else FusedLayer.of(layer)
+    if whole is None:
+        return None
+    attention = layer.self_attn
+    like = layer.input_layernorm.weight
+    return _same(
+        layer, whole, like, _surroundings(attention, attention.width, attention.kv_heads, like)
+    )
 
 
 def _linears(module: Any, *names: str) -> list[torch.nn.Linear]:
@@ -56,16 +72,15 @@ def _linears(module: Any, *names: str) -> list[torch.nn.Linear]:
     return linears if alike and len(linears) == len(names) else []
 
 
-def _surroundings(module: Any, like: torch.Tensor) -> dict[str, Any]:
-    """What an attention module is called with: three rows of a prompt, and a cache for them."""
-    width = module.head_dim
+def _surroundings(attention: Any, width: int, kv_heads: int, like: torch.Tensor) -> dict[str, Any]:
+    """What attention of heads so wide is called with: three rows, and a cache for them."""
     angles = torch.arange(3, device=like.device)[:, None] / torch.arange(
         1, width // 2 + 1, device=like.device
     )
     angles = torch.cat([angles, angles], -1)[None]
-    shape = BLOCK_SIZE, module.k_proj.out_features // width, width
-    pools = (like.new_zeros(shape),) * (module.layer_idx + 1)
-    values = (like.new_zeros(shape),) * (module.layer_idx + 1)
+    shape = BLOCK_SIZE, kv_heads, width
+    pools = (like.new_zeros(shape),) * (attention.layer_idx + 1)
+    values = (like.new_zeros(shape),) * (attention.layer_idx + 1)
     reach = Reach([Segment(0, 3, 0, 1)], block=BLOCK_SIZE)
     slots = torch.arange(3, device=like.device)
     return {

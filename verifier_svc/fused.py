@@ -17,11 +17,11 @@ class FusedNorm(torch.nn.Module):
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         super().__init__()
-        self._weight, self._eps = weight.detach(), eps
+        self.weight, self.eps = weight.detach(), eps
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Norm rows [..., width]."""
-        normed = kernels.norm(rows.reshape(-1, rows.shape[-1]), self._weight, self._eps)
+        normed = kernels.norm(rows.reshape(-1, rows.shape[-1]), self.weight, self.eps)
         return normed.view(rows.shape)
 
 
@@ -30,13 +30,13 @@ class FusedMLP(torch.nn.Module):
 
     def __init__(self, gate: torch.nn.Linear, up: torch.nn.Linear, down: torch.nn.Module) -> None:
         super().__init__()
-        self._gate_up = joined([gate, up])
-        self._down = down
+        self.gate_up = joined([gate, up])
+        self.down = packed(down)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Map rows [..., hidden] to [..., hidden]."""
-        both = self._gate_up(rows.reshape(-1, rows.shape[-1]))
-        output: torch.Tensor = self._down(kernels.gate(both))
+        both = self.gate_up(rows.reshape(-1, rows.shape[-1]))
+        output: torch.Tensor = self.down(kernels.gate(both))
         return output.view(rows.shape)
 
 
@@ -47,13 +47,13 @@ class FusedAttention(torch.nn.Module):
         """Take over a module that has q_proj, k_proj, v_proj, o_proj, head_dim and layer_idx."""
         super().__init__()
         self.layer_idx: int = module.layer_idx
-        self._width: int = module.head_dim
-        self._scale: float = getattr(module, "scaling", self._width**-0.5)
-        self._heads = module.q_proj.out_features // self._width
-        self._kv_heads = module.k_proj.out_features // self._width
-        self._qkv = joined([module.q_proj, module.k_proj, module.v_proj])
-        self._norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
-        self._out = module.o_proj
+        self.width: int = module.head_dim
+        self.scale: float = getattr(module, "scaling", self.width**-0.5)
+        self.heads: int = module.q_proj.out_features // self.width
+        self.kv_heads: int = module.k_proj.out_features // self.width
+        self.qkv = joined([module.q_proj, module.k_proj, module.v_proj])
+        self.norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
+        self.out = packed(module.o_proj)
 
     def forward(
         self,
@@ -64,16 +64,15 @@ class FusedAttention(torch.nn.Module):
     ) -> tuple[torch.Tensor, None]:
         """Map hidden_states [1, rows, hidden]; cosines and sines are [1, rows, head_dim]."""
         rows = hidden_states.shape[1]
-        qkv = self._qkv(hidden_states[0]).view(rows, -1, self._width)
-        query, key, value = qkv.split((self._heads, self._kv_heads, self._kv_heads), 1)
-        for norm, heads in zip(self._norms, (query, key), strict=True):
+        qkv = self.qkv(hidden_states[0]).view(rows, -1, self.width)
+        query, key, value = qkv.split((self.heads, self.kv_heads, self.kv_heads), 1)
+        for norm, heads in zip(self.norms, (query, key), strict=True):
             if norm is not None:
                 heads.copy_(norm(heads))
-        if plan.rotation is None:
-            plan.rotation = _rotation(*position_embeddings)
-        kernels.rotate(qkv[:, : self._heads + self._kv_heads], *plan.rotation)
-        attended = plan.attend(self.layer_idx, query, key, value, self._scale)
-        output: torch.Tensor = self._out(attended.flatten(1)[None])
+        rotation = plan.turned(*position_embeddings)
+        kernels.rotate(qkv[:, : self.heads + self.kv_heads], *rotation)
+        attended = plan.attend(self.layer_idx, query, key, value, self.scale)
+        output: torch.Tensor = self.out(attended.flatten(1)[None])
         return output, None
 
 
@@ -81,21 +80,15 @@ def joined(layers: Sequence[torch.nn.Linear]) -> torch.nn.Module:
     """Linear layers that read the same rows as one; all of them have a bias, or none."""
     weight = torch.cat([layer.weight for layer in layers]).detach()
     biases: list[torch.Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    bias = torch.cat(biases).detach() if biases else None
-    if packable(weight):
-        return PackedLinear(weight, bias)
-    one = torch.nn.Linear(weight.shape[1], len(weight), bias is not None, device="meta")
+    one = torch.nn.Linear(weight.shape[1], len(weight), bool(biases), device="meta")
     one.weight = torch.nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        one.bias = torch.nn.Parameter(bias, requires_grad=False)
-    return one
+    if biases:
+        one.bias = torch.nn.Parameter(torch.cat(biases).detach(), requires_grad=False)
+    return packed(one)
 
 
-def _rotation(
-    cosines: torch.Tensor, sines: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What `kernels.rotate` takes, from transformers' tables [1, rows, head_dim]."""
-    half = cosines.shape[-1] // 2
-    signed = torch.cat([-sines[0, :, None, :half], sines[0, :, None, half:]], -1)
-    positions = torch.arange(cosines.shape[1], device=cosines.device)
-    return cosines[0, :, None].contiguous(), signed, positions
+def packed(module: torch.nn.Module) -> torch.nn.Module:
+    """A linear layer packed, where that is faster."""
+    if isinstance(module, torch.nn.Linear) and packable(module.weight):
+        return PackedLinear(module.weight, module.bias)
+    return module

@@ -76,13 +76,13 @@ class Target:
         self._body: Any = model.get_decoder()
         _check_standard_attention(model, self._body)
         self.aux_layers: tuple[int, ...] = default_aux_layers(self.num_layers)
+        fuse(self._body)
         layers = self._body.layers[: self.num_layers]
         for index, layer in enumerate(layers):
             layer.register_forward_pre_hook(_keep_input(index), with_kwargs=True)
         layers[-1].register_forward_hook(_keep_output(self.num_layers), with_kwargs=True)
         self.head = Head(model.get_output_embeddings(), config)
         self.vocab_size = self.head.vocab_size
-        fuse(self._body)
         pack_linears(self._body)
 
     @property

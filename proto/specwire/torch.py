@@ -123,21 +123,23 @@ class PackedLinear(torch.nn.Module):
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         super().__init__()
+        tiled = kernels.tiled(weight)
         self._bias = None if bias is None else bias.detach()
-        self._tiles = kernels.tiled(weight)
-        if self._tiles is not None:
-            self._bias = None if bias is None else bias.detach().float()
+        # For our own kernel, or None.
+        self.product: kernels.Product | None = None
+        if tiled is not None:
+            self.product = kernels.Product(tiled, None if bias is None else bias.detach().float())
             return
         self._packed = torch.ops.mkldnn._reorder_linear_weight(
             weight.detach().contiguous(), self._ROWS
         )
-        self._product = torch.ops.mkldnn._linear_pointwise.default
+        self._onednn = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Map [..., in] to [..., out]."""
-        if self._tiles is not None:
-            return kernels.linear(rows, self._tiles, self._bias)
-        product: torch.Tensor = self._product(rows, self._packed, self._bias, "none", [], "")
+        if self.product is not None:
+            return kernels.linear(rows, self.product)
+        product: torch.Tensor = self._onednn(rows, self._packed, self._bias, "none", [], "")
         return product
 
 

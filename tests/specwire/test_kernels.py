@@ -154,12 +154,13 @@ def test_tiled_products(outputs: int, inputs: int, biased: bool, compiled: bool)
         assert not (compiled and torch.cpu._is_amx_tile_supported())
         return
     bias = random(outputs, seed=1) if biased else None
+    product = kernels.Product(tiled, bias)
     for count in (1, 15, 16, 17, 32, 33, 70):
         rows = random(count, inputs, seed=2).bfloat16()
         wanted = rows.double() @ weight.double().T + (0 if bias is None else bias)
-        got = kernels.linear(rows[None], tiled, bias)[0]
+        got = kernels.linear(rows[None], product)[0]
         assert torch.allclose(got.double(), wanted, rtol=1e-2, atol=1e-3 * inputs)
-        assert torch.equal(got[:1], kernels.linear(rows[:1], tiled, bias))
+        assert torch.equal(got[:1], kernels.linear(rows[:1], product))
 
 
 def test_weights_that_fill_no_tiles_are_left_to_others() -> None:

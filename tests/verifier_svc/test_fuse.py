@@ -10,18 +10,25 @@ import pytest
 import torch
 from transformers import GemmaConfig, LlamaConfig, Qwen2Config, Qwen3Config
 from transformers.models.gemma.modeling_gemma import GemmaMLP, GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
-from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaRMSNorm,
+)
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention, Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer
 
 from specwire import kernels
 from specwire.kernels import Reach, Segment
 from verifier_svc.attention import NAME, AttentionPlan
 from verifier_svc.fuse import fuse
 from verifier_svc.fused import FusedAttention, FusedMLP, FusedNorm
+from verifier_svc.fused_layer import FusedLayer
 
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
-HEADS: dict[str, Any] = {**SHAPE, "num_key_value_heads": 2, "head_dim": 16}
+# Heads of a width that all kernels take.
+HEADS: dict[str, Any] = {**SHAPE, "num_key_value_heads": 2, "head_dim": 32}
 ATTENTION = [
     LlamaConfig(**HEADS),
     LlamaConfig(**HEADS, attention_bias=True),
@@ -80,10 +87,10 @@ def test_attention(config: Any, dtype: torch.dtype) -> None:
     assert isinstance(quick, FusedAttention)
     # Rows of two sequences, one of them with a past.
     reach = Reach([Segment(0, 3, 0, 6), Segment(3, 4, 16, 1)], block=16)
-    angles = torch.tensor([5, 6, 7, 0, 1, 2, 3])[:, None] * torch.rand(8)
+    angles = torch.tensor([5, 6, 7, 0, 1, 2, 3])[:, None] * torch.rand(16)
     angles = torch.cat([angles, angles], -1)[None]
     embeddings = angles.cos().to(dtype), angles.sin().to(dtype)
-    rows, past = torch.randn(1, 7, 64).to(dtype), torch.randn(32, 2, 16).to(dtype)
+    rows, past = torch.randn(1, 7, 64).to(dtype), torch.randn(32, 2, 32).to(dtype)
     outputs, kept = [], []
     for module in (plain, quick):
         pools = [past.clone(), past.clone()], [past.clone(), past.clone()]
@@ -94,6 +101,47 @@ def test_attention(config: Any, dtype: torch.dtype) -> None:
         kept.append(torch.cat([pools[0][1], pools[1][1]]))
     assert near(outputs[1][0], outputs[0][0])
     assert near(kept[1], kept[0])
+
+
+LAYERS = {
+    LlamaConfig: LlamaDecoderLayer,
+    Qwen2Config: Qwen2DecoderLayer,
+    Qwen3Config: Qwen3DecoderLayer,
+}
+
+
+@pytest.mark.parametrize("config", ATTENTION, ids=lambda config: type(config).__name__)
+def test_a_whole_layer_takes_the_steps_of_its_parts(config: Any) -> None:
+    config._attn_implementation = NAME
+    plain, quick = fused(LAYERS[type(config)](config, 1), torch.bfloat16)
+    if kernels.tiled(torch.zeros(32, 32, dtype=torch.bfloat16)) is None:
+        assert type(quick) is type(plain)
+        return
+    assert isinstance(quick, FusedLayer)
+    angles = torch.arange(80)[:, None] * torch.rand(16)
+    angles = torch.cat([angles, angles], -1)[None]
+    past = torch.randn(160, 2, 32).bfloat16()
+    # Rows that decode, and beside a prompt of more rows than the kernel takes.
+    for counts in ([1], [3, 1, 7], [2, 40]):
+        starts = [0, 48, 64]
+        segments = [
+            Segment(sum(counts[:i]), count, starts[i], 5 + i) for i, count in enumerate(counts)
+        ]
+        slots = torch.cat([torch.arange(s.count) + s.start + s.length - 1 for s in segments])
+        rows = torch.randn(1, sum(counts), 64).bfloat16()
+        table = angles[:, slots % 48]
+        outputs, kept = [], []
+        for module in (plain, quick.layer, quick):
+            pools = [past.clone(), past.clone()], [past.clone(), past.clone()]
+            plan = AttentionPlan(Reach(segments, block=16), slots, tuple(pools[0]), tuple(pools[1]))
+            embeddings = table.cos().bfloat16(), table.sin().bfloat16()
+            arguments = {"position_embeddings": embeddings, "attention_mask": None, "plan": plan}
+            output = module(rows, **arguments)
+            outputs.append(output[0] if isinstance(output, tuple) else output)
+            kept.append(torch.cat([pools[0][1], pools[1][1]]))
+        assert near(outputs[1], outputs[0])
+        assert torch.equal(outputs[2], outputs[1])
+        assert torch.equal(kept[2], kept[1])
 
 
 def test_layers_that_differ_are_left_as_they_are() -> None:

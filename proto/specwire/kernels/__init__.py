@@ -4,14 +4,19 @@ Every function takes tensors of any device and gives the same result either way,
 """
 
 from specwire.kernels.attention import Reach, Segment, attend
+from specwire.kernels.decoder import Decoder, DecoderBatch, DecoderWeights
 from specwire.kernels.drawing import Noise, draw, near_best, shares
 from specwire.kernels.layer import add_norm, gate, join, norm, rotate
 from specwire.kernels.library import Compile, prepare
-from specwire.kernels.linear import linear, tiled
+from specwire.kernels.linear import Product, linear, tiled
 
 __all__ = [
     "Compile",
+    "Decoder",
+    "DecoderBatch",
+    "DecoderWeights",
     "Noise",
+    "Product",
     "Reach",
     "Segment",
     "add_norm",

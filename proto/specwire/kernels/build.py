@@ -11,8 +11,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-_SOURCES = ("draw.cpp", "attend.cpp", "layer.cpp", "linear.cpp", "near.cpp")
-_HEADERS = ("element.h", "philox.h")
+_SOURCES = ("attend.cpp", "decoder.cpp", "draw.cpp", "layer.cpp", "linear.cpp", "near.cpp")
+_HEADERS = ("attend.h", "element.h", "linear.h", "philox.h", "rows.h")
 # GCC 12 warns of its own AVX-512 intrinsics, hence -w.
 _FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp",

@@ -1,26 +1,9 @@
-// What a decoder layer does between its matrix products. Widths are multiples of LANES.
-#include "element.h"
+// What a decoder layer does between its matrix products, over packed rows.
+#include "rows.h"
 
 namespace {
 
-// sum = base + delta (null: none), rounded to T; normed = RMSNorm of the sum. sum may be null.
-template <class T>
-void add_norm_row(const T* base, const T* delta, const T* weight, int64_t width, float eps,
-                  T* sum_out, T* normed) {
-  Floats squares{};
-  for (int64_t d = 0; d < width; d += LANES) {
-    Floats values = load(base + d);
-    if (delta) {
-      store(sum_out + d, values + load(delta + d));
-      values = load(sum_out + d);
-    }
-    squares += values * values;
-  }
-  const float scale = 1.0f / std::sqrt(sum(squares) / float(width) + eps);
-  const T* from = delta ? sum_out : base;
-  for (int64_t d = 0; d < width; d += LANES)
-    store(normed + d, load(from + d) * scale * load(weight + d));
-}
+constexpr int64_t PARALLEL = 1 << 15;  // elements from which threads pay
 
 template <class T>
 void join(const T* embedding, const int64_t* tokens, const T* state, int64_t state_stride,
@@ -35,33 +18,16 @@ void join(const T* embedding, const int64_t* tokens, const T* state, int64_t sta
 template <class T>
 void rotate(T* heads, int64_t stride, const T* cosines, const T* sines, const int64_t* positions,
             int64_t rows, int64_t count, int64_t dim) {
-  const int64_t half = dim / 2;
-  for (int64_t r = 0; r < rows; r++) {
-    const T* cos = cosines + positions[r] * dim;
-    const T* sin = sines + positions[r] * dim;
-    for (int64_t h = 0; h < count; h++) {
-      T* at = heads + r * stride + h * dim;
-      for (int64_t d = 0; d < half; d += LANES) {
-        const Floats first = load(at + d), second = load(at + half + d);
-        store(at + d, first * load(cos + d) + second * load(sin + d));
-        store(at + half + d, second * load(cos + half + d) + first * load(sin + half + d));
-      }
-    }
-  }
+#pragma omp parallel for if (rows * count * dim > PARALLEL)
+  for (int64_t r = 0; r < rows; r++)
+    rotate_row(heads + r * stride, cosines + positions[r] * dim, sines + positions[r] * dim, count,
+               dim);
 }
 
 template <class T>
 void gate(const T* both, int64_t rows, int64_t width, T* out) {
-  for (int64_t r = 0; r < rows; r++) {
-    const T *in = both + 2 * r * width, *up = in + width;
-    for (int64_t d = 0; d < width; d += LANES) {
-      const Floats x = load(in + d);
-      // x * sigmoid(x), by exp of what is never positive.
-      const Floats e = exp_of_negative(x > 0.0f ? -x : x);
-      const Floats sigmoid = (x > 0.0f ? Floats{} + 1.0f : e) / (e + 1.0f);
-      store(out + r * width + d, x * sigmoid * load(up + d));
-    }
-  }
+#pragma omp parallel for if (rows * width > PARALLEL)
+  for (int64_t r = 0; r < rows; r++) gate_row(both + 2 * r * width, width, out + r * width);
 }
 
 }  // namespace
@@ -80,6 +46,7 @@ extern "C" void hc_join(int is_bf16, const void* embedding, const int64_t* token
 extern "C" void hc_add_norm(int is_bf16, const void* base, int64_t base_stride, const void* delta,
                             const void* weight, int64_t rows, int64_t width, float eps, void* sum,
                             void* normed) {
+#pragma omp parallel for if (rows * width > PARALLEL)
   for (int64_t r = 0; r < rows; r++) {
     const int64_t from = r * base_stride, at = r * width;
     if (is_bf16) {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from specwire.kernels.library import kernels_for, threads
@@ -12,7 +14,7 @@ _PAIR = 2 * _SIDE
 
 
 def tiled(weight: torch.Tensor) -> torch.Tensor | None:
-    """A bf16 weight [out, in] as `linear` reads it: [out / 32, in / 32, 2, 16, 16, 2].
+    """A bf16 weight [out, in] as the kernel reads it: [out / 32, in / 32, 2, 16, 16, 2].
 
     None where there is no kernel for it: it takes a CPU with matrix tiles (AMX).
     """
@@ -26,21 +28,38 @@ def tiled(weight: torch.Tensor) -> torch.Tensor | None:
     return parts.permute(0, 3, 1, 4, 2, 5).contiguous()
 
 
-def linear(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The product of bf16 rows [..., in] with a `tiled` weight, and an fp32 bias: [..., out]."""
-    inputs, outputs = weight.shape[1] * _PAIR, weight.shape[0] * _PAIR
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A `tiled` weight, and an fp32 bias [out] if there is one."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    @property
+    def inputs(self) -> int:
+        """Elements of a row that it maps."""
+        return self.weight.shape[1] * _PAIR
+
+    @property
+    def outputs(self) -> int:
+        """Elements of a result."""
+        return self.weight.shape[0] * _PAIR
+
+
+def linear(rows: torch.Tensor, product: Product) -> torch.Tensor:
+    """The product with bf16 rows [..., in], bias added: [..., out]."""
     rows = rows.contiguous()
-    out = rows.new_empty(*rows.shape[:-1], outputs)
+    out = rows.new_empty(*rows.shape[:-1], product.outputs)
     kernels = kernels_for(rows)
     assert kernels is not None, "weights are tiled where there are kernels"
     kernels.hc_linear(
         rows.data_ptr(),
-        weight.data_ptr(),
-        None if bias is None else bias.data_ptr(),
+        product.weight.data_ptr(),
+        None if product.bias is None else product.bias.data_ptr(),
         out.data_ptr(),
-        rows.numel() // inputs,
-        outputs,
-        inputs,
+        rows.numel() // product.inputs,
+        product.outputs,
+        product.inputs,
         threads(),
     )
     return out

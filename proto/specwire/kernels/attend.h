@@ -1,0 +1,188 @@
+// Attention of packed rows over contiguous slabs of keys and values, for a few rows a sequence.
+#pragma once
+#include "element.h"
+
+namespace {
+
+constexpr int RUNS = 4;
+constexpr int BLOCK = RUNS * LANES;  // keys at a time
+constexpr int MAX_QUERIES = 24;         // their state stays in the first-level cache
+constexpr int64_t PARALLEL = 1 << 12;  // scores from which threads pay
+
+template <int Width>
+inline Floats rotated(Floats v) {
+  Ints from;
+  for (int i = 0; i < LANES; ++i) from[i] = (i + Width) % LANES;
+  return __builtin_shuffle(v, from);
+}
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+// The largest lane, and the sum of all lanes, in every lane.
+inline Floats max_of(Floats v) {
+  v = larger(v, rotated<8>(v));
+  v = larger(v, rotated<4>(v));
+  v = larger(v, rotated<2>(v));
+  return larger(v, rotated<1>(v));
+}
+
+inline Floats sum_of(Floats v) {
+  v += rotated<8>(v);
+  v += rotated<4>(v);
+  v += rotated<2>(v);
+  return v + rotated<1>(v);
+}
+
+// Halves the partial sums in each run of 2 * Width lanes: a's runs, then b's.
+template <int Width>
+inline Floats fold(Floats a, Floats b) {
+  Ints low, high;
+  for (int i = 0; i < LANES; ++i) {
+    low[i] = i / Width * 2 * Width + i % Width;
+    high[i] = low[i] + Width;
+  }
+  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+}
+
+// Lane j of the result is the sum of all lanes of v[j].
+inline Floats sums_of(const Floats (&v)[LANES]) {
+  Floats a[8], b[4];
+  for (int i = 0; i < 8; ++i) a[i] = fold<8>(v[2 * i], v[2 * i + 1]);
+  for (int i = 0; i < 4; ++i) b[i] = fold<4>(a[2 * i], a[2 * i + 1]);
+  return fold<1>(fold<2>(b[0], b[1]), fold<2>(b[2], b[3]));
+}
+
+// Rows [row, row + count): the first attends to slots [start, start + length), each further one to
+// one more.
+struct Segment {
+  int64_t row, count, start, length;
+};
+
+struct Shape {
+  int64_t heads, kv_heads, query_stride, slot_stride;
+  float scale;
+};
+
+// Reads `here` rows in whole runs of lanes; beyond the end the last row stands in, to be masked.
+template <class T, int Chunks>
+inline void read_block(Floats (&block)[BLOCK][Chunks], const T* from, int64_t stride, int here,
+                       int runs) {
+  for (int j = 0; j < runs * LANES; ++j) {
+    const T* row = from + (j < here ? j : here - 1) * stride;
+    for (int c = 0; c < Chunks; ++c) block[j][c] = load(row + c * LANES);
+  }
+}
+
+// Rows [first, first + rows) of a segment, for the query heads that share key head `head`.
+// Every query takes the same steps whatever runs beside it.
+template <class T, int Chunks>
+void attend_head(const T* query, const T* keys, const T* values, T* out, const Segment& segment,
+                 int first, int rows, int head, const Shape& shape) {
+  constexpr int D = Chunks * LANES;
+  const int group = int(shape.heads / shape.kv_heads);
+  const int64_t slot_stride = shape.slot_stride;
+  const int queries = rows * group;
+  Floats q[MAX_QUERIES][Chunks], acc[MAX_QUERIES][Chunks];
+  Floats norm[MAX_QUERIES], most[MAX_QUERIES];
+  const Floats lowest = Floats{} - INFINITY;
+  for (int m = 0; m < queries; ++m) {
+    const int64_t row = segment.row + first + m / group;
+    const T* from = query + row * shape.query_stride + (head * group + m % group) * D;
+    for (int c = 0; c < Chunks; ++c) {
+      q[m][c] = load(from + c * LANES) * shape.scale;
+      acc[m][c] = Floats{};
+    }
+    norm[m] = Floats{};
+    most[m] = lowest;
+  }
+  keys += segment.start * slot_stride + head * D;
+  values += segment.start * slot_stride + head * D;
+  const int64_t base = segment.length + first;  // keys that the first row sees
+  const int64_t length = base + rows - 1;
+  Ints lane;
+  for (int i = 0; i < LANES; ++i) lane[i] = i;
+  Floats block[BLOCK][Chunks], weights[MAX_QUERIES][RUNS];
+  for (int64_t at = 0; at < length; at += BLOCK) {
+    const int here = length - at < BLOCK ? int(length - at) : BLOCK;
+    const int runs = (here + LANES - 1) / LANES;
+    read_block<T, Chunks>(block, keys + at * slot_stride, slot_stride, here, runs);
+    for (int m = 0; m < queries; ++m) {
+      const int64_t seen = base + m / group - at;
+      Floats top = most[m];
+      for (int r = 0; r < runs; ++r) {
+        Floats dots[LANES];
+        for (int j = 0; j < LANES; ++j) {
+          const Floats* k = block[r * LANES + j];
+          dots[j] = q[m][0] * k[0];
+          for (int c = 1; c < Chunks; ++c) dots[j] += q[m][c] * k[c];
+        }
+        Floats scores = sums_of(dots);
+        if (seen < (r + 1) * LANES) scores = lane + r * LANES < int(seen) ? scores : lowest;
+        weights[m][r] = scores;
+        top = larger(top, scores);
+      }
+      top = max_of(top);
+      const Floats shrink = exp_of_negative(most[m] - top);
+      most[m] = top;
+      norm[m] *= shrink;
+      for (int c = 0; c < Chunks; ++c) acc[m][c] *= shrink;
+      for (int r = 0; r < runs; ++r) {
+        weights[m][r] = exp_of_negative(weights[m][r] - top);
+        norm[m] += weights[m][r];
+      }
+    }
+    read_block<T, Chunks>(block, values + at * slot_stride, slot_stride, here, runs);
+    for (int m = 0; m < queries; ++m) {
+      const float* w = reinterpret_cast<const float*>(weights[m]);
+      Floats even[Chunks], odd[Chunks];
+      for (int c = 0; c < Chunks; ++c) even[c] = acc[m][c], odd[c] = Floats{};
+      for (int j = 0; j < runs * LANES; j += 2) {
+        for (int c = 0; c < Chunks; ++c) even[c] += w[j] * block[j][c];
+        for (int c = 0; c < Chunks; ++c) odd[c] += w[j + 1] * block[j + 1][c];
+      }
+      for (int c = 0; c < Chunks; ++c) acc[m][c] = even[c] + odd[c];
+    }
+  }
+  for (int m = 0; m < queries; ++m) {
+    const int64_t row = segment.row + first + m / group;
+    T* to = out + (row * shape.heads + head * group + m % group) * D;
+    const Floats inverse = 1.0f / sum_of(norm[m]);
+    for (int c = 0; c < Chunks; ++c) store(to + c * LANES, acc[m][c] * inverse);
+  }
+}
+
+// All tasks of a batch, by the team of the enclosing parallel region.
+template <class T, int D>
+void attend_all(const T* query, const T* keys, const T* values, const Segment* segments,
+                int64_t count, const Shape& shape, T* out) {
+  const int group = int(shape.heads / shape.kv_heads), step = MAX_QUERIES / group;
+  const auto parts = [&](int64_t s) { return (segments[s].count + step - 1) / step; };
+  int64_t tasks = 0;
+  for (int64_t s = 0; s < count; s++) tasks += parts(s) * shape.kv_heads;
+#pragma omp for schedule(dynamic)
+  for (int64_t task = 0; task < tasks; task++) {
+    int64_t part = task / shape.kv_heads, s = 0;
+    for (; part >= parts(s); s++) part -= parts(s);
+    const int first = int(part) * step, left = int(segments[s].count) - first;
+    attend_head<T, D / LANES>(query, keys, values, out, segments[s], first,
+                              left < step ? left : step, int(task % shape.kv_heads), shape);
+  }
+}
+
+// `attend_all` for heads of this width; null where it, or groups of this size, are not built.
+template <class T>
+decltype(&attend_all<T, 16>) attend_for(int64_t dim, int64_t group) {
+  if (group > MAX_QUERIES) return nullptr;
+  switch (dim) {
+    case 16: return attend_all<T, 16>;
+    case 32: return attend_all<T, 32>;
+    case 64: return attend_all<T, 64>;
+    case 80: return attend_all<T, 80>;
+    case 96: return attend_all<T, 96>;
+    case 128: return attend_all<T, 128>;
+    case 256: return attend_all<T, 256>;
+    default: return nullptr;
+  }
+}
+
+}  // namespace

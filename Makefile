@@ -49,7 +49,7 @@ proto-check: .venv/everything
 	$(BIN)/python proto/generate.py --check
 
 unit: .venv/everything
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 format: .venv/everything ## Format the code and sort the imports
 	$(BIN)/ruff check --quiet --fix-only .

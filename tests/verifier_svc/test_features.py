@@ -113,7 +113,7 @@ def test_features_are_what_the_drafter_is_sent_for_the_same_tokens(tiny_llama: P
     # All but the last entries, which no draft was asked after.
     sent = torch.stack(list(rows))
     assert len(sent) >= 60
-    torch.testing.assert_close(features[: len(sent)], sent, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(features[: len(sent)], sent, atol=1e-4, rtol=1e-4)
     # The prompt ran as one chunk in both places: bit for bit the same.
     whole = runner_for(tiny_llama)
     whole.add(Capture(1, 1, tokens_of(40), target.aux_layers))

@@ -22,7 +22,7 @@ class AttentionPlan:
     """What a packed batch writes to and reads from the cache.
 
     `slots` is int64 [rows]; `keys` and `values` hold per layer [slots, kv_heads, head_dim].
-    `rotation` and `batch` are made by the first layer that needs them, for all of them.
+    `rotation` is made by the first layer that needs it, for all of them.
     """
 
     reach: Reach
@@ -30,7 +30,6 @@ class AttentionPlan:
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
     rotation: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-    batch: kernels.DecoderBatch | None = None
 
     def turned(
         self, cosines: torch.Tensor, sines: torch.Tensor

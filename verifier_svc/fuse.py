@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch.nn import functional as F
@@ -11,7 +12,9 @@ from specwire.kernels import Reach, Segment
 from verifier_svc.attention import AttentionPlan
 from verifier_svc.blocks import BLOCK_SIZE
 from verifier_svc.fused import FusedAttention, FusedMLP, FusedNorm
-from verifier_svc.fused_layer import FusedLayer
+from verifier_svc.fused_stack import FusedStack
+
+_Module = TypeVar("_Module", bound=torch.nn.Module)
 
 
 @torch.inference_mode()
@@ -24,9 +27,19 @@ def fuse(module: torch.nn.Module) -> None:
         fused = None if _hooked(child) else _fused(child)
         if fused is None:
             fuse(child)
-            fused = _whole(child)
-        if fused is not None:
+        else:
             setattr(module, name, fused)
+
+
+@torch.inference_mode()
+def stack(layers: Sequence[Any]) -> FusedStack | None:
+    """Decoder layers whose parts have been fused as one module that gives the same, or None."""
+    whole = FusedStack.of(layers)
+    if whole is None:
+        return None
+    attention, like = layers[-1].self_attn, layers[-1].input_layernorm.weight
+    around = _surroundings(attention, attention.width, attention.kv_heads, like)
+    return _same(whole.one_by_one, whole, like, {**around, "captured": {}})
 
 
 def _hooked(module: torch.nn.Module) -> bool:
@@ -50,18 +63,6 @@ def _fused(module: Any) -> torch.nn.Module | None:
         around = _surroundings(module, module.head_dim, kv_heads, weight)
         return _same(module, FusedAttention(module), weight, around)
     return None
-
-
-def _whole(layer: Any) -> torch.nn.Module | None:
-    """A decoder layer whose parts have been fused, as one."""
-    whole = None if _hooked(layer) else FusedLayer.of(layer)
-    if whole is None:
-        return None
-    attention = layer.self_attn
-    like = layer.input_layernorm.weight
-    return _same(
-        layer, whole, like, _surroundings(attention, attention.width, attention.kv_heads, like)
-    )
 
 
 def _linears(module: Any, *names: str) -> list[torch.nn.Linear]:
@@ -91,11 +92,8 @@ def _surroundings(attention: Any, width: int, kv_heads: int, like: torch.Tensor)
 
 
 def _same(
-    module: torch.nn.Module,
-    fused: torch.nn.Module,
-    weight: torch.Tensor,
-    surroundings: dict[str, Any],
-) -> torch.nn.Module | None:
+    module: Callable[..., Any], fused: _Module, weight: torch.Tensor, surroundings: dict[str, Any]
+) -> _Module | None:
     """The fused module, if it maps some rows to what the module maps them to."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(1, 3, weight.shape[-1], generator=generator).to(weight)

@@ -27,7 +27,7 @@ from specwire.torch import pack_linears
 from verifier_svc.attention import NAME, AttentionPlan
 from verifier_svc.blocks import BLOCK_SIZE
 from verifier_svc.cache import KVCache, Rows
-from verifier_svc.fuse import fuse
+from verifier_svc.fuse import fuse, stack
 from verifier_svc.head import Head
 from verifier_svc.identity import identity
 from verifier_svc.ranks import LedCache, Ranks
@@ -77,10 +77,12 @@ class Target:
         _check_standard_attention(model, self._body)
         self.aux_layers: tuple[int, ...] = default_aux_layers(self.num_layers)
         fuse(self._body)
-        layers = self._body.layers[: self.num_layers]
+        layers = list(self._body.layers[: self.num_layers])
         for index, layer in enumerate(layers):
             layer.register_forward_pre_hook(_keep_input(index), with_kwargs=True)
         layers[-1].register_forward_hook(_keep_output(self.num_layers), with_kwargs=True)
+        if (whole := stack(layers)) is not None:
+            self._body.layers = torch.nn.ModuleList([whole])
         self.head = Head(model.get_output_embeddings(), config)
         self.vocab_size = self.head.vocab_size
         pack_linears(self._body)

@@ -4,7 +4,7 @@ Every function takes tensors of any device and gives the same result either way,
 """
 
 from specwire.kernels.attention import Reach, Segment, attend
-from specwire.kernels.decoder import Decoder, DecoderBatch, DecoderWeights
+from specwire.kernels.decoder import Decoder, DecoderMemory, DecoderWeights
 from specwire.kernels.drawing import Noise, draw, near_best, shares
 from specwire.kernels.layer import add_norm, gate, join, norm, rotate
 from specwire.kernels.library import Compile, prepare
@@ -13,7 +13,7 @@ from specwire.kernels.linear import Product, linear, tiled
 __all__ = [
     "Compile",
     "Decoder",
-    "DecoderBatch",
+    "DecoderMemory",
     "DecoderWeights",
     "Noise",
     "Product",

@@ -1,8 +1,9 @@
-"""A decoder layer of Llama's form as one kernel, for batches of few rows a sequence."""
+"""Decoder layers of Llama's form as one kernel, for batches of few rows a sequence."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,12 @@ class _Layer(ctypes.Structure):
     )
 
 
+class _Memory(ctypes.Structure):
+    """`Memory` of decoder.cpp."""
+
+    _fields_ = (("keys", _POINTER), ("values", _POINTER), ("input", _POINTER))
+
+
 class _Batch(ctypes.Structure):
     """`Batch` of decoder.cpp."""
 
@@ -37,7 +44,7 @@ class _Batch(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """Norms [hidden] and [dim] in bf16, those of heads or none; products; and their shape."""
+    """A layer's norms [hidden] and [dim] in bf16, those of heads or none; products; its shape."""
 
     input_norm: torch.Tensor
     post_norm: torch.Tensor
@@ -55,65 +62,73 @@ class DecoderWeights:
     scale: float
 
 
-class DecoderBatch:
-    """Rows that all layers run alike: their rotation [rows, 1, dim], slots and reach."""
+@dataclass(frozen=True, slots=True)
+class DecoderMemory:
+    """A layer's keys and values [slots, kv_heads, dim], and where its input [rows, hidden] goes."""
 
-    def __init__(
-        self, cosines: torch.Tensor, sines: torch.Tensor, slots: torch.Tensor, reach: Reach
-    ) -> None:
-        """Take tables as `rotate` does, one row a position; `reach` has no `many`."""
-        self._kept = cosines, sines, slots, reach
-        addresses = (kept.data_ptr() for kept in (cosines, sines, slots, reach.table))
-        self.struct = _Batch(len(slots), len(reach.few), *addresses, 0)
-        self._scratch = cosines.new_empty(0)
-
-    def reserve(self, row_elements: int) -> None:
-        """Make room for what a layer leaves between its steps."""
-        if self._scratch.numel() < row_elements * self.struct.rows:
-            self._scratch = self._scratch.new_empty(row_elements * self.struct.rows)
-            self.struct.scratch = self._scratch.data_ptr()
+    keys: torch.Tensor
+    values: torch.Tensor
+    input: torch.Tensor | None
 
 
 class Decoder:
-    """A layer with bf16 weights on a CPU with matrix tiles."""
+    """Layers with bf16 weights on a CPU with matrix tiles, one behind the other."""
 
-    def __init__(self, weights: DecoderWeights) -> None:
-        self._weights = weights
-        w, hidden, inner = weights, len(weights.input_norm), weights.down.inputs
-        norms = (w.input_norm, w.post_norm, w.query_norm, w.key_norm)
-        products = (w.qkv, w.out, w.gate_up, w.down)
-        pointers = (
-            *(_address(norm) for norm in norms),
-            *(_address(product.weight) for product in products),
-            *(_address(product.bias) for product in products),
-        )
-        shape = (hidden, w.heads, w.kv_heads, w.dim, inner)
-        self._struct = _Layer(*pointers, *shape, w.eps, w.head_eps, w.scale)
-        heads = 2 * w.heads + 2 * w.kv_heads
-        self._row_elements = 2 * hidden + heads * w.dim + 3 * inner
+    def __init__(self, layers: Sequence[DecoderWeights]) -> None:
+        self._weights = tuple(layers)
+        self._layers = (_Layer * len(layers))(*map(_layer, layers))
+        # What a row leaves between the steps of a layer.
+        self._row_elements = max(map(_row_elements, layers))
 
     def run(
-        self, states: torch.Tensor, batch: DecoderBatch, keys: torch.Tensor, values: torch.Tensor
+        self,
+        states: torch.Tensor,
+        cosines: torch.Tensor,
+        sines: torch.Tensor,
+        slots: torch.Tensor,
+        reach: Reach,
+        memories: Sequence[DecoderMemory],
     ) -> torch.Tensor | None:
-        """Map states [rows, hidden], contiguous, and write keys and values [slots, kv_heads, dim].
+        """Map states [rows, hidden], and write keys and values at `slots`, int64 [rows].
 
-        Returns [rows, hidden], or None if the kernel does not take this shape.
+        Cosines and sines [rows, 1, dim] are as `rotate` takes them, one row a position; `reach`
+        has no `many`. Returns [rows, hidden], or None if the kernel does not take this shape.
         """
-        kernels = kernels_for(states, keys, values)
+        kernels = kernels_for(states)
         if kernels is None:
             return None
-        batch.reserve(self._row_elements)
-        out = torch.empty_like(states)
-        done = kernels.hc_decoder_layer(
-            ctypes.byref(self._struct),
-            ctypes.byref(batch.struct),
-            states.data_ptr(),
+        out = states.clone(memory_format=torch.contiguous_format)
+        scratch = states.new_empty(len(slots) * self._row_elements)
+        tables = (kept.data_ptr() for kept in (cosines, sines, slots, reach.table, scratch))
+        places = (_Memory * len(memories))(
+            *(_Memory(m.keys.data_ptr(), m.values.data_ptr(), _address(m.input)) for m in memories)
+        )
+        done = kernels.hc_decode(
+            self._layers,
+            places,
+            len(memories),
+            ctypes.byref(_Batch(len(slots), len(reach.few), *tables)),
             out.data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
             threads(),
         )
         return out if done else None
+
+
+def _layer(w: DecoderWeights) -> _Layer:
+    norms = (w.input_norm, w.post_norm, w.query_norm, w.key_norm)
+    products = (w.qkv, w.out, w.gate_up, w.down)
+    pointers = (
+        *(_address(norm) for norm in norms),
+        *(_address(product.weight) for product in products),
+        *(_address(product.bias) for product in products),
+    )
+    shape = (len(w.input_norm), w.heads, w.kv_heads, w.dim, w.down.inputs)
+    return _Layer(*pointers, *shape, w.eps, w.head_eps, w.scale)
+
+
+def _row_elements(w: DecoderWeights) -> int:
+    heads = 2 * w.heads + 2 * w.kv_heads
+    return 2 * len(w.input_norm) + heads * w.dim + 3 * w.down.inputs
 
 
 def _address(tensor: torch.Tensor | None) -> int | None:

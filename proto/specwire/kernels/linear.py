@@ -8,24 +8,24 @@ import torch
 
 from specwire.kernels.library import kernels_for, threads
 
-# Sides of a tile, and results side by side.
+# Rows of a tile, and elements of one.
 _SIDE = 16
-_PAIR = 2 * _SIDE
+_DEEP = 2 * _SIDE
 
 
 def tiled(weight: torch.Tensor) -> torch.Tensor | None:
-    """A bf16 weight [out, in] as the kernel reads it: [out / 32, in / 32, 2, 16, 16, 2].
+    """A bf16 weight [out, in] as the kernel reads it: [out / 16, in / 32, 16, 16, 2].
 
     None where there is no kernel for it: it takes a CPU with matrix tiles (AMX).
     """
     outputs, inputs = weight.shape
     kernels = kernels_for(weight)
-    if kernels is None or weight.dtype != torch.bfloat16 or outputs % _PAIR or inputs % _PAIR:
+    if kernels is None or weight.dtype != torch.bfloat16 or outputs % _SIDE or inputs % _DEEP:
         return None
     if kernels.hc_start_tiles():
         return None
-    parts = weight.detach().reshape(outputs // _PAIR, 2, _SIDE, inputs // _PAIR, _SIDE, 2)
-    return parts.permute(0, 3, 1, 4, 2, 5).contiguous()
+    parts = weight.detach().reshape(outputs // _SIDE, _SIDE, inputs // _DEEP, _SIDE, 2)
+    return parts.permute(0, 2, 3, 1, 4).contiguous()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class Product:
     @property
     def inputs(self) -> int:
         """Elements of a row that it maps."""
-        return self.weight.shape[1] * _PAIR
+        return self.weight.shape[1] * _DEEP
 
     @property
     def outputs(self) -> int:
         """Elements of a result."""
-        return self.weight.shape[0] * _PAIR
+        return self.weight.shape[0] * _SIDE
 
 
 def linear(rows: torch.Tensor, product: Product) -> torch.Tensor:

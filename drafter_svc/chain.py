@@ -64,6 +64,7 @@ class Chain:
         self._kv_heads = drafter.config.num_key_value_heads
         self._scale = drafter.config.head_dim**-0.5
         self._window = drafter.config.sliding_window
+        self._whole = drafter.whole(vocabulary.target_ids)
 
     def prepare(self, features: Tensor | None) -> Tensor:
         """Features of any dtype and device as `Rows` take them; None stands for no rows."""
@@ -85,13 +86,21 @@ class Chain:
         """Run new real entries in one pass. Rows of one sequence must be in order."""
         tokens = [token for rows in batch for token in rows.tokens]
         positions = [rows.start + i for rows in batch for i in range(len(rows.tokens))]
-        slabs = [rows.slot.start for rows in batch for _ in rows.tokens]
-        rows = torch.tensor([tokens, positions, slabs], device=self._drafter.device)
-        features = [rows.features for rows in batch]
-        state = self._drafter.fuse(features[0] if len(features) == 1 else torch.cat(features))
+        slots = [
+            rows.slot.start + rows.start + i for rows in batch for i in range(len(rows.tokens))
+        ]
+        rows = torch.tensor([tokens, positions, slots], device=self._drafter.device)
+        pieces = [rows.features for rows in batch]
+        features = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         spans = [(part.slot.start, part.start, len(part.tokens)) for part in batch]
-        attend = self._attend(spans, rows[1] + rows[2])
-        hidden = self._drafter.layer(rows[0], state, rows[1], attend)
+        reach = Reach(_segments(spans, self._window))
+        hidden = None
+        if self._whole is not None:
+            kv = self._cache.keys[0], self._cache.values[0]
+            hidden = self._whole.append(features, rows, reach, *kv)
+        if hidden is None:
+            state = self._drafter.fuse(features)
+            hidden = self._drafter.layer(rows[0], state, rows[1], self._attend(reach, rows[2]))
         at = 0
         for appended in batch:
             at += len(appended.tokens)
@@ -102,29 +111,52 @@ class Chain:
         """Run a chain for each request; longer ones go on with fewer rows."""
         order = sorted(range(len(requests)), key=lambda i: -requests[i].length)
         batch = [requests[i] for i in order]
-        device = self._drafter.device
-        penalties = [r.penalties.fork() if r.penalties else None for r in batch]
-        noise = self._noise(batch)
+        lengths = [request.length for request in batch]
         hidden = torch.stack([r.slot.hidden for r in batch if r.slot.hidden is not None])
-        rows = torch.tensor([[r.base - 1, r.slot.start] for r in batch], device=device)
-        positions, slabs = rows[:, 0].contiguous(), rows[:, 1].contiguous()
+        starts = [r.base - 1 for r in batch], [r.slot.start for r in batch]
+        rows = torch.tensor(starts, device=self._drafter.device)
+        noise = self._noise(batch)
+        drawn = None
+        if self._whole is not None and not any(r.penalties for r in batch):
+            kv = self._cache.keys[0], self._cache.values[0]
+            drawn = self._whole.draft(hidden, lengths, rows, noise, *kv)
+        if drawn is None:
+            drawn = self._step_by_step(batch, hidden, rows, noise)
+        winners, shares = drawn
+        ids = self._vocabulary.target_ids[winners.clamp(min=0)].T.tolist()
+        confidence = shares.nan_to_num(0.0).T.tolist()
+        guesses: list[Guess] = [Guess((), ())] * len(order)
+        for row, (request, length) in enumerate(zip(order, lengths, strict=True)):
+            guesses[request] = Guess(tuple(ids[row][:length]), tuple(confidence[row][:length]))
+        return guesses
+
+    def _step_by_step(
+        self,
+        batch: Sequence[ChainRequest],
+        hidden: Tensor,
+        rows: Tensor,
+        noise: kernels.Noise | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Draft ids int64 ``[longest, n]`` and their shares, zeros behind a chain's end."""
+        penalties = [r.penalties.fork() if r.penalties else None for r in batch]
+        positions, slabs = rows
+        winners = torch.zeros(batch[0].length, len(batch), dtype=torch.int64, device=rows.device)
+        shares = torch.zeros(winners.shape, device=rows.device)
         state, logits = self._drafter.finish(hidden)
         active = len(batch)
-        chosen: list[Tensor] = []
-        confidence: list[Tensor] = []
         for step in range(batch[0].length):
             if step:
                 active = sum(request.length > step for request in batch)
                 positions, slabs = positions[:active] + 1, slabs[:active]
-                tokens = self._vocabulary.target_ids[chosen[-1][:active]]
+                tokens = self._vocabulary.target_ids[winners[step - 1, :active].clamp(min=0)]
                 spans = [(r.slot.start, r.base - 1 + step, 1) for r in batch[:active]]
-                attend = self._attend(spans, slabs + positions)
+                attend = self._attend(Reach(_segments(spans, self._window)), slabs + positions)
                 hidden = self._drafter.layer(tokens, state[:active], positions, attend)
                 state, logits = self._drafter.finish(hidden)
             ids = self._choose(logits, penalties[:active], _advanced(noise, step, active))
-            chosen.append(ids)
-            confidence.append(kernels.shares(logits, ids))
-        return self._collect(order, chosen, confidence)
+            winners[step, :active] = ids
+            shares[step, :active] = kernels.shares(logits, ids)
+        return winners, shares
 
     def _noise(self, batch: Sequence[ChainRequest]) -> kernels.Noise | None:
         """The noise of each chain's first token."""
@@ -134,23 +166,6 @@ class Chain:
             self._drafter.config.draft_temperature,
             self._drafter.device,
         )
-
-    def _collect(
-        self, order: Sequence[int], chosen: Sequence[Tensor], confidence: Sequence[Tensor]
-    ) -> list[Guess]:
-        """Guesses in the order of the requests; ``order[i]`` was row i of every step."""
-        ids = self._vocabulary.target_ids[torch.cat(list(chosen))].tolist()
-        probabilities = torch.cat(list(confidence)).nan_to_num(0.0).tolist()
-        starts = [0]
-        for step in chosen:
-            starts.append(starts[-1] + len(step))
-        guesses: list[Guess] = [Guess((), ())] * len(order)
-        for row, request in enumerate(order):
-            at = [
-                start + row for start, step in zip(starts, chosen, strict=False) if row < len(step)
-            ]
-            guesses[request] = Guess(tuple(ids[i] for i in at), tuple(probabilities[i] for i in at))
-        return guesses
 
     def _choose(
         self,
@@ -169,13 +184,8 @@ class Chain:
             known.extend([int(self._vocabulary.target_ids[ids[i]])])
         return ids
 
-    def _attend(self, spans: Sequence[tuple[int, int, int]], slots: Tensor) -> Attend:
-        """Attention of rows: keep their KV at ``slots``, int64 ``[n]``, then attend.
-
-        ``spans`` are (slab, position of the first row, rows) of one sequence after the other. A
-        row sees what its slab holds up to itself.
-        """
-        reach = Reach(_segments(spans, self._window))
+    def _attend(self, reach: Reach, slots: Tensor) -> Attend:
+        """Attention of rows: keep their KV at ``slots``, int64 ``[n]``, then attend."""
 
         def attend(queries: Tensor, kv: Tensor, layer: int) -> Tensor:
             keys, values = self._cache.keys[layer], self._cache.values[layer]
@@ -187,6 +197,10 @@ class Chain:
 
 
 def _segments(spans: Sequence[tuple[int, int, int]], window: int | None) -> list[Segment]:
+    """What rows attend to: what their slab holds up to themselves.
+
+    ``spans`` are (slab, position of the first row, rows) of one sequence after the other.
+    """
     segments: list[Segment] = []
     row = 0
     for slab, position, count in spans:

@@ -13,13 +13,16 @@ from torch.nn import functional
 
 from drafter_svc.config import DrafterConfig
 from drafter_svc.eagle import EagleDrafter
-from drafter_svc.linear import Linear, pack_linear
+from drafter_svc.linear import Linear, pack_linear, product_of
 from drafter_svc.rope import Rope
 from specwire import kernels
 
 #: Queries ``[T, heads, d]``, the rows' own keys and values ``[T, 2 * kv_heads, d]``, keys first,
 #: RoPE applied, and the layer's number give ``[T, heads * d]``.
 Attend = Callable[[Tensor, Tensor, int], Tensor]
+
+# Halves of a head are turned sixteen elements at a time.
+_HEAD_STEP = 32
 
 
 class FusedDrafter:
@@ -67,9 +70,9 @@ class FusedDrafter:
     def fuse(self, features: Tensor) -> Tensor:
         """Target features ``[T, captured * H]`` of the weights' dtype to states ``[T, H]``."""
         if self._fc_norm is not None:
-            chunks = features.view(-1, *self._fc_norm.shape)
-            normed = functional.rms_norm(chunks, chunks.shape[-1:], None, self._eps)
-            features = (normed * self._fc_norm).flatten(-2)
+            chunks = features.view(-1, *self._fc_norm.shape).unbind(1)
+            pairs = zip(chunks, self._fc_norm, strict=True)
+            features = torch.cat([self._norm(chunk, weight) for chunk, weight in pairs], -1)
         if self._input_norm is not None:
             features = self._norm(features, self._input_norm)
         return features if self._fc is None else self._fc(features)
@@ -95,6 +98,31 @@ class FusedDrafter:
         """The state that the next step recycles ``[T, H]`` and the logits ``[T, draft]``."""
         normed = kernels.norm(hidden, self._final_norm, self._eps)
         return normed if self.config.norm_output else hidden, self._lm_head(normed)
+
+    def whole(self, target_ids: Tensor) -> kernels.Drafter | None:
+        """The drafter with its draft vocabulary as kernels; None where there are none for it."""
+        config = self.config
+        if self._first is None or self._fc is None or self._plain or config.norm_before_fc:
+            return None
+        layer = self._first.weights(self._hidden_norm)
+        fuse, head = product_of(self._fc), product_of(self._lm_head)
+        if layer is None or fuse is None or head is None:
+            return None
+        weights = kernels.DrafterWeights(
+            layer=layer,
+            embedding=self._embedding,
+            fuse_norm=self._fc_norm,
+            fuse=fuse,
+            final_norm=self._final_norm,
+            cosines=self._cos,
+            sines=self._sin,
+            head=head,
+            target_ids=target_ids,
+            window=config.sliding_window,
+            recycle_normed=config.norm_output,
+            residual_normed=config.norm_before_residual,
+        )
+        return kernels.Drafter(weights)
 
 
 class _FusedLayer:
@@ -133,6 +161,33 @@ class _FusedLayer:
         attended = self._o(attend(qkv[:, : self._heads], qkv[:, self._heads :], self._number))
         hidden, normed = kernels.add_norm(residual, attended, self._post_norm, self._eps)
         return hidden + self._down(kernels.gate(self._gate_up(normed)))
+
+    def weights(self, input_norm: Tensor) -> kernels.DecoderWeights | None:
+        """The layer as kernels take it whole; None where they do not."""
+        products = [
+            product_of(linear) for linear in (self._qkv, self._o, self._gate_up, self._down)
+        ]
+        qkv, out, gate_up, down = products
+        if qkv is None or out is None or gate_up is None or down is None:
+            return None
+        if self._qk_norm is not None or self._dim % _HEAD_STEP:
+            return None
+        return kernels.DecoderWeights(
+            input_norm=input_norm,
+            post_norm=self._post_norm,
+            query_norm=None,
+            key_norm=None,
+            qkv=qkv,
+            out=out,
+            gate_up=gate_up,
+            down=down,
+            heads=self._heads,
+            kv_heads=self._rotated - self._heads,
+            dim=self._dim,
+            eps=self._eps,
+            head_eps=self._eps,
+            scale=self._dim**-0.5,
+        )
 
 
 def _pack(layers: Sequence[nn.Linear]) -> Linear:

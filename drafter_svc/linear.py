@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional
 
+from specwire.kernels import Product
 from specwire.torch import PackedLinear, packable
 
 #: ``[..., in]`` to ``[..., out]``.
@@ -16,3 +17,9 @@ def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     if packable(weight):
         return PackedLinear(weight, bias).forward
     return lambda rows: functional.linear(rows, weight, bias)
+
+
+def product_of(linear: Linear) -> Product | None:
+    """A product's weights as our own kernels read them; None where it is not run by them."""
+    packed = getattr(linear, "__self__", None)
+    return packed.product if isinstance(packed, PackedLinear) else None

@@ -78,7 +78,7 @@ class FusedStack(torch.nn.Module):
         plan: AttentionPlan,
         captured: dict[int, torch.Tensor],
     ) -> torch.Tensor | None:
-        cosines, sines, _ = plan.turned(*embeddings)
+        rotation = plan.turned(*embeddings)
         for index in captured:
             if index < len(self.layers):
                 captured[index] = torch.empty_like(states)
@@ -86,7 +86,7 @@ class FusedStack(torch.nn.Module):
             DecoderMemory(plan.keys[place], plan.values[place], captured.get(index))
             for index, place in enumerate(self._places)
         ]
-        return self._decoder.run(states, cosines, sines, plan.slots, plan.reach, memories)
+        return self._decoder.run(states, rotation, plan.slots, plan.reach, memories)
 
 
 def _weights(layer: Any) -> DecoderWeights | None:

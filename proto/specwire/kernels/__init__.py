@@ -5,6 +5,7 @@ Every function takes tensors of any device and gives the same result either way,
 
 from specwire.kernels.attention import Reach, Segment, attend
 from specwire.kernels.decoder import Decoder, DecoderMemory, DecoderWeights
+from specwire.kernels.drafter import Drafter, DrafterWeights
 from specwire.kernels.drawing import Noise, draw, near_best, shares
 from specwire.kernels.layer import add_norm, gate, join, norm, rotate
 from specwire.kernels.library import Compile, prepare
@@ -15,6 +16,8 @@ __all__ = [
     "Decoder",
     "DecoderMemory",
     "DecoderWeights",
+    "Drafter",
+    "DrafterWeights",
     "Noise",
     "Product",
     "Reach",

@@ -11,8 +11,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-_SOURCES = ("attend.cpp", "decoder.cpp", "draw.cpp", "layer.cpp", "linear.cpp", "near.cpp")
-_HEADERS = ("attend.h", "element.h", "linear.h", "philox.h", "rows.h")
+_SOURCES = (
+    "attend.cpp", "decoder.cpp", "drafter.cpp", "draw.cpp", "layer.cpp", "linear.cpp", "near.cpp",
+)  # fmt: skip
+_HEADERS = ("attend.h", "decoder.h", "draw.h", "element.h", "linear.h", "philox.h", "rows.h")
 # GCC 12 warns of its own AVX-512 intrinsics, hence -w.
 _FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp",

@@ -15,14 +15,14 @@ from specwire.kernels.linear import Product
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
-class _Layer(ctypes.Structure):
-    """`Layer` of decoder.cpp."""
+class Layer(ctypes.Structure):
+    """`Layer` of decoder.h."""
 
     _fields_ = (
         *((f"{name}_norm", _POINTER) for name in ("input", "post", "query", "key")),
         *((name, _POINTER) for name in ("qkv", "out", "gate_up", "down")),
         *((f"{name}_bias", _POINTER) for name in ("qkv", "out", "gate_up", "down")),
-        *((name, _LONG) for name in ("hidden", "heads", "kv_heads", "dim", "inner")),
+        *((name, _LONG) for name in ("inputs", "hidden", "heads", "kv_heads", "dim", "inner")),
         *((name, _FLOAT) for name in ("eps", "head_eps", "scale")),
     )
 
@@ -33,12 +33,12 @@ class _Memory(ctypes.Structure):
     _fields_ = (("keys", _POINTER), ("values", _POINTER), ("input", _POINTER))
 
 
-class _Batch(ctypes.Structure):
-    """`Batch` of decoder.cpp."""
+class Places(ctypes.Structure):
+    """`Places` of decoder.h."""
 
     _fields_ = (
         *((name, _LONG) for name in ("rows", "segments")),
-        *((name, _POINTER) for name in ("cosines", "sines", "slots", "table", "scratch")),
+        *((name, _POINTER) for name in ("cosines", "sines", "positions", "slots", "table")),
     )
 
 
@@ -76,30 +76,29 @@ class Decoder:
 
     def __init__(self, layers: Sequence[DecoderWeights]) -> None:
         self._weights = tuple(layers)
-        self._layers = (_Layer * len(layers))(*map(_layer, layers))
+        self._layers = (Layer * len(layers))(*map(layer_struct, layers))
         # What a row leaves between the steps of a layer.
-        self._row_elements = max(map(_row_elements, layers))
+        self._row_elements = max(map(row_elements, layers))
 
     def run(
         self,
         states: torch.Tensor,
-        cosines: torch.Tensor,
-        sines: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         slots: torch.Tensor,
         reach: Reach,
         memories: Sequence[DecoderMemory],
     ) -> torch.Tensor | None:
         """Map states [rows, hidden], and write keys and values at `slots`, int64 [rows].
 
-        Cosines and sines [rows, 1, dim] are as `rotate` takes them, one row a position; `reach`
-        has no `many`. Returns [rows, hidden], or None if the kernel does not take this shape.
+        The rotation is what `rotate` takes; `reach` has no `many`. Returns [rows, hidden], or
+        None if the kernel does not take this shape.
         """
         kernels = kernels_for(states)
         if kernels is None:
             return None
         out = states.clone(memory_format=torch.contiguous_format)
         scratch = states.new_empty(len(slots) * self._row_elements)
-        tables = (kept.data_ptr() for kept in (cosines, sines, slots, reach.table, scratch))
+        tables = (kept.data_ptr() for kept in (*rotation, slots, reach.table))
         places = (_Memory * len(memories))(
             *(_Memory(m.keys.data_ptr(), m.values.data_ptr(), _address(m.input)) for m in memories)
         )
@@ -107,14 +106,16 @@ class Decoder:
             self._layers,
             places,
             len(memories),
-            ctypes.byref(_Batch(len(slots), len(reach.few), *tables)),
+            ctypes.byref(Places(len(slots), len(reach.few), *tables)),
             out.data_ptr(),
+            scratch.data_ptr(),
             threads(),
         )
         return out if done else None
 
 
-def _layer(w: DecoderWeights) -> _Layer:
+def layer_struct(w: DecoderWeights) -> Layer:
+    """A layer as the kernels read it, whose tensors must be kept."""
     norms = (w.input_norm, w.post_norm, w.query_norm, w.key_norm)
     products = (w.qkv, w.out, w.gate_up, w.down)
     pointers = (
@@ -122,11 +123,12 @@ def _layer(w: DecoderWeights) -> _Layer:
         *(_address(product.weight) for product in products),
         *(_address(product.bias) for product in products),
     )
-    shape = (len(w.input_norm), w.heads, w.kv_heads, w.dim, w.down.inputs)
-    return _Layer(*pointers, *shape, w.eps, w.head_eps, w.scale)
+    shape = (w.qkv.inputs, len(w.input_norm), w.heads, w.kv_heads, w.dim, w.down.inputs)
+    return Layer(*pointers, *shape, w.eps, w.head_eps, w.scale)
 
 
-def _row_elements(w: DecoderWeights) -> int:
+def row_elements(w: DecoderWeights) -> int:
+    """Elements that a row leaves between the steps of a layer."""
     heads = 2 * w.heads + 2 * w.kv_heads
     return 2 * len(w.input_norm) + heads * w.dim + 3 * w.down.inputs
 

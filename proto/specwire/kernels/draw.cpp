@@ -1,152 +1,15 @@
-// Draws a token from each row of logits: argmax, or the winner of the keyed exponential race.
-#include <limits>
-
-#include "element.h"
-#include "philox.h"
+// Draws of many rows at once.
+#include "draw.h"
 
 namespace {
 
-constexpr int CHUNK = 4 * LANES;  // tokens of sixteen Philox blocks
-
-// Below exp(x) * 2**-32 by 6 % at most, for 0 <= x: the bits of a float are near its logarithm.
-inline Floats exp_from_below(Floats x) {
-  x = x < 80.0f ? x : Floats{} + 80.0f;
-  const Floats bits = (x * 1.44269504f + (127.0f - 32.0f)) * 8388608.0f;
-  return Floats(__builtin_convertvector(bits, Ints)) * 0.94f;
-}
-
-template <class T>
-int64_t first_of(const T* logits, int64_t width, float value) {
-  int64_t i = 0;
-  while (i + LANES <= width && !any(load(logits + i) == value)) i += LANES;
-  while (load(logits[i]) != value) i++;
-  return i;
-}
-
-template <class T>
-struct Race {
-  const T* logits;
-  int64_t width;
-  const int64_t* ids;  // of the logits; null: 0, 1, 2, ...
-  Key key;
-  float temperature, top;
-  double best = std::numeric_limits<double>::infinity();
-  int64_t winner = -1;
-
-  int64_t id(int64_t i) const { return ids ? ids[i] : i; }
-
-  // E / p up to a constant, in double as everywhere else.
-  void enter(int64_t i, uint32_t word) {
-    const double noise = -std::log1p(-(double(word) + 0.5) * 0x1p-32);
-    const double ratio = noise * std::exp(double(top) - double(load(logits[i]) / temperature));
-    if (ratio < best || (ratio == best && winner >= 0 && id(i) < id(winner))) {
-      best = ratio, winner = i;
-    }
-  }
-
-  void enter_alone(int64_t i) {
-    Words words[4];
-    philox(Words{} + uint32_t(id(i) >> 2), key, words);
-    enter(i, words[id(i) & 3][0]);
-  }
-
-  // E >= v, so a token whose v / p is above the best ratio has lost; few are left to be scored.
-  void run() {
-    const float inverse = 1.0f / temperature;
-    for (int64_t start = 0; start < width; start += CHUNK) {
-      const float limit = float(best) * 1.001f;
-      Floats bound[4];
-      Ints open{};
-      for (int part = 0; part < 4; part++) {
-        const int64_t at = start + part * LANES;
-        const Floats values = at + LANES <= width
-                                  ? load(logits + at)
-                                  : load_some(logits + at, int(width - at), -INFINITY);
-        bound[part] = exp_from_below(top - values * inverse);
-        open |= bound[part] * 0.5f <= limit;
-      }
-      if (!any(open)) continue;
-      Words words[4];
-      ids ? words_of(start, words) : words_from(start, words);
-      open = Ints{};
-      for (int part = 0; part < 4; part++) {
-        bound[part] *= __builtin_convertvector(words[part], Floats);
-        open |= bound[part] <= limit;
-      }
-      if (!any(open)) continue;
-      for (int part = 0; part < 4; part++)
-        for (int j = 0; j < LANES; j++)
-          if (bound[part][j] <= limit && start + part * LANES + j < width)
-            enter(start + part * LANES + j, words[part][j]);
-    }
-  }
-
-  // Words of the tokens start, start + 1, ..., which share blocks of four.
-  void words_from(int64_t start, Words (&words)[4]) const {
-    Words blocks, lanes[4];
-    for (int j = 0; j < LANES; j++) blocks[j] = uint32_t(start >> 2) + j;
-    philox(blocks, key, lanes);
-    uint32_t mixed[CHUNK];
-    for (int j = 0; j < LANES; j++)
-      for (int lane = 0; lane < 4; lane++) mixed[4 * j + lane] = lanes[lane][j];
-    std::memcpy(words, mixed, sizeof mixed);
-  }
-
-  void words_of(int64_t start, Words (&words)[4]) const {
-    for (int part = 0; part < 4; part++) {
-      Words some, lanes[4];
-      for (int j = 0; j < LANES; j++) {
-        const int64_t i = start + part * LANES + j;
-        some[j] = i < width ? uint32_t(ids[i]) : 0;
-      }
-      philox(some >> 2, key, lanes);
-      const Words low = (some & 1) != 0 ? lanes[1] : lanes[0];
-      const Words high = (some & 1) != 0 ? lanes[3] : lanes[2];
-      words[part] = (some & 2) != 0 ? high : low;
-    }
-  }
-};
-
-template <class T>
-int64_t draw_row(const T* logits, int64_t width, const int64_t* ids, const Key& key,
-                 float temperature) {
-  float top;
-  if (!maximum(logits, width, top)) return -1;
-  const int64_t best = first_of(logits, width, top);
-  if (!(temperature > 0)) return best;
-  Race<T> race{logits, width, ids, key, temperature, top / temperature};
-  race.enter_alone(best);
-  race.run();
-  return race.winner;
-}
-
 template <class T>
 void draw_rows(const T* logits, int64_t rows, int64_t width, int64_t stride, const int64_t* ids,
-               const int64_t* seeds, const int64_t* positions, const int64_t* choices,
-               const float* temperatures, int64_t* winners, int threads) {
+               const Noise& noise, int64_t* winners, int threads) {
 #pragma omp parallel for num_threads(threads) if (threads > 1 && rows > 1) schedule(dynamic, 1)
   for (int64_t i = 0; i < rows; i++) {
-    Key key{};
-    if (temperatures) {
-      key = {uint32_t(positions[i]), uint32_t(choices[i]), uint32_t(seeds[i]),
-             uint32_t(uint64_t(seeds[i]) >> 32)};
-    }
-    winners[i] = draw_row(logits + i * stride, width, ids, key,
-                          temperatures ? temperatures[i] : 0.0f);
+    winners[i] = draw_row(logits + i * stride, width, ids, noise.key(i, 0), noise.temperature(i));
   }
-}
-
-template <class T>
-float share(const T* logits, int64_t width, int64_t of) {
-  float top;
-  if (of < 0 || !maximum(logits, width, top)) return 0;
-  Floats total{};
-  for (int64_t i = 0; i < width; i += LANES) {
-    const Floats values = i + LANES <= width ? load(logits + i)
-                                             : load_some(logits + i, int(width - i), -INFINITY);
-    total += exp_of_negative(values - top);
-  }
-  return std::exp(load(logits[of]) - top) / sum(total);
 }
 
 }  // namespace
@@ -157,12 +20,13 @@ extern "C" void hc_draw(int is_bf16, const void* logits, int64_t rows, int64_t w
                         int64_t stride, const int64_t* ids, const int64_t* seeds,
                         const int64_t* positions, const int64_t* choices,
                         const float* temperatures, int64_t* winners, int threads) {
+  const Noise noise{seeds, positions, choices, temperatures};
   if (is_bf16) {
-    draw_rows(static_cast<const bf16*>(logits), rows, width, stride, ids, seeds, positions,
-              choices, temperatures, winners, threads);
+    draw_rows(static_cast<const bf16*>(logits), rows, width, stride, ids, noise, winners,
+              threads);
   } else {
-    draw_rows(static_cast<const float*>(logits), rows, width, stride, ids, seeds, positions,
-              choices, temperatures, winners, threads);
+    draw_rows(static_cast<const float*>(logits), rows, width, stride, ids, noise, winners,
+              threads);
   }
 }
 

@@ -162,12 +162,15 @@ class Drafter:
         winners = torch.zeros(longest, count, dtype=torch.int64)
         shares = torch.zeros(longest, count)
         room = hidden.new_empty(count * self._chain_elements)
-        keyed = (noise.seeds, noise.positions, noise.choices, noise.temperatures) if noise else ()
+        keys_of_noise: tuple[int | None, ...] = (None,) * 4
+        if noise is not None:
+            drawn = (noise.seeds, noise.positions, noise.choices, noise.temperatures)
+            keys_of_noise = tuple(tensor.data_ptr() for tensor in drawn)
         chains = _Chains(
             count,
             longest,
             *(tensor.data_ptr() for tensor in (ends, rows[0], rows[1])),
-            *([tensor.data_ptr() for tensor in keyed] or [None] * 4),
+            *keys_of_noise,
             *(tensor.data_ptr() for tensor in (hidden, keys, values, room, numbers)),
             *(tensor.data_ptr() for tensor in (winners, shares)),
         )

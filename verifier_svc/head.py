@@ -10,9 +10,6 @@ from torch.nn import functional as F
 from specwire import kernels
 from specwire.torch import PackedLinear, packable
 
-# A bf16 result is within this share of the fp32 value that it was rounded from.
-_ROUNDING = 2.0**-8
-
 
 class Head:
     """Logits of final hidden states [rows, hidden_size] in the model's dtype.
@@ -45,11 +42,22 @@ class Head:
         return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
 
     def argmax(self, hidden: torch.Tensor) -> list[int]:
-        """The most likely token of each row by its fp32 logits, ties to the lowest id."""
+        """The most likely token of each row by its fp32 logits, ties to the lowest id.
+
+        Raises:
+            ValueError: a logit is not a number, or none is finite.
+        """
         if self._rough is None:
             return self.logits(hidden).argmax(-1).tolist()
+        if self._rough.product is not None:
+            best = kernels.best(hidden, self._rough.product).tolist()
+            if min(best) < 0:
+                raise ValueError("the target's logits are not finite")
+            return best
         # bf16 logits tell which tokens can be the argmax; only those are scored in fp32.
-        rows, tokens = kernels.near_best(self._rough(hidden), 2 * _ROUNDING)
+        rough = self._rough(hidden).float()
+        top = rough.amax(-1, keepdim=True)
+        rows, tokens = (rough >= top - 2 * kernels.ROUNDING * top.abs()).nonzero(as_tuple=True)
         exact = (hidden[rows].float() * self._weight[tokens]).sum(-1)
         exact = exact if self._bias is None else exact + self._bias[tokens]
         winners: dict[int, tuple[float, int]] = {}

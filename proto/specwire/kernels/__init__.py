@@ -6,12 +6,13 @@ Every function takes tensors of any device and gives the same result either way,
 from specwire.kernels.attention import Reach, Segment, attend
 from specwire.kernels.decoder import Decoder, DecoderMemory, DecoderWeights
 from specwire.kernels.drafter import Drafter, DrafterWeights
-from specwire.kernels.drawing import Noise, draw, near_best, shares
+from specwire.kernels.drawing import Noise, draw, shares
 from specwire.kernels.layer import add_norm, gate, join, norm, rotate
 from specwire.kernels.library import Compile, prepare
-from specwire.kernels.linear import Product, linear, tiled
+from specwire.kernels.linear import ROUNDING, Product, best, linear, tiled
 
 __all__ = [
+    "ROUNDING",
     "Compile",
     "Decoder",
     "DecoderMemory",
@@ -24,11 +25,11 @@ __all__ = [
     "Segment",
     "add_norm",
     "attend",
+    "best",
     "draw",
     "gate",
     "join",
     "linear",
-    "near_best",
     "norm",
     "prepare",
     "rotate",

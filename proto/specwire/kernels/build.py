@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 _SOURCES = (
-    "attend.cpp", "decoder.cpp", "drafter.cpp", "draw.cpp", "layer.cpp", "linear.cpp", "near.cpp",
+    "attend.cpp", "best.cpp", "decoder.cpp", "drafter.cpp", "draw.cpp", "layer.cpp", "linear.cpp",
 )  # fmt: skip
 _HEADERS = ("attend.h", "decoder.h", "draw.h", "element.h", "linear.h", "philox.h", "rows.h")
 # GCC 12 warns of its own AVX-512 intrinsics, hence -w.

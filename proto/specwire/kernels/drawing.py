@@ -9,9 +9,6 @@ import torch
 from specwire.kernels.library import kernels_for, threads
 from specwire.noise import token_words
 
-# Logits of a row that are seldom as near to the best as they are looked for.
-_ROOM = 256
-
 
 @dataclass(frozen=True, slots=True)
 class Noise:
@@ -82,33 +79,6 @@ def shares(logits: torch.Tensor, winners: torch.Tensor) -> torch.Tensor:
         out.data_ptr(),
     )
     return out
-
-
-def near_best(logits: torch.Tensor, margin: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which logits [rows, width] are at least best - margin * abs(best) of their row.
-
-    Returns rows and columns, int64 [n], in order; a row that has a NaN has none.
-    """
-    kernels = kernels_for(logits)
-    if kernels is not None:
-        room = _ROOM * len(logits)
-        found = torch.empty(2, room, dtype=torch.int64)
-        count = kernels.hc_near_best(
-            logits.dtype == torch.bfloat16,
-            logits.data_ptr(),
-            *logits.shape,
-            logits.stride(0),
-            margin,
-            found[0].data_ptr(),
-            found[1].data_ptr(),
-            room,
-        )
-        if count >= 0:
-            return found[0, :count], found[1, :count]
-    values = logits.float()
-    best = values.amax(-1, keepdim=True)
-    rows, columns = (values >= best - margin * best.abs()).nonzero(as_tuple=True)
-    return rows, columns
 
 
 def _draw(logits: torch.Tensor, noise: Noise | None, ids: torch.Tensor | None) -> torch.Tensor:

@@ -20,7 +20,7 @@ _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, c
 _ARGUMENTS: dict[str, list[Any]] = {
     "hc_draw": [_INT, _POINTER, *[_LONG] * 3, *[_POINTER] * 6, _INT],
     "hc_shares": [_INT, _POINTER, *[_LONG] * 3, *[_POINTER] * 2],
-    "hc_near_best": [_INT, _POINTER, *[_LONG] * 3, _FLOAT, _POINTER, _POINTER, _LONG],
+    "hc_argmax": [*[_POINTER] * 4, *[_LONG] * 3, _FLOAT, _POINTER, _INT],
     "hc_attend": [
         _INT, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _POINTER,
         _LONG, _LONG, _LONG, _FLOAT, _POINTER, _INT,
@@ -62,7 +62,6 @@ def prepare(compile: Compile) -> None:
         return
     for name, arguments in _ARGUMENTS.items():
         getattr(library, name).argtypes = arguments
-    library.hc_near_best.restype = _LONG
     _library = library
 
 

@@ -12,6 +12,9 @@ from specwire.kernels.library import kernels_for, threads
 _SIDE = 16
 _DEEP = 2 * _SIDE
 
+#: A bf16 result is within this share of the fp32 value that it was rounded from.
+ROUNDING = 2.0**-8
+
 
 def tiled(weight: torch.Tensor) -> torch.Tensor | None:
     """A bf16 weight [out, in] as the kernel reads it: [out / 16, in / 32, 16, 16, 2].
@@ -63,3 +66,27 @@ def linear(rows: torch.Tensor, product: Product) -> torch.Tensor:
         threads(),
     )
     return out
+
+
+def best(rows: torch.Tensor, product: Product) -> torch.Tensor:
+    """The largest result of the product for each of rows [n, in], exactly: int64 [n].
+
+    Ties go to the first. -1 stands for a row that has a NaN, or no finite largest.
+    """
+    rows = rows.contiguous()
+    kernels = kernels_for(rows)
+    assert kernels is not None, "weights are tiled where there are kernels"
+    room = rows.new_empty(len(rows), product.outputs)
+    winners = torch.empty(len(rows), dtype=torch.int64)
+    kernels.hc_argmax(
+        rows.data_ptr(),
+        product.weight.data_ptr(),
+        None if product.bias is None else product.bias.data_ptr(),
+        room.data_ptr(),
+        *room.shape,
+        product.inputs,
+        2 * ROUNDING,
+        winners.data_ptr(),
+        threads(),
+    )
+    return winners

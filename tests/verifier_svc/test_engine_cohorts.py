@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
 from specwire.draft import Extend
-from tests.support.running_engine import Result, RunningEngine, greedy_texts, target_of
+from tests.support.running_engine import RunningEngine, greedy_texts, target_of
 from tests.support.scripted_drafter import (
     FlakyDrafter,
     ScriptedDrafter,
@@ -28,6 +30,7 @@ from tests.verifier_svc.engine_parts import (
     prompt_of,
 )
 from verifier_svc.cohorts import Cohorts
+from verifier_svc.scheduler import Work
 
 
 @pytest.fixture
@@ -105,60 +108,65 @@ def test_timings_add_up_for_who_rests(
         assert timings.queue + timings.prefill + timings.accounted + timings.host <= wall
 
 
-class SlowTarget:
-    """Makes a step of the target take so much longer for each row, asleep."""
+class PacedTarget:
+    """Pads the steps of a target to so many seconds for each row, asleep."""
 
     def __init__(self, run: Callable[..., Any], row: float) -> None:
         self._run, self._row = run, row
-        # Of each step that verified: when it ended, and whose.
-        self.steps: list[tuple[float, set[int]]] = []
+        # Of each step: when it ended, and how many rows it had.
+        self.steps: list[tuple[float, int]] = []
 
-    def __call__(self, works: Any, cache: Any) -> Any:
+    def __call__(self, works: Sequence[Work], cache: Any) -> Any:
+        rows = sum(len(work.tokens) for work in works)
+        end = time.perf_counter() + self._row * rows
         hidden = self._run(works, cache)
-        time.sleep(self._row * sum(len(work.tokens) for work in works))
-        self.steps.append((time.perf_counter(), {w.sequence.id for w in works if w.draws > 1}))
+        time.sleep(max(0.0, end - time.perf_counter()))
+        self.steps.append((time.perf_counter(), rows))
         return hidden
 
-    def rounds_per_second(self, seq: int, steps: slice) -> float:
-        ends = [ended for ended, seqs in self.steps[steps] if seq in seqs]
-        return (len(ends) - 1) / (ends[-1] - ends[0])
+    def seconds(self, rows: int) -> float:
+        """The usual time between steps of so many rows."""
+        pairs = pairwise(self.steps)
+        return median(after - before for (before, r), (after, s) in pairs if r == s == rows)
 
 
 def decode(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, delay: float, tokens: int
-) -> tuple[SlowTarget, list[Result], list[list[int]]]:
-    """Eight sequences whose drafts are all wrong, and the texts as they should be."""
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, delay: float, tokens: int, interval: int
+) -> PacedTarget:
+    """Eight sequences, four rows each, whose drafts are all wrong; checks their texts."""
+    monkeypatch.setattr("verifier_svc.overlap._INTERVALS", (interval, interval))
     target = target_of(folder)
-    slow = SlowTarget(target.run, 0.0005)
-    monkeypatch.setattr(target, "run", slow)
+    paced = PacedTarget(target.run, 0.0008)
+    monkeypatch.setattr(target, "run", paced)
     prompts = [prompt_of(10, seed) for seed in range(8)]
     port = ScriptedDrafter(welcome_for(target), random_guesses(VOCAB), delay=delay)
     with RunningEngine(folder, port, "--draft-length", "3") as engine:
         seqs = [engine.submit(p, max_tokens=tokens, ignore_eos=True) for p in prompts]
         results = engine.finish(*seqs)
     port.settle()
-    return slow, results, greedy_texts(folder, prompts, tokens)
+    assert [result.text for result in results] == greedy_texts(folder, prompts, tokens)
+    return paced
 
 
 def test_drafts_of_a_drafter_with_its_own_device_are_made_while_others_are_verified(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("verifier_svc.overlap._INTERVALS", (12, 64))
-    slow, results, texts = decode(tiny_llama, monkeypatch, delay=0.012, tokens=60)
-    assert [result.text for result in results] == texts
-    assert all(len(seqs) == 4 for _, seqs in slow.steps[-40:-10])
-    # 29 ms and 20 ms, were it not for the tests that run beside.
-    together, apart = (
-        slow.rounds_per_second(1, slice(2, 12)),
-        slow.rounds_per_second(1, slice(-40, -10)),
-    )
-    assert apart > 1.1 * together
+    paced = decode(tiny_llama, monkeypatch, delay=0.015, tokens=45, interval=12)
+    # All at once: 26 + 15 ms. Two cohorts: 13 + 15 ms, were it not for what runs beside.
+    assert paced.seconds(rows=32) > 1.15 * 2 * paced.seconds(rows=16)
+    assert sum(rows == 16 for _, rows in paced.steps) > 20
 
 
 def test_all_verify_together_where_the_drafter_is_fast(
     tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("verifier_svc.overlap._INTERVALS", (4, 64))
-    slow, results, texts = decode(tiny_llama, monkeypatch, delay=0.0, tokens=24)
-    assert [result.text for result in results] == texts
-    assert all(len(seqs) == 8 for _, seqs in slow.steps[3:-3])
+    rests: list[frozenset[int]] = []
+    rest = Cohorts.rest
+
+    def watched(self: Cohorts, decoding: Sequence[int]) -> frozenset[int]:
+        rests.append(rest(self, decoding))
+        return rests[-1]
+
+    monkeypatch.setattr(Cohorts, "rest", watched)
+    decode(tiny_llama, monkeypatch, delay=0.0, tokens=16, interval=4)
+    assert not any(rests)

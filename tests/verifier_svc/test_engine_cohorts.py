@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import pytest
+import torch
 
 from specwire.draft import Extend
 from tests.support.running_engine import RunningEngine, greedy_texts, target_of
@@ -77,11 +78,16 @@ def test_who_rests_has_been_asked_for_and_is_not_asked_for_again(
     asked: list[tuple[int, int]] = []
     send = port.round
 
-    def round(link: int, extends: Sequence[Extend], *rest: Any) -> None:
+    def recorded(
+        link: int,
+        extends: Sequence[Extend],
+        features: Sequence[torch.Tensor],
+        closes: Sequence[int],
+    ) -> None:
         asked.extend((extend.seq, extend.stop) for extend in extends)
-        send(link, extends, *rest)
+        send(link, extends, features, closes)
 
-    port.round = round  # type: ignore[method-assign]
+    port.round = recorded  # type: ignore[method-assign]
     with RunningEngine(tiny_llama, port, "--draft-length", "3") as engine:
         results = generate_all(engine)
     assert len(asked) == len(set(asked)), "one draft for each state of a sequence"

@@ -45,7 +45,9 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
     device = _device(settings.device)
     dtype = _dtype(settings.dtype, device)
     try:
-        source = TargetSource.parse(settings.target)
+        source = TargetSource.parse(settings.target).cached(
+            str(dtype).removeprefix("torch."), settings.cache_folder
+        )
         loaded = load_checkpoint(settings.checkpoint, dtype=dtype, device=device)
     except (CheckpointError, ValueError) as error:
         raise StartError(f"{str(error).rstrip('.')}.") from None

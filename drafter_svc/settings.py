@@ -1,7 +1,9 @@
 """Settings of the drafter service."""
 
+from pathlib import Path
 from typing import Literal
 
+from specwire.cache import cache_folder
 from specwire.kernels import Compile
 from specwire.settings import Address, Port, Settings, Size, setting
 
@@ -17,6 +19,10 @@ class DrafterSettings(Settings):
     )
     target: str = setting(
         ..., "Hugging Face id, folder or .gguf file that the embeddings are read from."
+    )
+    cache: str = setting(
+        "",
+        "Folder that .gguf targets are unpacked into; empty for holdcourse in the user's cache.",
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
         "auto", "Element type of weights and KV; auto takes bfloat16 where it is fast."
@@ -44,6 +50,11 @@ class DrafterSettings(Settings):
         9102, "Port of Prometheus metrics; 0 serves none.", env="HOLDCOURSE_DRAFTER_METRICS_PORT"
     )
     trust_remote_code: bool = setting(False, "Run Python code that comes with the target.")
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where a GGUF target is kept unpacked."""
+        return cache_folder(self.cache)
 
     @property
     def lookup_match(self) -> int:

@@ -6,10 +6,15 @@ import asyncio
 from importlib.metadata import version
 
 from specwire import logs, serving
-from specwire.target import TargetSource
 from specwire.v1 import verifier_pb2 as pb
 from specwire.v1.verifier_pb2_grpc import add_VerifierServiceServicer_to_server
-from verifier_svc.build import build_engine, build_target, document_length, model_length
+from verifier_svc.build import (
+    build_engine,
+    build_target,
+    document_length,
+    find_target,
+    model_length,
+)
 from verifier_svc.dispatcher import Dispatcher
 from verifier_svc.drafters import drafter_port
 from verifier_svc.follower import follow
@@ -29,11 +34,11 @@ async def main() -> None:
     logs.configure("verifier")
     ranks = Ranks.join(settings.torch_device)
     if ranks is not None and not ranks.leads:
-        follow(build_target(settings, ranks), ranks)
+        follow(build_target(settings, find_target(settings), ranks), ranks)
         return
     serving.check_bindable(settings.listen)
-    target = build_target(settings, ranks)
-    source = TargetSource.parse(settings.target)
+    source = find_target(settings)
+    target = build_target(settings, source, ranks)
     files = load_tokenizer_files(source, trust_remote_code=settings.trust_remote_code)
     metrics = Metrics()
     serving.serve_metrics(settings.listen, settings.metrics_port)

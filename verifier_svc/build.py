@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from specwire import kernels
+from specwire import kernels, logs
 from specwire.draft import DraftPort
 from specwire.settings import StartError
 from specwire.target import TargetSource
@@ -24,17 +24,36 @@ from verifier_svc.scheduler import Scheduler, Work
 from verifier_svc.sequence import Sequence
 from verifier_svc.settings import VerifierSettings
 from verifier_svc.target import Target, load_target
+from verifier_svc.unpack import unpacked
+
+_log = logs.get(__name__)
 
 
-def build_target(settings: VerifierSettings, ranks: Ranks | None = None) -> Target:
+def find_target(settings: VerifierSettings) -> TargetSource:
+    """Where the target is read from: its own place, or the cache in place of a GGUF file.
+
+    Raises:
+        StartError: it is not there, or cannot be served.
+    """
+    try:
+        return unpacked(
+            TargetSource.parse(settings.target), settings.torch_dtype, settings.cache_folder
+        )
+    except ValueError as error:
+        raise StartError(str(error)) from None
+
+
+def build_target(
+    settings: VerifierSettings, source: TargetSource, ranks: Ranks | None = None
+) -> Target:
     """Load the target, or this rank's share of it.
 
     Raises:
         StartError: it cannot be served.
     """
+    _log.info("loading the target", target=source.name)
     kernels.prepare(settings.compile)
     try:
-        source = TargetSource.parse(settings.target)
         return load_target(
             source,
             dtype=settings.torch_dtype,
@@ -100,6 +119,7 @@ def build_engine(
     """
     max_model_len = model_length(settings, target)
     cache = build_cache(settings, target, max_model_len)
+    _log.info("warming up", cached_tokens=len(cache.features))
     try:
         warm_up(target, cache)
     except (NotImplementedError, TypeError) as error:

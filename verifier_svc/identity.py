@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,18 @@ def identity(source: TargetSource, config: Any, dtype: torch.dtype) -> dict[str,
     """
     return {
         "weights": _weights(source, config),
-        "configuration": hashlib.sha256(config.to_json_string().encode()).hexdigest(),
+        "configuration": _configuration(config),
         "dtype": str(dtype),
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }
+
+
+def _configuration(config: Any) -> str:
+    """Of all but what a file says of itself, which an unpacked one says more of."""
+    facts = config.to_diff_dict()
+    for name in ("architectures", "dtype"):
+        facts.pop(name, None)
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _weights(source: TargetSource, config: Any) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from pydantic import AfterValidator, model_validator
 
+from specwire.cache import cache_folder
 from specwire.kernels import Compile
 from specwire.settings import Address, Port, Settings, Size, check_address, setting
 
@@ -28,6 +30,9 @@ class VerifierSettings(Settings):
         "127.0.0.1:50051", "HOST:PORT to listen on.", env="HOLDCOURSE_VERIFIER_LISTEN"
     )
     target: str = setting(..., "Hugging Face id, folder, or .gguf file.")
+    cache: str = setting(
+        "", "Folder that .gguf targets are unpacked into; empty for holdcourse in the user's cache."
+    )
     drafter: Annotated[str, AfterValidator(_check_drafter)] | None = setting(
         None, "HOST:PORT of the drafter, or local:PATH for a checkpoint that runs in this process, "
         "with the HOLDCOURSE_ variables of drafter_svc; none decodes plainly.",
@@ -76,6 +81,11 @@ class VerifierSettings(Settings):
         if self.drafter is None or not self.drafter.startswith(_LOCAL):
             return None
         return self.drafter.removeprefix(_LOCAL)
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where a GGUF target is kept unpacked."""
+        return cache_folder(self.cache)
 
     @property
     def fixed_draft_length(self) -> int | None:

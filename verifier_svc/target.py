@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -249,32 +250,52 @@ def load_target(
         StartError: the ranks are about to load different targets, or cannot share this one.
     """
     shared: dict[str, Any] = {}
-    try:
-        config = AutoConfig.from_pretrained(
-            source.location, trust_remote_code=trust_remote_code, **source.arguments
-        )
-        _check_layer_types(config)
+    code = {"trust_remote_code": trust_remote_code}
+    with loading(source):
+        config = read_config(source, **code)
         if ranks is not None:
             ranks.agree(identity(source, config, dtype))
-            code = {"trust_remote_code": trust_remote_code}
             shared["distributed_config"] = split(config, ranks, **code)
-        transformers.utils.logging.disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(
-            source.location,
-            dtype=dtype,
-            attn_implementation=NAME,
-            trust_remote_code=trust_remote_code,
-            **shared,
-            **source.arguments,
-            **({"quantization_config": GgufConfig(dequantize=True)} if source.gguf_file else {}),
-        )
+        model = read_model(source, dtype=dtype, attn_implementation=NAME, **code, **shared)
+    return Target(model.to(device).eval().requires_grad_(False), source.name, ranks)
+
+
+@contextmanager
+def loading(source: TargetSource) -> Iterator[None]:
+    """Turns what transformers raises for a broken or missing model, of many kinds, into one.
+
+    Raises:
+        TargetError: in place of all but itself and StartError.
+    """
+    try:
+        yield
     except (TargetError, StartError):
         raise
-    except Exception as error:  # transformers raises many kinds for a broken or missing model
+    except Exception as error:
         logger.debug("loading failed", exc_info=True)
         sentence = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise TargetError(f"target: {source.name} cannot be loaded: {sentence}") from error
-    return Target(model.to(device).eval().requires_grad_(False), source.name, ranks)
+
+
+def read_config(source: TargetSource, *, trust_remote_code: bool) -> Any:
+    """The configuration of a target.
+
+    Raises:
+        TargetError: it has layers that cannot be served.
+    """
+    config = AutoConfig.from_pretrained(
+        source.path, trust_remote_code=trust_remote_code, **source.arguments
+    )
+    _check_layer_types(config)
+    return config
+
+
+def read_model(source: TargetSource, **how: Any) -> Any:
+    """The model as transformers has it; a GGUF file's weights are dequantized."""
+    transformers.utils.logging.disable_progress_bar()
+    if source.arguments:
+        how["quantization_config"] = GgufConfig(dequantize=True)
+    return AutoModelForCausalLM.from_pretrained(source.path, **source.arguments, **how)
 
 
 def load_tokenizer_files(source: TargetSource, *, trust_remote_code: bool) -> dict[str, bytes]:
@@ -285,7 +306,7 @@ def load_tokenizer_files(source: TargetSource, *, trust_remote_code: bool) -> di
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source.location, trust_remote_code=trust_remote_code, **source.arguments
+            source.path, trust_remote_code=trust_remote_code, **source.arguments
         )
         with tempfile.TemporaryDirectory() as folder:
             tokenizer.save_pretrained(folder)

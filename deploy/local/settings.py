@@ -1,8 +1,8 @@
 """Settings of the one-command stack."""
 
-import os
 from pathlib import Path
 
+from specwire.cache import cache_folder
 from specwire.settings import Settings, StartError, setting
 from specwire.target import TargetSource
 
@@ -39,10 +39,7 @@ class StackSettings(Settings):
     @property
     def cache_folder(self) -> Path:
         """Where the model and the logs are kept."""
-        if self.cache:
-            return Path(self.cache).expanduser().absolute()
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Path(caches).absolute() / "holdcourse"
+        return cache_folder(self.cache)
 
     @property
     def drafts_locally(self) -> bool:

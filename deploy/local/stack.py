@@ -156,7 +156,10 @@ class Stack:
             after=after,
             without=without,
             environment=with_waiting(os.environ)
-            | {"HOLDCOURSE_DRAIN_GRACE_S": str(grace)}
+            | {
+                "HOLDCOURSE_DRAIN_GRACE_S": str(grace),
+                "HOLDCOURSE_CACHE": str(self._settings.cache_folder),
+            }
             | (secrets or {}),
             grace=grace + AFTER_DRAIN,
         )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from specwire.unpacked import Unpacked, find_unpacked, unpack
 
 
 @dataclass(frozen=True, slots=True)
 class TargetSource:
-    """A Hugging Face id, a folder, or one GGUF file, as `from_pretrained` takes it."""
+    """A Hugging Face id, a folder, or one GGUF file, which may be `unpacked` in the cache."""
 
     location: str
     gguf_file: str | None = None
+    unpacked: Unpacked | None = None
 
     @classmethod
     def parse(cls, text: str) -> TargetSource:
@@ -43,6 +47,27 @@ class TargetSource:
         return Path(self.gguf_file).stem if self.gguf_file else self.location.rstrip("/")
 
     @property
+    def file(self) -> Path | None:
+        """The GGUF file, None where the target is none."""
+        return Path(self.location, self.gguf_file) if self.gguf_file else None
+
+    @property
+    def path(self) -> str:
+        """What transformers' `from_pretrained` is to read, with `arguments`."""
+        return self.unpacked.folder if self.unpacked else self.location
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for transformers' `from_pretrained`."""
-        return {"gguf_file": self.gguf_file} if self.gguf_file else {}
+        return {"gguf_file": self.gguf_file} if self.gguf_file and not self.unpacked else {}
+
+    def cached(self, dtype: str, cache: Path) -> TargetSource:
+        """The same target, unpacked in this dtype where the cache folder has it so."""
+        found = self.file and find_unpacked(self.file, dtype, cache)
+        return replace(self, unpacked=found) if found else self
+
+    def unpack(self, dtype: str, cache: Path, write: Callable[[Path], str]) -> TargetSource:
+        """The same target, unpacked if it is a GGUF file; see `specwire.unpacked.unpack`."""
+        if self.file is None:
+            return self
+        return replace(self, unpacked=unpack(self.file, dtype, cache, write))

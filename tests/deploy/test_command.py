@@ -170,11 +170,13 @@ def test_it_starts_everything_and_ctrl_c_leaves_nothing(stack: Stack) -> None:
 
 
 def test_settings_reach_the_services_and_the_password_nobody_else(stack: Stack) -> None:
+    stack.environment["HOLDCOURSE_CACHE"] = "cache"
     with stack.running():
         for service in ("drafter_svc", "verifier_svc", "gateway"):
             environment = stack.told(service, "environment")
             assert environment["HOLDCOURSE_DTYPE"] == "float32"
             assert environment["HOLDCOURSE_DRAIN_GRACE_S"] == "30.0"
+            assert environment["HOLDCOURSE_CACHE"] == str(stack.folder / "cache")
         assert stack.told("verifier_svc", "environment")["OMP_WAIT_POLICY"] == "PASSIVE"
 
         store = stack.told("gateway", "environment")["HOLDCOURSE_REDIS_URL"]

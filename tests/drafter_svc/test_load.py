@@ -18,6 +18,7 @@ from drafter_svc.load import load_drafter
 from drafter_svc.settings import DrafterSettings
 from specwire.settings import StartError
 from specwire.target import TargetSource
+from specwire.unpacked import Unpacked
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +120,17 @@ def test_embeddings_of_a_gguf_file(tmp_path: Path, tiny_llama: Path) -> None:
     writer.close()
     read = load_embedding(TargetSource.parse(str(path)), torch.float32, False)
     assert torch.equal(read, table(tiny_llama))
+
+
+def test_embeddings_of_a_gguf_file_that_a_verifier_unpacked(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    shards = tmp_path / "shards"
+    LlamaForCausalLM.from_pretrained(tiny_llama).save_pretrained(shards, max_shard_size="20KB")
+    for folder in (tiny_llama, shards):
+        kept = Unpacked(str(folder), "model.embed_tokens.weight")
+        source = TargetSource(str(tmp_path), "is-not-read.gguf", kept)
+        assert torch.equal(load_embedding(source, torch.float32, False), table(tiny_llama))
 
 
 @pytest.mark.parametrize("name", ["target.gguf", "model/config.json"])

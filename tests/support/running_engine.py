@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from transformers import AutoModelForCausalLM
 
 from specwire.draft import DraftPort
-from verifier_svc.build import build_engine, build_target
+from verifier_svc.build import build_engine, build_target, find_target
 from verifier_svc.engine import Cancel, Outbox, Submit
 from verifier_svc.generation import Emitted, Event, Failed, Finished, Generation, Sampling
 from verifier_svc.metrics import Metrics
@@ -32,7 +32,8 @@ def settings_for(folder: Path, *flags: str) -> VerifierSettings:
 @cache
 def target_of(folder: Path) -> Target:
     """The loaded target; one for all engines of a run."""
-    return build_target(settings_for(folder))
+    settings = settings_for(folder)
+    return build_target(settings, find_target(settings))
 
 
 @cache

@@ -30,7 +30,7 @@ from tests.support.tiny_llama import write_tiny_llama
 from tests.verifier_svc.engine_parts import LENGTH, PROMPTS, Texts, generate_all, prompt_of
 from tests.verifier_svc.test_engine import check_states
 from verifier_svc import ranks as ranks_module
-from verifier_svc.build import build_target
+from verifier_svc.build import build_target, find_target
 from verifier_svc.ranks import Ranks
 from verifier_svc.shards import split
 from verifier_svc.target import Target
@@ -61,7 +61,8 @@ def pair(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> M
         try:
             ranks = Ranks.join(torch.device("cpu"))
             assert ranks is not None
-            target = build_target(settings_for(folder, *flags), ranks)
+            settings = settings_for(folder, *flags)
+            target = build_target(settings, find_target(settings), ranks)
             yield Pair(target, ranks, other)
         finally:
             if dist.is_initialized():
@@ -123,7 +124,8 @@ def test_what_changes_in_a_cache_changes_on_every_rank(
 ) -> None:
     """Of a target whose linear layers have biases, too."""
     folder, tokens = biased_llama(tmp_path / "biased"), prompt_of(40)
-    whole = build_target(settings_for(folder, "--dtype", dtype))
+    settings = settings_for(folder, "--dtype", dtype)
+    whole = build_target(settings, find_target(settings))
     states = []
     with pair(folder, "--dtype", dtype) as both:
         for target in (whole, both.target):

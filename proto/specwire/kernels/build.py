@@ -11,6 +11,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from specwire.cache import cache_folder
+
 _SOURCES = (
     "attend.cpp", "best.cpp", "decoder.cpp", "drafter.cpp", "draw.cpp", "layer.cpp", "linear.cpp",
 )  # fmt: skip
@@ -40,7 +42,7 @@ def load() -> ctypes.CDLL:
     digest = hashlib.sha256(" ".join((compiler, *_FLAGS, _machine())).encode())
     for name in (*_SOURCES, *_HEADERS):
         digest.update((folder / name).read_bytes())
-    path = _cache_folder() / f"kernels-{digest.hexdigest()[:16]}.so"
+    path = cache_folder("") / f"kernels-{digest.hexdigest()[:16]}.so"
     try:
         if not path.exists():
             _compile(compiler, [folder / name for name in _SOURCES], path)
@@ -60,11 +62,6 @@ def _compile(compiler: str, sources: list[Path], path: Path) -> None:
         command = [compiler, *_FLAGS, *map(str, sources), "-o", str(out)]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
         out.replace(path)
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "holdcourse"
 
 
 def _machine() -> str:

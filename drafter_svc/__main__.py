@@ -10,6 +10,7 @@ from drafter_svc.load import load_drafter
 from drafter_svc.service import NAME, DrafterService
 from drafter_svc.settings import DrafterSettings
 from specwire import logs, serving
+from specwire.apart import apart
 from specwire.v1 import drafter_pb2_grpc
 
 PROGRAM = "drafter_svc"
@@ -23,7 +24,7 @@ async def main() -> None:
     logs.configure("drafter")
     serving.check_bindable(settings.listen)
     serving.serve_metrics(settings.listen, settings.metrics_port)
-    drafter = load_drafter(settings, version("holdcourse"))
+    drafter = apart(load_drafter, settings, version("holdcourse"))
     # The engine's thread and the event loop take turns often, so that neither waits for long.
     sys.setswitchinterval(1e-4)
     # A drafter whose engine failed has nothing left to drain.

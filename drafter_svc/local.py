@@ -13,6 +13,7 @@ from drafter_svc.engine import Engine
 from drafter_svc.load import Drafter, load_drafter
 from drafter_svc.settings import DrafterSettings
 from specwire import codec, handshake, logs
+from specwire.apart import apart
 from specwire.draft import DraftEvent, Extend, Linked, Unlinked
 from specwire.errors import Incompatible
 from specwire.handshake import Shape
@@ -52,7 +53,7 @@ class LocalDrafter:
         settings = DrafterSettings.read("local", [], os.environ | given)
         if settings.device == "auto":
             settings = settings.model_copy(update={"device": setup.device})
-        drafter = load_drafter(settings, version("holdcourse"))
+        drafter = apart(load_drafter, settings, version("holdcourse"))
         return cls(drafter, setup.shape, settings.threads)
 
     def start(self, deliver: Callable[[DraftEvent], None]) -> None:

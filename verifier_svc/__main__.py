@@ -6,6 +6,7 @@ import asyncio
 from importlib.metadata import version
 
 from specwire import logs, serving
+from specwire.apart import apart
 from specwire.v1 import verifier_pb2 as pb
 from specwire.v1.verifier_pb2_grpc import add_VerifierServiceServicer_to_server
 from verifier_svc.build import (
@@ -38,13 +39,13 @@ async def main() -> None:
         return
     serving.check_bindable(settings.listen)
     source = find_target(settings)
-    target = build_target(settings, source, ranks)
+    target = apart(build_target, settings, source, ranks)
     files = load_tokenizer_files(source, trust_remote_code=settings.trust_remote_code)
     metrics = Metrics()
     serving.serve_metrics(settings.listen, settings.metrics_port)
     port = drafter_port(settings, target)
     dispatcher = Dispatcher()
-    engine = build_engine(settings, target, port, dispatcher.deliver, metrics)
+    engine = apart(build_engine, settings, target, port, dispatcher.deliver, metrics)
     servicer = VerifierServicer(
         engine=engine,
         dispatcher=dispatcher,

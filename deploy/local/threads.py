@@ -8,8 +8,10 @@ are already in the environment win.
 from collections.abc import Mapping
 
 WAITING = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "10000",  # libgomp, which torch's wheels carry: some tens of microseconds
+    # libgomp, which torch's wheels carry. Spins are some nanoseconds each; the policy alone decides
+    # how many are left where a process has more threads than there are cores: 1000, not 0.
+    "GOMP_SPINCOUNT": "10000",
+    "OMP_WAIT_POLICY": "ACTIVE",
     "KMP_BLOCKTIME": "0",  # libomp and Intel's, in milliseconds
 }
 

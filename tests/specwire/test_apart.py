@@ -1,0 +1,26 @@
+"""Work of a start leaves no thread behind."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from specwire.apart import apart
+
+
+def test_the_thread_ends_and_its_result_stays() -> None:
+    threads: list[threading.Thread] = []
+
+    def work(number: int, *, more: int) -> int:
+        threads.append(threading.current_thread())
+        return number + more
+
+    assert apart(work, 1, more=2) == 3
+    assert threads[0] is not threading.current_thread()
+    assert not threads[0].is_alive()
+
+
+def test_errors_arrive() -> None:
+    with pytest.raises(ZeroDivisionError):
+        apart(lambda: 1 // 0)

@@ -97,7 +97,7 @@ class StepCost:
     def __init__(self) -> None:
         self._verify = LinearCost(slope_share=0.03)
         self._prompt_row = 0.0
-        self._skipped = False
+        self._mixed = False
 
     @property
     def known(self) -> bool:
@@ -117,18 +117,14 @@ class StepCost:
         """No drafts are verified: what their rows cost is not seen."""
         self._verify.flatten()
 
-    def skip(self) -> None:
-        """A step ran beside drafts in the making: it tells nothing."""
-        self._skipped = True
-
     def observe(self, rows: int, seconds: float, prompt_rows: int = 0) -> None:
         """A step of `rows` rows that verify, and `prompt_rows` more, took this long."""
         expected = self._verify.predict(rows)
         # A step with prompt rows may prove that one without them is cheap, never that it is dear.
         if not prompt_rows or (rows and seconds < expected):
-            gain = _RARE_LEVEL_GAIN if self._skipped else _LEVEL_GAIN
+            gain = _RARE_LEVEL_GAIN if self._mixed else _LEVEL_GAIN
             self._verify.observe(rows, seconds, gain=gain)
-        self._skipped = bool(rows and prompt_rows)
+        self._mixed = bool(rows and prompt_rows)
         if prompt_rows < _TELLING_ROWS:
             return
         each = max(seconds - expected, 0.1 * seconds) / prompt_rows

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterable
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from specwire.draft import (
     Ack,
+    DraftCost,
     DraftEvent,
     DraftPort,
     DraftSource,
@@ -21,10 +22,10 @@ from specwire.draft import (
     Unlinked,
     Welcome,
 )
+from specwire.round import Gathering
 from specwire.sequence import SequenceSender
 from verifier_svc.cache import KVCache
 from verifier_svc.feed import Feed
-from verifier_svc.gathering import Gathering, Request
 from verifier_svc.policy import DraftLengthPolicy
 from verifier_svc.sequence import Sequence
 
@@ -33,6 +34,20 @@ logger = logging.getLogger(__name__)
 ROUND_ROWS = 32
 _BULK_ROWS = 64
 _WINDOW_BYTES = 8 << 20
+
+
+@dataclass(slots=True)
+class Waited:
+    """A request for drafts: what was asked, which of it is waited for, and what it cost.
+
+    `length` is that of the longest chain.
+    """
+
+    asked: frozenset[int] = frozenset()
+    seqs: frozenset[int] = frozenset()
+    started: float = 0.0
+    length: int = 0
+    cost: DraftCost = field(default_factory=DraftCost)
 
 
 class Drafting:
@@ -57,6 +72,7 @@ class Drafting:
         self._link = 0
         self.welcome: Welcome | None = None
         self.gathering = Gathering()
+        self.waited = Waited()
 
     def open(self, sequence: Sequence) -> None:
         """Drafts are wanted for a sequence from now on."""
@@ -69,7 +85,7 @@ class Drafting:
         """A sequence has ended."""
         if self._feeds.pop(seq, None) is None:
             return
-        self.gathering.drop(seq)
+        self.gathering.settle(seq)
         # Bulk rows that arrived after the Close would open the sequence again: their
         # acknowledgement closes it.
         if self.welcome is not None and not self._unacknowledged[seq]:
@@ -92,7 +108,8 @@ class Drafting:
                 if feed := self._feeds.get(need.seq):
                     feed.sender.need(need)
                     self.gathering.settle(need.seq)
-            self._observe_answer(event, arrived)
+            if any(draft.seq in self.waited.asked for draft in event.drafts):
+                self._observe_answer(event, arrived)
         elif isinstance(event, Ack):
             self._acknowledge(event)
         elif isinstance(event, Linked):
@@ -111,45 +128,36 @@ class Drafting:
             self._port.round(self._link, (), (), (ack.seq,))
 
     def _observe_answer(self, answer: Proposals, arrived: float) -> None:
+        seconds = arrived - self.waited.started
         chains = (len(d.tokens) for d in answer.drafts if d.source is DraftSource.CHAIN)
         length = max(chains, default=0)
-        for request in self.gathering.answered(draft.seq for draft in answer.drafts):
-            request.cost = answer.cost
-            if not request.beside:
-                seconds = arrived - request.started
-                self._policy.observe_draft(length, seconds, awaited=bool(request.awaited))
+        self._policy.observe_draft(length, seconds, awaited=bool(self.waited.seqs))
+        self.waited.cost = answer.cost
 
     def observe(self, seq: int, source: DraftSource, proposed: int, accepted: int) -> None:
         """A draft was verified."""
         if proposed and (feed := self._feeds.get(seq)):
             feed.record.observe(source, proposed, accepted)
 
-    def send(
-        self, sequences: Iterable[Sequence], now: float, resting: Collection[int] = ()
-    ) -> None:
-        """After a step: stream new features, and ask for the next drafts of those who ran.
-
-        Those who rest have been asked for.
-        """
+    def send(self, sequences: Iterable[Sequence], now: float) -> None:
+        """After a step: stream new features, and ask for the drafts of the next round."""
         if self._port is None or self.welcome is None:
             return
         feeds = [feed for s in sequences if (feed := self._feeds.get(s.id)) and feed.complete]
         for feed in feeds:
             feed.sender.commit(feed.sequence.entries)
             self._send_bulk(feed)
-        ran = [f for f in feeds if f.sequence.decoding and f.sequence.id not in resting]
-        self._ask(ran, now, cohorts=2 if resting else 1)
+        self._ask([feed for feed in feeds if feed.sequence.decoding], now)
 
-    def _ask(self, feeds: list[Feed], now: float, cohorts: int) -> None:
+    def _ask(self, feeds: list[Feed], now: float) -> None:
         assert self._port is not None
         assert self.welcome is not None
         caps = [feed.caps(self.welcome) for feed in feeds]
-        wishes = self._policy.choose([feed.record for feed in feeds], caps, cohorts)
+        wishes = self._policy.choose([feed.record for feed in feeds], caps)
         asks = self._policy.probe(wishes, caps)
         extends: list[Extend] = []
         awaited: list[int] = []
         for feed, chosen, wish in zip(feeds, wishes, asks, strict=True):
-            self.gathering.drop(feed.sequence.id)
             if wish and (span := feed.sender.next_round()) is not None:
                 feed.asked = wish
                 extends.append(replace(self._extend(feed, span.start, span.stop), wish=wish))
@@ -161,11 +169,12 @@ class Drafting:
             self._port.round(self._link, extends, features, self._closes)
             self._closes = []
         longest = max((extend.wish.chain for extend in extends), default=0)
+        asked = frozenset(extend.seq for extend in extends)
+        self.waited = Waited(asked, frozenset(awaited), now, longest)
         # A line through longer chains may say that a lookup takes no time at all.
         known = self._policy.expected_draft(max(1, longest))
         patience = min(self._deadline, 4 * known + 0.002) if known else self._deadline
-        request = Request(frozenset(awaited), now, now + patience, longest)
-        self.gathering.ask((extend.seq for extend in extends), request)
+        self.gathering.await_(awaited, now + patience)
 
     def _send_bulk(self, feed: Feed) -> None:
         assert self._port is not None
@@ -193,7 +202,8 @@ class Drafting:
 
     def _relink(self, welcome: Welcome | None) -> None:
         self.welcome = welcome
-        self.gathering.clear()
+        self.gathering.settle_all()
+        self.waited = Waited()
         self._unacknowledged.clear()
         self._closes = []
         for feed in self._feeds.values():

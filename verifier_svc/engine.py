@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import queue
 import sys
 import threading
@@ -19,14 +18,12 @@ import torch
 from specwire.draft import DraftEvent, Linked, Unlinked
 from verifier_svc.acceptance import accept_drawn, accept_greedy
 from verifier_svc.cache import KVCache
-from verifier_svc.cohorts import Cohorts
 from verifier_svc.documents import Capture
 from verifier_svc.drafting import Drafting
 from verifier_svc.drawing import logprobs_of
 from verifier_svc.features import FeatureRunner
 from verifier_svc.generation import Emitted, Event, Failed, Finished, Generation, Logprobs
 from verifier_svc.metrics import Metrics
-from verifier_svc.overlap import Turn
 from verifier_svc.policy import DraftLengthPolicy
 from verifier_svc.scheduler import Scheduler, Work
 from verifier_svc.sequence import Sequence
@@ -82,12 +79,6 @@ class Engine:
         self._drafting = drafting
         self._policy = policy
         self._features = features
-        self._cohorts = Cohorts(policy.step_cost.predict)
-        # Who sits out the next step.
-        self._resting = frozenset[int]()
-        # When the last step ended, and whether it ran prompt rows.
-        self._ended = 0.0
-        self._mixed = False
         self._max_model_len = max_model_len
         self._deliver = deliver
         self._metrics = metrics
@@ -141,28 +132,23 @@ class Engine:
         started = time.perf_counter()
         self._admit(started)
         self._account_wait(started)
-        works = self._scheduler.plan(self._resting)
-        ended = started
-        if works:
-            beside = self._drafting.gathering.overlap(self._resting)
-            hidden = self._target.run(works, self._cache)
-            ran = time.perf_counter()
-            self._commit(works, hidden)
-            ended = time.perf_counter()
-            self._account(works, started, ran, ended)
-            self._learn(works, started, ended, beside=beside)
-            self._retire(ended)
-        running = self._scheduler.running
-        self._drafting.send(running, ended, self._resting)
-        self._resting = self._cohorts.rest([s.id for s in running if s.decoding])
-        self._ended = ended
+        works = self._scheduler.plan()
+        if not works:
+            self._drafting.send((), started)
+            return
+        hidden = self._target.run(works, self._cache)
+        ran = time.perf_counter()
+        self._commit(works, hidden)
+        drawn = time.perf_counter()
+        self._account(works, started, ran, drawn)
+        self._retire(drawn)
+        self._drafting.send(self._scheduler.running, drawn)
 
     def _receive(self) -> None:
-        """Take messages: until the next step's drafts are there, or for ever while idle."""
+        """Take messages: until drafts are gathered while running, for ever while idle."""
         idle = not (self._scheduler.running or self._scheduler.waiting or self._features)
         while True:
-            now = time.perf_counter()
-            wait = self._drafting.gathering.remaining(now, self._resting)
+            wait = self._drafting.gathering.remaining(time.perf_counter())
             try:
                 if idle:
                     arrived, message = self._inbox.get()
@@ -276,59 +262,35 @@ class Engine:
             self._forget([sequence.id], failed=True)
 
     def _account_wait(self, now: float) -> None:
-        """Charge the time since the last step to the sequences that wait for drafts."""
-        gathering = self._drafting.gathering
+        """Charge the wait for drafts to the sequences that waited."""
+        waited = self._drafting.waited
+        if not waited.seqs:
+            return
+        total = now - waited.started
+        compute = min(total, waited.cost.compute_us * 1e-6)
+        queued = min(total - compute, waited.cost.queue_us * 1e-6)
         for sequence in self._scheduler.running:
-            if request := gathering.waits(sequence.id):
-                total = now - max(request.started, self._ended)
-                compute = min(total, request.cost.compute_us * 1e-6)
-                queued = min(total - compute, request.cost.queue_us * 1e-6)
+            if sequence.id in waited.seqs:
                 sequence.timings.drafter += compute
                 sequence.timings.drafter_queue += queued
                 sequence.timings.wire += total - compute - queued
-        for request in gathering.late(self._resting):
-            if not request.beside:
-                self._policy.observe_draft(request.length, now - request.started)
+        if self._drafting.gathering.awaited:
+            self._policy.observe_draft(waited.length, total)
             self._metrics.missed_deadlines.inc()
 
     def _account(self, works: Items[Work], started: float, ran: float, drawn: float) -> None:
-        """Charge a step to all who decode: who rests has to wait for its turn."""
-        for sequence in self._scheduler.running:
+        rows = sum(len(work.tokens) for work in works)
+        verified = sum(work.draws for work in works if work.draws == len(work.tokens))
+        self._policy.step_cost.observe(verified, drawn - started, rows - verified)
+        for work in works:
+            sequence = work.sequence
             if sequence.first_token:
                 sequence.timings.target += ran - started
                 sequence.timings.draw += drawn - ran
-        for work in works:
-            sequence = work.sequence
-            if work.draws and not sequence.first_token:
+            elif work.draws:
                 sequence.first_token = drawn
                 sequence.timings.prefill = drawn - sequence.admitted
-        rows = sum(len(work.tokens) for work in works)
         self._metrics.observe_step(rows, ran - started, self._scheduler)
-        self._metrics.cohorts.set(2 if self._resting else 1)
-
-    def _learn(self, works: Items[Work], started: float, ended: float, *, beside: bool) -> None:
-        """Learn from a step what steps cost, and whether cohorts pay."""
-        verifying = [work.draws for work in works if work.draws == len(work.tokens)]
-        rows = sum(verifying)
-        prompt_rows = sum(len(work.tokens) for work in works) - rows
-        if beside:
-            self._policy.step_cost.skip()
-        else:
-            self._policy.step_cost.observe(rows, ended - started, prompt_rows)
-        mixed, self._mixed = self._mixed, bool(prompt_rows)
-        if not rows:
-            return
-        gathering = self._drafting.gathering
-        longest = gathering.longest(self._resting)
-        draft = 0.0 if longest is None else self._policy.expected_draft(longest)
-        seconds: float | None = ended - self._ended
-        if gathering.late(self._resting):
-            # Drafts were not waited for, and would make the turn look short.
-            seconds = math.inf
-        elif mixed or self._mixed:
-            seconds = None
-        everyone = rows * (1 + len(self._resting) / len(verifying))
-        self._cohorts.observe(Turn(everyone, draft, seconds))
 
 
 def _rows_drawn(works: Items[Work]) -> Iterator[tuple[Work, range]]:

@@ -79,11 +79,8 @@ class DraftLengthPolicy:
         """Expected seconds until chains of `length` are there; 0 where nothing is known."""
         return self._draft.predict(length)
 
-    def choose(self, records: Items[Record], caps: Items[Wish], cohorts: int = 1) -> list[Wish]:
+    def choose(self, records: Items[Record], caps: Items[Wish]) -> list[Wish]:
         """The wish for each sequence, given its record and the most that it may use.
-
-        They are one of so many cohorts of equals that take turns: drafts are made beside the
-        steps of the others, and without drafts all would run as one.
 
         Prompt rows beside it change nothing in the choice: the time that they take is worth as
         much to their sequences as it costs the others.
@@ -94,14 +91,13 @@ class DraftLengthPolicy:
         if not caps or not self.step_cost.known:
             return plain
         outlooks = [_Outlook(record, cap) for record, cap in zip(records, caps, strict=True)]
-        everyone = cohorts * len(caps)
-        plain_speed = everyone / max(self.step_cost.predict(everyone), 1e-9)
+        plain_speed = self._speed(outlooks, plain)
         best, best_speed = plain, _MARGIN * plain_speed
         for longest in range(max((len(o.chain) for o in outlooks), default=0) + 1):
             wishes = [self._wish(o, longest, best_speed, len(outlooks)) for o in outlooks]
             if longest and max(wish.chain for wish in wishes) < longest:
                 break
-            speed = self._speed(outlooks, wishes, cohorts)
+            speed = self._speed(outlooks, wishes)
             if speed > best_speed:
                 best_speed, best = speed, wishes
         if best is plain:
@@ -148,16 +144,14 @@ class DraftLengthPolicy:
         worth_lookup = outlook.of_lookup[lookup] - price * lookup
         return Wish(chain, lookup if worth_lookup > worth_chain else 0)
 
-    def _speed(self, outlooks: Items[_Outlook], wishes: Items[Wish], cohorts: int) -> float:
-        """Expected tokens per second of all cohorts, the wait for drafts included."""
+    def _speed(self, outlooks: Items[_Outlook], wishes: Items[Wish]) -> float:
+        """Expected tokens per second of the batch, the wait for drafts included."""
         pairs = list(zip(outlooks, wishes, strict=True))
-        step = self.step_cost.predict(sum(o.rows(w) for o, w in pairs))
-        wait = 0.0
+        seconds = self.step_cost.predict(sum(o.rows(w) for o, w in pairs))
         if any(wishes):
             # The drafter answers at once where lookups answer all.
             all_found = math.prod(o.hits(w) for o, w in pairs if w.chain)
             longest = max(w.chain for w in wishes)
-            wait += all_found * self._draft.predict(0)
-            wait += (1 - all_found) * self._draft.predict(longest)
-        turn = max(step, (step + wait) / cohorts)
-        return sum(o.tokens(w) for o, w in pairs) / max(turn, 1e-9)
+            seconds += all_found * self._draft.predict(0)
+            seconds += (1 - all_found) * self._draft.predict(longest)
+        return sum(o.tokens(w) for o, w in pairs) / max(seconds, 1e-9)

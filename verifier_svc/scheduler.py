@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from verifier_svc.blocks import BlockPool
@@ -84,10 +84,10 @@ class Scheduler:
         """Nothing that was computed so far may be inherited any more."""
         self._holdings.forget()
 
-    def plan(self, resting: Collection[int] = ()) -> list[Work]:
-        """The rows of the next step, which the decoding sequences `resting` sit out."""
+    def plan(self) -> list[Work]:
+        """The rows of the next step."""
         works = []
-        decoding = [s for s in self.running if s.decoding and s.id not in resting]
+        decoding = [s for s in self.running if s.decoding]
         prefilling = [s for s in self.running if not s.decoding]
         for sequence in decoding:
             tokens = (sequence.tokens[-1], *sequence.draft)

@@ -345,23 +345,3 @@ def test_without_sequences_nothing_is_chosen_and_nothing_forgotten() -> None:
     for _ in range(100):
         assert policy.probe(policy.choose([], []), []) == []
     assert policy.step_cost.slope == slope
-
-
-def test_drafts_that_are_made_beside_other_steps_may_be_longer() -> None:
-    """Two cohorts hide the draft; without drafts all run as one, which bounds what may be lost."""
-
-    def chosen(acceptance: float, cohorts: int) -> int:
-        policy = DraftLengthPolicy(8)
-        for rows, length in product((4, 8, 16, 32), (1, 2, 4, 8)):
-            policy.step_cost.observe(rows, 0.030 + 0.0002 * rows)
-            policy.observe_draft(length, 0.006 + 0.004 * length)
-        records = [policy.new_record() for _ in range(4)]
-        for _ in range(100):
-            hits = [random.random() < acceptance for _ in range(8)]
-            for record in records:
-                record.observe(CHAIN, 8, (*hits, False).index(False))
-        return max(wish.chain for wish in policy.choose(records, [Wish(8)] * 4, cohorts))
-
-    random.seed(0)
-    assert 0 < chosen(0.7, cohorts=1) < chosen(0.7, cohorts=2)
-    assert chosen(0.1, cohorts=2) == 0

@@ -203,11 +203,18 @@ def test_openai_client_chats_in_a_session(cluster: Cluster) -> None:
     pieces = [c.choices[0].delta.content or "" for c in chunks if c.choices]
     assert "".join(pieces) == whole.choices[0].message.content
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
-    details = whole.usage.completion_tokens_details
-    assert details.accepted_prediction_tokens + details.rejected_prediction_tokens > 0
     session = httpx.get(f"{cluster.url}/v1/sessions/session-one").json()
     assert session["turns"] == 3
     assert session["epoch"] > 0
+
+    def drafted() -> bool:
+        answer = client.chat.completions.create(**arguments | {"extra_headers": {}})
+        details = answer.usage.completion_tokens_details
+        told = details.accepted_prediction_tokens + details.rejected_prediction_tokens
+        return bool(told > 0)
+
+    # On a busy machine so short an answer may end before the drafter has its prompt.
+    wait_until(drafted, "an answer with drafts")
 
 
 def test_bad_requests_name_the_field_and_harm_nobody(

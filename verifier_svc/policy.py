@@ -18,6 +18,11 @@ _MARGIN = 1.05
 # one of them, so many that plain ones lose about this share of the speed, one in so many at most.
 _TRIAL_LOSS = 0.008
 _TRIAL_INTERVAL = 8
+# A batch of so many sequences that has been best off without drafts, so many times in a row, stays
+# so for some rounds: to choose for each of them anew takes time that all of them wait for.
+_LARGE = 8
+_SETTLED = 32
+_PLAIN_ROUNDS = 4
 # One trial in so many is of longer drafts.
 _LONGER_INTERVAL = 4
 # Rounds between two probes of chains: at least and at most, and otherwise so many that the
@@ -66,6 +71,8 @@ class DraftLengthPolicy:
         self._owed = 0.0
         self._trials = 0
         self._probes = Probes()
+        # Times in a row that no drafts were best, rounds that go on so, and the size of the batch.
+        self._plain_times = self._plain_rounds = self._plain_size = 0
 
     def new_record(self) -> Record:
         """The record of a new sequence."""
@@ -90,6 +97,10 @@ class DraftLengthPolicy:
         plain = [NO_WISH] * len(caps)
         if not caps or not self.step_cost.known:
             return plain
+        if self._plain_rounds and len(caps) == self._plain_size:
+            self._plain_rounds -= 1
+            self.step_cost.flatten()
+            return plain
         outlooks = [_Outlook(record, cap) for record, cap in zip(records, caps, strict=True)]
         plain_speed = self._speed(outlooks, plain)
         best, best_speed = plain, _MARGIN * plain_speed
@@ -100,9 +111,15 @@ class DraftLengthPolicy:
             speed = self._speed(outlooks, wishes)
             if speed > best_speed:
                 best_speed, best = speed, wishes
+        self._plain_rounds = 0
         if best is plain:
             self.step_cost.flatten()
+            self._plain_times += 1
+            self._plain_size = len(caps)
+            if len(caps) >= _LARGE and self._plain_times > _SETTLED:
+                self._plain_rounds = _PLAIN_ROUNDS - 1
         else:
+            self._plain_times = 0
             lost = max(1 - plain_speed / best_speed, _TRIAL_INTERVAL * _TRIAL_LOSS)
             self._owed += _TRIAL_LOSS / lost
         if self._owed < 1:

@@ -9,8 +9,9 @@ from itertools import product
 import pytest
 
 from specwire.draft import NO_WISH, DraftSource, Wish
+from verifier_svc import policy as policy_module
 from verifier_svc.policy import DraftLengthPolicy
-from verifier_svc.record import PROBE_LENGTH, Acceptance, Probes
+from verifier_svc.record import PROBE_LENGTH, Acceptance, Probes, Record
 
 CHAIN, LOOKUP = DraftSource.CHAIN, DraftSource.LOOKUP
 
@@ -345,3 +346,22 @@ def test_without_sequences_nothing_is_chosen_and_nothing_forgotten() -> None:
     for _ in range(100):
         assert policy.probe(policy.choose([], []), []) == []
     assert policy.step_cost.slope == slope
+
+
+@pytest.mark.parametrize(("sequences", "least", "most"), [(4, 40, 40), (16, 10, 11)])
+def test_a_large_batch_that_stays_plain_is_weighed_now_and_then(
+    sequences: int, least: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulation = Simulation(World(acceptance=0.02), sequences)
+    simulation.run(200)
+    weighed: set[int] = set()
+    outlook = policy_module._Outlook
+
+    def counted(record: Record, cap: Wish) -> object:
+        weighed.add(len(simulation.wishes))
+        return outlook(record, cap)
+
+    monkeypatch.setattr(policy_module, "_Outlook", counted)
+    simulation.run(40)
+    assert max(simulation.lengths[-40:]) == 0
+    assert least <= len(weighed) <= most

@@ -177,7 +177,8 @@ def test_settings_reach_the_services_and_the_password_nobody_else(stack: Stack) 
             assert environment["HOLDCOURSE_DTYPE"] == "float32"
             assert environment["HOLDCOURSE_DRAIN_GRACE_S"] == "30.0"
             assert environment["HOLDCOURSE_CACHE"] == str(stack.folder / "cache")
-        assert stack.told("verifier_svc", "environment")["GOMP_SPINCOUNT"] == "10000"
+        told = stack.told("verifier_svc", "environment")
+        assert (told["OMP_WAIT_POLICY"], told["GOMP_SPINCOUNT"]) == ("ACTIVE", "10000")
 
         store = stack.told("gateway", "environment")["HOLDCOURSE_REDIS_URL"]
         password, _, address = store.removeprefix("redis://:").partition("@")

@@ -9,8 +9,10 @@ _SLOPE_GAIN = 0.2
 _NOISE = 0.004
 _NOISE_GAIN = 0.1
 _FLAT = 0.02
-# How much of a slope fades at a time.
+# How much of a slope, or of a level, fades in a round in which it is not seen; and how fast what is
+# known counts less.
 _FADE = 1 / 512
+_AGING = 1 / 64
 # How fast the level follows a proof that it is too high.
 _PROOF_GAIN = 0.7
 # So many observations are the first, of which none is taken for a disturbance.
@@ -35,7 +37,7 @@ class LinearCost:
         self._share = slope_share
         # Squared relative error, of observations near the mean of x.
         self._noise = _NOISE
-        self._count = 0
+        self._count = 0.0
         self._x = self._y = 0.0
 
     @property
@@ -52,13 +54,18 @@ class LinearCost:
         else:
             self._share /= 1 + self._share * x
         self._count += 1
-        gain = max(gain, 1 / self._count)
+        gain = max(gain, 1 / max(self._count, 1.0))
         self._x += gain * (x - self._x)
         self._y += gain * (seconds - self._y)
 
     def flatten(self) -> None:
         """The slope was not seen: let it fade, so that in time larger x are tried again."""
         self._share *= 1 - _FADE
+
+    def age(self) -> None:
+        """Nothing was seen: let the level fade, and what is seen next count for more."""
+        self._y *= 1 - _FADE
+        self._count = min(self._count, 1 / _LEVEL_GAIN) * (1 - _AGING)
 
     def lower(self, x: float, seconds: float) -> None:
         """Take a measurement that bounds the cost from above; the line keeps its form."""
@@ -71,7 +78,7 @@ class LinearCost:
         """Let the slope follow a relative error so far away from the mean of x."""
         # So far away, squared, half the slope makes as much of a difference as the noise.
         reach = 4 * self._noise / max(self._share, _FLAT) ** 2
-        gain = max(_SLOPE_GAIN, 1 / self._count)
+        gain = max(_SLOPE_GAIN, 1 / max(self._count, 1.0))
         self._share = max(0.0, self._share + gain * away * error / (away * away + reach))
         squared = min(error * error, 9 * self._noise)
         self._noise += _NOISE_GAIN / (1 + away * away) * (squared - self._noise)
@@ -141,19 +148,28 @@ class StepCost:
 
 
 class AnswerCost:
-    """Seconds until drafts are there: a line in the length of the longest chain, or no chain."""
+    """Time until drafts are there: a line in the length of the longest chain, or no chain.
+
+    In units of a plain step, not in seconds: what slows one down on a shared machine slows the
+    other, and where no drafts are asked for only the step is seen to become fast again.
+    """
 
     def __init__(self) -> None:
         self._chain = LinearCost(slope_share=0.1)
         self._no_chain = LinearCost(slope_share=0.0)
 
     def predict(self, length: int) -> float:
-        """Expected seconds for chains of `length`; 0 where nothing is known."""
+        """Expected time for chains of `length`; 0 where nothing is known."""
         if (length and self._chain.known) or not self._no_chain.known:
             return self._chain.predict(length)
         return self._no_chain.predict(0)
 
-    def observe(self, length: int, seconds: float, *, awaited: bool) -> None:
+    def age(self) -> None:
+        """A round went by without drafts."""
+        self._chain.age()
+        self._no_chain.age()
+
+    def observe(self, length: int, time: float, *, awaited: bool) -> None:
         """An answer whose longest chain has `length` took this long.
 
         One that nobody awaited was made while the target kept the machine busy: it may prove
@@ -161,6 +177,6 @@ class AnswerCost:
         """
         line = self._chain if length else self._no_chain
         if awaited:
-            line.observe(length, seconds)
+            line.observe(length, time)
         else:
-            line.lower(length, seconds)
+            line.lower(length, time)

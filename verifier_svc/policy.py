@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as Items
 from dataclasses import replace
-from itertools import accumulate
+
+import numpy as np
 
 from specwire.draft import NO_WISH, Wish
 from verifier_svc.costs import AnswerCost, StepCost
+from verifier_svc.outlook import plans
 from verifier_svc.record import PROBE_LENGTH, Probes, Record
 
 # Drafting must promise so much more than plain decoding: what is promised is never exact, and the
@@ -18,43 +19,12 @@ _MARGIN = 1.05
 # one of them, so many that plain ones lose about this share of the speed, one in so many at most.
 _TRIAL_LOSS = 0.008
 _TRIAL_INTERVAL = 8
-# A batch of so many sequences that has been best off without drafts, so many times in a row, stays
-# so for some rounds: to choose for each of them anew takes time that all of them wait for.
-_LARGE = 8
-_SETTLED = 32
-_PLAIN_ROUNDS = 4
 # One trial in so many is of longer drafts.
 _LONGER_INTERVAL = 4
 # Rounds between two probes of chains: at least and at most, and otherwise so many that the
 # drafter's time for them is a small share of the target's.
 _PROBE_INTERVAL = (16, 128)
 _PROBE_SHARE = 0.01
-
-
-class _Outlook:
-    """What drafts of one sequence are expected to add, by position and source."""
-
-    def __init__(self, record: Record, cap: Wish) -> None:
-        self.chain = record.chain.gains()[: cap.chain]
-        self.lookup = record.lookup.gains()[: cap.lookup]
-        self._hit_rate = record.hit_rate
-        # Expected tokens that a draft of each length adds.
-        self.of_chain = [0.0, *accumulate(self.chain)]
-        self.of_lookup = [0.0, *accumulate(self.lookup)]
-
-    def hits(self, wish: Wish) -> float:
-        """Chance that a lookup answers the wish."""
-        return self._hit_rate if wish.lookup else 0.0
-
-    def tokens(self, wish: Wish) -> float:
-        """Expected tokens of a round."""
-        hits = self.hits(wish)
-        return 1 + hits * self.of_lookup[wish.lookup] + (1 - hits) * self.of_chain[wish.chain]
-
-    def rows(self, wish: Wish) -> float:
-        """Expected rows of a round."""
-        hits = self.hits(wish)
-        return 1 + hits * wish.lookup + (1 - hits) * wish.chain
 
 
 class DraftLengthPolicy:
@@ -71,8 +41,8 @@ class DraftLengthPolicy:
         self._owed = 0.0
         self._trials = 0
         self._probes = Probes()
-        # Times in a row that no drafts were best, rounds that go on so, and the size of the batch.
-        self._plain_times = self._plain_rounds = self._plain_size = 0
+        # Speed over that of plain decoding which the last choice promised; 1 where that was plain.
+        self._gain = 1.0
 
     def new_record(self) -> Record:
         """The record of a new sequence."""
@@ -80,11 +50,17 @@ class DraftLengthPolicy:
 
     def observe_draft(self, length: int, seconds: float, *, awaited: bool = True) -> None:
         """An answer whose longest chain has `length`, or none, took this long."""
-        self._draft.observe(length, seconds, awaited=awaited)
+        if self.step_cost.known:
+            self._draft.observe(length, seconds / self._plain_step, awaited=awaited)
 
     def expected_draft(self, length: int) -> float:
         """Expected seconds until chains of `length` are there; 0 where nothing is known."""
-        return self._draft.predict(length)
+        return self._draft.predict(length) * self._plain_step
+
+    @property
+    def _plain_step(self) -> float:
+        """Expected seconds of a step of one row."""
+        return max(self.step_cost.predict(1), 1e-9)
 
     def choose(self, records: Items[Record], caps: Items[Wish]) -> list[Wish]:
         """The wish for each sequence, given its record and the most that it may use.
@@ -97,31 +73,19 @@ class DraftLengthPolicy:
         plain = [NO_WISH] * len(caps)
         if not caps or not self.step_cost.known:
             return plain
-        if self._plain_rounds and len(caps) == self._plain_size:
-            self._plain_rounds -= 1
+        plain_speed = self._speed(len(caps), len(caps), 0.0)
+        best, speed = self._best(records, caps, max(self._gain, _MARGIN) * plain_speed)
+        self._gain = speed / plain_speed
+        if self._gain <= _MARGIN:
+            best, self._gain = plain, 1.0
             self.step_cost.flatten()
-            return plain
-        outlooks = [_Outlook(record, cap) for record, cap in zip(records, caps, strict=True)]
-        plain_speed = self._speed(outlooks, plain)
-        best, best_speed = plain, _MARGIN * plain_speed
-        for longest in range(max((len(o.chain) for o in outlooks), default=0) + 1):
-            wishes = [self._wish(o, longest, best_speed, len(outlooks)) for o in outlooks]
-            if longest and max(wish.chain for wish in wishes) < longest:
-                break
-            speed = self._speed(outlooks, wishes)
-            if speed > best_speed:
-                best_speed, best = speed, wishes
-        self._plain_rounds = 0
-        if best is plain:
-            self.step_cost.flatten()
-            self._plain_times += 1
-            self._plain_size = len(caps)
-            if len(caps) >= _LARGE and self._plain_times > _SETTLED:
-                self._plain_rounds = _PLAIN_ROUNDS - 1
+            self._draft.age()
         else:
-            self._plain_times = 0
-            lost = max(1 - plain_speed / best_speed, _TRIAL_INTERVAL * _TRIAL_LOSS)
+            lost = max(1 - 1 / self._gain, _TRIAL_INTERVAL * _TRIAL_LOSS)
             self._owed += _TRIAL_LOSS / lost
+        for record, wish in zip(records, best, strict=True):
+            if not wish.chain:
+                record.chain.fade()
         if self._owed < 1:
             return best
         self._owed -= 1
@@ -134,7 +98,7 @@ class DraftLengthPolicy:
             return list(wishes)
         least, most = _PROBE_INTERVAL
         step = max(self.step_cost.predict(len(wishes)), 1e-9)
-        interval = int(self._draft.predict(PROBE_LENGTH) / (_PROBE_SHARE * step))
+        interval = int(self.expected_draft(PROBE_LENGTH) / (_PROBE_SHARE * step))
         return self._probes.apply(wishes, caps, min(max(interval, least), most))
 
     @staticmethod
@@ -146,29 +110,23 @@ class DraftLengthPolicy:
             for wish, cap in pairs
         ]
 
-    def _wish(self, outlook: _Outlook, longest: int, speed: float, sharers: int) -> Wish:
-        """Leading positions of each source whose expected tokens outweigh the time of their rows.
-
-        No lookup where the chain that it would replace is worth more.
-        """
+    def _best(
+        self, records: Items[Record], caps: Items[Wish], speed: float
+    ) -> tuple[list[Wish], float]:
+        """The wishes that promise most, and their speed, where tokens are worth 1 / speed."""
+        waits = [self.expected_draft(length) for length in range(self._max_length + 1)]
         price = self.step_cost.slope * speed
-        chain, lookup = (
-            next((i for i, gain in enumerate(gains) if gain <= price), len(gains))
-            for gains in (outlook.chain[:longest], outlook.lookup)
-        )
-        run = speed * (self._draft.predict(longest) - self._draft.predict(0)) / sharers
-        worth_chain = outlook.of_chain[chain] - price * chain - run
-        worth_lookup = outlook.of_lookup[lookup] - price * lookup
-        return Wish(chain, lookup if worth_lookup > worth_chain else 0)
+        made = plans(records, caps, price, [speed * seconds for seconds in waits])
+        if made is None:
+            return [], 0.0
+        drafts = [f * waits[0] + (1 - f) * wait for f, wait in zip(made.found, waits, strict=False)]
+        if not made.lookup[:, 0].any():
+            drafts[0] = 0.0
+        sums = zip(made.tokens.sum(0), made.rows.sum(0), drafts, strict=True)
+        speeds = [self._speed(*each) for each in sums]
+        best = int(np.argmax(speeds))
+        return made.wishes(best), speeds[best]
 
-    def _speed(self, outlooks: Items[_Outlook], wishes: Items[Wish]) -> float:
-        """Expected tokens per second of the batch, the wait for drafts included."""
-        pairs = list(zip(outlooks, wishes, strict=True))
-        seconds = self.step_cost.predict(sum(o.rows(w) for o, w in pairs))
-        if any(wishes):
-            # The drafter answers at once where lookups answer all.
-            all_found = math.prod(o.hits(w) for o, w in pairs if w.chain)
-            longest = max(w.chain for w in wishes)
-            seconds += all_found * self._draft.predict(0)
-            seconds += (1 - all_found) * self._draft.predict(longest)
-        return sum(o.tokens(w) for o, w in pairs) / max(seconds, 1e-9)
+    def _speed(self, tokens: float, rows: float, wait: float) -> float:
+        """Tokens per second of the batch, the wait for drafts included."""
+        return float(tokens / max(self.step_cost.predict(rows) + wait, 1e-9))

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from itertools import accumulate, repeat
-from operator import mul
+
+import numpy as np
+from numpy.typing import NDArray
 
 from specwire.draft import DraftSource, Wish
 
-# Weight of the shared acceptance profile against a sequence's own rounds.
-_PRIOR_ROUNDS = 4.0
-_DECAY = 0.95
+Floats = NDArray[np.float64]
+
+# How much of what was seen is kept from draft to draft, and the weight, in drafts, of what is
+# assumed before: of all sequences together, and of one against these. A few unlucky drafts of the
+# first sequence must not end drafting; sequences differ less than their first drafts do.
+_SHARED_MEMORY, _SHARED_PRIOR = 0.98, 16.0
+_OWN_MEMORY, _OWN_PRIOR = 0.98, 16.0
+# The same from round to round while a source is not asked: the sequence is at another place.
+_UNASKED_MEMORY = 0.995
 # Draft tokens of a chain that is a probe: it also tells what longer chains cost and bring.
 PROBE_LENGTH = 4
 # Sequences whose chains are probed in one round.
@@ -21,41 +28,40 @@ _LOOKUP_INTERVAL = 16
 
 
 class Acceptance:
-    """Conditional acceptance by chain position, with forgetting, around a shared profile."""
+    """Conditional acceptance by draft position, with forgetting, around a shared profile."""
 
     def __init__(self, length: int, shared: Acceptance | None = None) -> None:
         self._shared = shared
-        self._tries = [0.0] * length
-        self._hits = [0.0] * length
-        self._known: list[float] | None = None
+        self._tries: Floats = np.zeros(length)
+        self._hits: Floats = np.zeros(length)
 
     def observe(self, proposed: int, accepted: int) -> None:
         """Take one draft; a position counts as tried if all before it were accepted."""
-        for position in range(min(proposed, accepted + 1, len(self._tries))):
-            self._tries[position] = _DECAY * self._tries[position] + 1
-            self._hits[position] = _DECAY * self._hits[position] + (position < accepted)
-        self._known = None
+        seen = min(proposed, accepted + 1, len(self._tries))
+        memory = _OWN_MEMORY if self._shared else _SHARED_MEMORY
+        self._tries[:seen] = memory * self._tries[:seen] + 1
+        self._hits[:seen] = memory * self._hits[:seen] + (np.arange(seen) < accepted)
         if self._shared is not None:
             self._shared.observe(proposed, accepted)
 
-    def rate(self, position: int) -> float:
-        """Chance that the draft token at `position` is accepted if all before it were."""
-        return self._rates()[position]
+    def fade(self) -> None:
+        """A round went by without a draft."""
+        self._tries *= _UNASKED_MEMORY
+        self._hits *= _UNASKED_MEMORY
 
-    def gains(self) -> list[float]:
-        """Expected tokens that each chain position adds."""
-        return list(accumulate(self._rates(), mul))
+    def rates(self) -> Floats:
+        """Chance of each position to be accepted if all before it were."""
+        rates: Floats = self.stack([self])[0]
+        return rates
 
-    def _rates(self) -> list[float]:
-        # A shared profile is asked by every sequence of a batch.
-        if self._shared is None and self._known is not None:
-            return self._known
-        prior = repeat(0.5) if self._shared is None else self._shared._rates()
-        self._known = [
-            (hits + _PRIOR_ROUNDS * rate) / (tries + _PRIOR_ROUNDS)
-            for hits, tries, rate in zip(self._hits, self._tries, prior, strict=False)
-        ]
-        return self._known
+    @staticmethod
+    def stack(parts: Items[Acceptance]) -> Floats:
+        """The rates of several that share one profile: [parts, positions]."""
+        shared = parts[0]._shared
+        prior, weight = (shared.rates(), _OWN_PRIOR) if shared else (0.5, _SHARED_PRIOR)
+        hits, tries = ([part._hits for part in parts], [part._tries for part in parts])
+        stacked: Floats = (np.array(hits) + weight * prior) / (np.array(tries) + weight)
+        return stacked
 
 
 class Record:
@@ -64,7 +70,7 @@ class Record:
     def __init__(self, length: int, shared: Record | None = None) -> None:
         self.chain: Acceptance = Acceptance(length, shared.chain if shared else None)
         self.lookup: Acceptance = Acceptance(length, shared.lookup if shared else None)
-        self._found: Acceptance = Acceptance(1, shared._found if shared else None)
+        self.found: Acceptance = Acceptance(1, shared.found if shared else None)
 
     def observe(self, source: DraftSource, proposed: int, accepted: int) -> None:
         """Take one draft that was verified."""
@@ -73,12 +79,7 @@ class Record:
 
     def observe_search(self, found: bool) -> None:
         """A lookup was asked for, and found something or not."""
-        self._found.observe(1, int(found))
-
-    @property
-    def hit_rate(self) -> float:
-        """Chance that a lookup finds something."""
-        return self._found.rate(0)
+        self.found.observe(1, int(found))
 
 
 @dataclass(slots=True)

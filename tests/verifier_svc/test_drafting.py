@@ -210,10 +210,10 @@ def test_a_late_draft_is_not_used_and_still_scored(drafting: Drafting, port: Rec
     one.commit([8], 0)
     drafting.send([one], 1.2)
     assert len(port.rounds) == 1, "the first request is outstanding"
-    before = drafting._feeds[1].record.chain.rate(0)
+    before = drafting._feeds[1].record.chain.rates()[0]
     drafting.receive(answer(Draft(1, 4, (7, 6))), 1.3)
     assert one.draft == ()
-    assert drafting._feeds[1].record.chain.rate(0) > before
+    assert drafting._feeds[1].record.chain.rates()[0] > before
     drafting.send([one], 1.4)
     assert port.rounds[-1][1][0].start == 4
 
@@ -257,10 +257,10 @@ def test_lookups_are_asked_for_where_the_drafter_has_them(
     assert (two.draft, two.draft_source) == ((7, 8), DraftSource.CHAIN)
     records = [drafting._feeds[seq].record for seq in (1, 2)]
     # Both sequences' searches shape what either expects.
-    assert records[0].hit_rate > records[1].hit_rate
+    assert records[0].found.rates()[0] > records[1].found.rates()[0]
     drafting.observe(1, DraftSource.LOOKUP, 3, 3)
     drafting.observe(2, DraftSource.CHAIN, 2, 0)
-    assert records[0].lookup.rate(0) > 0.5 > records[1].chain.rate(0)
+    assert records[0].lookup.rates()[0] > 0.5 > records[1].chain.rates()[0]
 
 
 def test_a_lookup_is_cut_to_what_fits_and_an_empty_one_is_a_miss(drafting: Drafting) -> None:
@@ -270,13 +270,13 @@ def test_a_lookup_is_cut_to_what_fits_and_an_empty_one_is_a_miss(drafting: Draft
     drafting.send([one], 1.0)
     drafting.receive(answer(Draft(1, 4, (7, 8, 9), source=DraftSource.LOOKUP)), 1.1)
     assert list(one.draft) == [7, 8]
-    hit = drafting._feeds[1].record.hit_rate
+    hit = drafting._feeds[1].record.found.rates()[0]
     one.commit([50], 0)
     drafting.send([one], 1.2)
     drafting.receive(answer(Draft(1, 5, (), source=DraftSource.LOOKUP)), 1.3)
     assert not one.draft
     assert drafting.gathering.remaining(1.3) == 0
-    assert drafting._feeds[1].record.hit_rate < hit
+    assert drafting._feeds[1].record.found.rates()[0] < hit
 
 
 def test_a_late_lookup_is_scored_as_one(drafting: Drafting) -> None:
@@ -288,12 +288,12 @@ def test_a_late_lookup_is_scored_as_one(drafting: Drafting) -> None:
     one.commit([8], 0)
     drafting.send([one], 1.2)
     record = drafting._feeds[1].record
-    chain, lookup = record.chain.rate(0), record.lookup.rate(0)
+    chain, lookup = record.chain.rates()[0], record.lookup.rates()[0]
     drafting.receive(answer(Draft(1, 4, (7, 6), source=DraftSource.LOOKUP)), 1.3)
     assert one.draft == ()
-    assert record.lookup.rate(0) > lookup
-    assert record.lookup.rate(1) < 0.5
-    assert record.chain.rate(0) == chain
+    assert record.lookup.rates()[0] > lookup
+    assert record.lookup.rates()[1] < 0.5
+    assert record.chain.rates()[0] == chain
 
 
 def test_the_cost_of_an_answer_is_that_of_its_longest_chain(
@@ -323,6 +323,8 @@ def test_probes_are_not_waited_for(port: Recorder) -> None:
     for _ in range(50):
         policy.step_cost.observe(1, 0.001)
         policy.observe_draft(1, 0.0007)
+        for source in DraftSource:
+            policy.new_record().observe(source, 4, 0)
     drafting = drafting_with(port, policy)
     one = decoding(5)
     drafting.receive(Linked(LINK, LOOKING), 0.0)

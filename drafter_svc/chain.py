@@ -5,6 +5,7 @@ the last real entry and runs one row per sequence and step on the recycled state
 RoPE position i, and so does the guess that would become entry i.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -122,13 +123,21 @@ class Chain:
             drawn = self._whole.draft(hidden, lengths, rows, noise, *kv)
         if drawn is None:
             drawn = self._step_by_step(batch, hidden, rows, noise)
-        winners, shares = drawn
-        ids = self._vocabulary.target_ids[winners.clamp(min=0)].T.tolist()
-        confidence = shares.nan_to_num(0.0).T.tolist()
+        winners, shares = (part.tolist() for part in drawn)
         guesses: list[Guess] = [Guess((), ())] * len(order)
         for row, (request, length) in enumerate(zip(order, lengths, strict=True)):
-            guesses[request] = Guess(tuple(ids[row][:length]), tuple(confidence[row][:length]))
+            guesses[request] = self._guess(winners, shares, row, length)
         return guesses
+
+    def _guess(
+        self, winners: list[list[int]], shares: list[list[float]], row: int, length: int
+    ) -> Guess:
+        """What a chain drew in its steps; logits that are no numbers draw the first token."""
+        ids = self._vocabulary.ids
+        return Guess(
+            tuple(ids[max(0, step[row])] for step in winners[:length]),
+            tuple(0.0 if math.isnan(step[row]) else step[row] for step in shares[:length]),
+        )
 
     def _step_by_step(
         self,

@@ -15,11 +15,12 @@ from specwire.noise import signed64
 
 
 class DraftVocabulary:
-    """Target ids of the draft tokens, int64 ``[draft]``, and the way back."""
+    """Target ids of the draft tokens, int64 ``[draft]`` and as a list, and the way back."""
 
     def __init__(self, target_ids: Tensor, vocab_size: int) -> None:
         self.target_ids = target_ids
-        self._draft_ids = {target: draft for draft, target in enumerate(target_ids.tolist())}
+        self.ids: list[int] = target_ids.tolist()
+        self._draft_ids = {target: draft for draft, target in enumerate(self.ids)}
 
     def __len__(self) -> int:
         return len(self._draft_ids)

@@ -1,7 +1,8 @@
 """What messages lead to: rows into the cache, and all wishes into one batch of chains."""
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -57,6 +58,18 @@ class Worker:
         metrics.LINKS.set(self._sequences.links)
         metrics.SEQUENCES.set(len(self._sequences))
         metrics.KV_BYTES.set(self._cache.bytes_used)
+
+    def count(self, served: Iterable[Answers]) -> None:
+        """Count the drafts of a batch that was served."""
+        chains = 0
+        for answers in served:
+            for draft in answers.drafts:
+                if draft.tokens:
+                    chains += draft.source is DraftSource.CHAIN
+                    metrics.DRAFT_TOKENS.labels(draft.source).inc(len(draft.tokens))
+        if chains:
+            metrics.BATCH_SIZE.observe(chains)
+            metrics.CHAINS.inc(chains)
 
     def open_link(self, link: int) -> None:
         """A verifier is there."""
@@ -119,7 +132,7 @@ class Worker:
             return held
         known = fresh.start - extend.start
         tokens, features = extend.tokens[known:], features[known:]
-        if not bool(features.sum(dtype=torch.float32).isfinite()):
+        if not math.isfinite(features.sum(dtype=torch.float32).item()):
             self._refuse(held, "its features are not finite")
             return held
         try:
@@ -198,10 +211,6 @@ class Worker:
             answers[key[0]].drafts.append(
                 Draft(key[1], request.base, guess.tokens, guess.confidence)
             )
-        metrics.BATCH_SIZE.observe(len(requests))
-        metrics.CHAINS.inc(len(requests))
-        proposed = sum(len(guess.tokens) for guess in guesses)
-        metrics.DRAFT_TOKENS.labels(DraftSource.CHAIN).inc(proposed)
 
     def _end(self, key: Key) -> None:
         """Keep what others may inherit for as long as there is room."""
@@ -227,5 +236,4 @@ def _look_up(held: Held, count: int) -> tuple[int, ...]:
         return ()
     found = held.index.propose(count)
     metrics.LOOKUPS.labels("hit" if found else "miss").inc()
-    metrics.DRAFT_TOKENS.labels(DraftSource.LOOKUP).inc(len(found))
     return found

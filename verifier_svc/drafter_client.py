@@ -75,7 +75,7 @@ class DrafterClient:
         """Send one round: `features[i]` is [len(extends[i].tokens), feature width]."""
         message = pb.Round(extends=map(codec.encode_extend, extends), closes=closes)
         if features:
-            message.features.CopyFrom(pack(torch.cat(list(features))))
+            message.features.CopyFrom(pack(*features))
         self._loop.call_soon_threadsafe(self._put_round, link, message)
 
     def bulk(self, link: int, extend: Extend, features: torch.Tensor) -> None:

@@ -70,7 +70,7 @@ def decode_extend(message: pb.Extend, vocab_size: int, max_length: int) -> Exten
         raise InvalidRequest(
             f"extend: entries end at {message.start + len(tokens)}, at most {max_length}."
         )
-    if any(token >= vocab_size for token in tokens):
+    if max(tokens, default=0) >= vocab_size:
         raise InvalidRequest(f"extend: tokens must be below the vocabulary size {vocab_size}.")
     if message.start == 0 and tokens and not message.HasField("opening"):
         raise InvalidRequest("extend: an opening is required where start is 0.")

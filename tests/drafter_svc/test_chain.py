@@ -194,6 +194,21 @@ def test_real_entries_replace_guesses() -> None:
         check(parts, parts.chain.draft([asked])[0], text, stop, 8, greedy)
 
 
+def test_a_state_that_is_not_finite_drafts_the_first_token_without_confidence() -> None:
+    parts = Parts()
+    texts = [random_text(30, seed) for seed in (5, 6)]
+    slots = [prepared(parts, text, 10, seq) for seq, text in enumerate(texts)]
+    assert slots[0].hidden is not None
+    slots[0].hidden = torch.full_like(slots[0].hidden, torch.nan)
+    asked = [
+        request(parts, text, slot, 10, length, GREEDY)
+        for text, slot, length in zip(texts, slots, (2, 3), strict=True)
+    ]
+    broken, whole = parts.chain.draft(asked)
+    assert broken == Guess((int(parts.target_ids[0]),) * 2, (0.0, 0.0))
+    check(parts, whole, texts[1], 10, 3, greedy)
+
+
 def test_a_chain_can_run_again_without_new_rows() -> None:
     parts = Parts()
     text = random_text(12, 6)

@@ -1,9 +1,11 @@
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import pytest
+import torch
+from prometheus_client import REGISTRY
 
 from drafter_svc.engine import BULK_PIECE, Engine
 from drafter_svc.messages import Answers, BulkMessage, RoundMessage
@@ -43,6 +45,23 @@ def test_answers_carry_draft_and_cost(engine: Engine, parts: Parts) -> None:
     assert list(answer.drafts[0].tokens) == parts.slow_draft(text, 10, 4, greedy).tokens
     assert answer.cost.compute_us > 0
     assert answers.empty()
+
+
+def test_a_round_is_counted_once_it_has_been_answered(engine: Engine) -> None:
+    def counts() -> list[float | None]:
+        names = ("compute_seconds_count", "queue_seconds_count", "batch_size_sum", "chains_total")
+        return [REGISTRY.get_sample_value(f"holdcourse_drafter_{name}") for name in names]
+
+    before, answered = counts(), queue.SimpleQueue[list[float | None]]()
+    engine.open_link(1, lambda answer: answered.put(counts()))
+    extends, features = zip(*(random_text(20, s).extend(s, 0, 9, 3) for s in (1, 2)), strict=True)
+    engine.round(1, extends, torch.cat(features), ())
+    assert answered.get(timeout=10) == before
+    done = threading.Event()
+    engine.flush(done.set)
+    assert done.wait(10)
+    grown = [after - (was or 0) for was, after in zip(before, counts(), strict=True) if after]
+    assert grown == [1, 1, 2, 2]
 
 
 def test_bulk_then_round_race_to_the_same_draft(engine: Engine, parts: Parts) -> None:
@@ -97,6 +116,7 @@ class Recorder:
         self.fails = False
 
     def warm_up(self) -> None: ...
+    def count(self, served: Iterable[Answers]) -> None: ...
     def report(self) -> None: ...
     def open_link(self, link: int) -> None: ...
 

@@ -349,7 +349,10 @@ def test_lookups_are_counted(looking: Parts) -> None:
 
     before = counts()
     repeats = repeating_text(looking)
-    serve(looking, round_of(repeats.extend(5, 0, 13, 2, lookup_tokens=6)))
-    serve(looking, round_of(repeats.extend(5, 13, 25, 4, lookup_tokens=6)))
-    serve(looking, round_of(repeats.extend(5, 25, 26, 3)))
+    served = [
+        serve(looking, round_of(repeats.extend(5, 0, 13, 2, lookup_tokens=6))),
+        serve(looking, round_of(repeats.extend(5, 13, 25, 4, lookup_tokens=6))),
+        serve(looking, round_of(repeats.extend(5, 25, 26, 3))),
+    ]
+    looking.worker.count(served)
     assert [b - a for a, b in zip(before, counts(), strict=True)] == [1, 1, 6, 7]

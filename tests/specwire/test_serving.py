@@ -211,7 +211,8 @@ from specwire.v1 import drafter_pb2 as pb, drafter_pb2_grpc
 
 class Servicer(drafter_pb2_grpc.DrafterServiceServicer):
     async def Describe(self, request, context):
-        logs.get("program").info("described")
+        loop = type(asyncio.get_running_loop()).__module__
+        logs.get("program").info("described", loop=loop)
         return pb.DescribeResponse()
 
 async def drained():
@@ -252,6 +253,7 @@ def test_a_signal_drains_and_exits_cleanly(number: signal.Signals) -> None:
     lines = [json.loads(line) for line in rest.splitlines()]
     assert [line["event"] for line in lines] == ["described", "draining", "drained", "stopped"]
     assert lines[0]["request_id"] == "r-17"
+    assert lines[0]["loop"] == "uvloop"
     assert "request_id" not in lines[1]
     assert process.returncode == 0
 

@@ -49,6 +49,15 @@ def test_views_are_packed_row_by_row(dtype: torch.dtype) -> None:
     assert view.abs().sum() > 0
 
 
+def test_several_are_joined_along_their_first_dimension() -> None:
+    whole = torch.randn(7, 8).bfloat16()
+    pieces = whole[:2], whole[2:2], whole[2:], whole.t()[:8:4, :].t()[:, :2].repeat(1, 4)
+    back = unpack(pack(*pieces), "features")
+    assert torch.equal(back, torch.cat(pieces))
+    back.zero_()
+    assert whole.abs().sum() > 0
+
+
 def test_other_dtypes_cannot_travel() -> None:
     with pytest.raises(InvalidRequest, match="int64"):
         pack(torch.zeros(2, dtype=torch.int64))

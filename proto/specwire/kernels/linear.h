@@ -6,34 +6,14 @@
 #pragma once
 #include <algorithm>
 
-#include "element.h"
+#include "tiles.h"
 
 #ifdef __AMX_BF16__
-#include <immintrin.h>
 #include <omp.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 namespace {
 
-constexpr int SIDE = 16;           // rows of a tile; 32 bf16 or 16 fp32 in each
-constexpr int DEEP = 2 * SIDE;     // inner elements of a tile
-constexpr int TILE = SIDE * DEEP;  // elements
-constexpr int AHEAD = 4;           // tiles of a stream
-
-// Tiles 0 to 3 hold results, 4 and 5 rows, 6 and 7 weights. Without `lower` rows all results are
-// of the upper ones.
-inline void configure(int upper, int lower) {
-  struct alignas(64) {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {};
-    uint8_t rows[16] = {};
-  } config;
-  const int below = lower ? lower : upper;
-  const int rows[8] = {upper, upper, below, below, upper, below, SIDE, SIDE};
-  for (int i = 0; i < 8; ++i) config.bytes[i] = 64, config.rows[i] = rows[i];
-  _tile_loadconfig(&config);
-}
+constexpr int AHEAD = 4;  // tiles of a stream
 
 // Fetches the tiles of all columns that are read `AHEAD` steps later. Behind a column's end those
 // of the columns that come next begin, as far behind the last of these.

@@ -23,8 +23,8 @@ int attend(const void* query, const void* keys, const void* values, const Segmen
 }  // namespace
 
 // Strides are in elements; `out` is contiguous [rows, heads, dim], rows of no segment stay as they
-// are. The `many` first segments are those of many rows. Returns 0 if heads of this width, or groups
-// of this size, are not built, 1 if those of many rows are left, which takes tiles; else 2.
+// are. The `many` first segments are those of many rows, which take tiles. Returns 0 if heads of
+// this width, or groups of this size, are not built; 1 if segments of many rows are left; else 2.
 extern "C" int hc_attend(int is_bf16, int64_t dim, const void* query, int64_t query_stride,
                          const void* keys, const void* values, int64_t slot_stride,
                          const int64_t* segments, int64_t count, int64_t many, int64_t heads,

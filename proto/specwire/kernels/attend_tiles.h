@@ -11,9 +11,8 @@ namespace {
 
 constexpr int FOLDED = 128;  // queries of a task: rows times the heads of a group
 
-// Whether rows of these elements can run on tiles.
 template <class T>
-constexpr bool TILED = false;
+constexpr bool TILED = false;  // whether rows of these elements can run on tiles
 
 template <int D>
 void attend_by_tiles(const bf16* query, const bf16* keys, const bf16* values, bf16* out,
@@ -26,18 +25,6 @@ constexpr bool TILED<bf16> = true;
 
 constexpr int STRIDE = SIDE * sizeof(float);  // bytes of a tile's row
 constexpr int STEPS = 4;                      // of DEEP keys in a block
-
-// 2 to the power of x <= 0, within 5e-5 of itself: far less than bf16 tells apart. 0 below -126.
-inline Floats power_of_two(Floats x) {
-  const Ints in_reach = x > -126.0f;
-  const Floats shifted = x + 12582912.0f;  // the nearest integer in the lowest bits
-  const Floats r = x - (shifted - 12582912.0f);
-  Floats p = r * 9.6181291e-3f + 5.5504109e-2f;
-  p = p * r + 2.4022651e-1f;
-  p = p * r + 6.9314718e-1f;
-  p = p * r + 1.0f;
-  return Floats((Ints(p) + (Ints(shifted) << 23)) & in_reach);
-}
 
 // What a task keeps; sixteen queries are a set.
 template <int D>
@@ -86,7 +73,8 @@ struct Attended {
           Halves even, odd;
           std::memcpy(&even, value + at(j) + b * SIDE, sizeof even);
           std::memcpy(&odd, value + at(j + 1) + b * SIDE, sizeof odd);
-          pairs[i] = __builtin_convertvector(even, Words) | __builtin_convertvector(odd, Words) << 16;
+          pairs[i] = __builtin_convertvector(odd, Words) << 16;
+          pairs[i] |= __builtin_convertvector(even, Words);
         }
         transpose(pairs);
         std::memcpy(values[s][b], pairs, sizeof pairs);
@@ -113,11 +101,14 @@ struct Attended {
   // Scores become weights, and what was summed up shrinks if they are larger than any before.
   // A query sees as many keys of the block as `seen` says.
   void weigh(int set, int steps, Ints seen, bool masked, float scale) {
+    if (masked)
+      for (int j = 0; j < steps * DEEP; ++j)
+        store(scores[j], j < seen ? load(scores[j]) : Floats{} - INFINITY);
     Floats top = most[set];
-    for (int j = 0; j < steps * DEEP; ++j) {
-      Floats score = load(scores[j]);
-      if (masked) store(scores[j], score = j < seen ? score : Floats{} - INFINITY);
-      top = larger(top, score);
+    for (int j = 0; j < steps * DEEP; j += 4) {
+      const Floats a = larger(load(scores[j]), load(scores[j + 1]));
+      const Floats b = larger(load(scores[j + 2]), load(scores[j + 3]));
+      top = larger(top, larger(a, b));
     }
     const Floats shrink = power_of_two((most[set] - top) * scale), shift = top * scale;
     Floats sum{};
@@ -130,7 +121,8 @@ struct Attended {
     }
     most[set] = top;
     norm[set] = norm[set] * shrink + sum;
-    for (int d = 0; d < D; ++d) store(sums[set][d], load(sums[set][d]) * shrink);
+    if (any(shrink != 1.0f))
+      for (int d = 0; d < D; ++d) store(sums[set][d], load(sums[set][d]) * shrink);
   }
 
   // Adds weighted values to up to four bands of sums from `band` on.
@@ -144,19 +136,13 @@ struct Attended {
     for (int s = 0; s < steps; ++s) {
       _tile_loadd(6, weights[s], STRIDE);
       _tile_loadd(4, values[s][band], STRIDE);
+      if (Bands > 1) _tile_loadd(5, values[s][band + 1], STRIDE);
       _tile_dpbf16ps(0, 4, 6);
-      if (Bands > 1) {
-        _tile_loadd(5, values[s][band + 1], STRIDE);
-        _tile_dpbf16ps(1, 5, 6);
-      }
-      if (Bands > 2) {
-        _tile_loadd(4, values[s][band + 2], STRIDE);
-        _tile_dpbf16ps(2, 4, 6);
-      }
-      if (Bands > 3) {
-        _tile_loadd(5, values[s][band + 3], STRIDE);
-        _tile_dpbf16ps(3, 5, 6);
-      }
+      if (Bands > 1) _tile_dpbf16ps(1, 5, 6);
+      if (Bands > 2) _tile_loadd(4, values[s][band + 2], STRIDE);
+      if (Bands > 3) _tile_loadd(5, values[s][band + 3], STRIDE);
+      if (Bands > 2) _tile_dpbf16ps(2, 4, 6);
+      if (Bands > 3) _tile_dpbf16ps(3, 5, 6);
     }
     _tile_stored(0, to, STRIDE);
     if (Bands > 1) _tile_stored(1, to + SIDE, STRIDE);
@@ -180,7 +166,8 @@ void attend_by_tiles(const bf16* query, const bf16* keys, const bf16* values, bf
   const auto row = [&](int m) { return segment.row + first + m / group; };
   const auto place = [&](int m) { return (head * group + m % group) * D; };
   Attended<D> task;
-  for (int m = 0; m < queries; ++m) task.read_query(m, query + row(m) * shape.query_stride + place(m));
+  for (int m = 0; m < queries; ++m)
+    task.read_query(m, query + row(m) * shape.query_stride + place(m));
   for (int set = 0; set < sets; ++set) task.turn_queries(set);
   const int64_t stride = shape.slot_stride, from = segment.start * stride + head * D;
   const int64_t base = segment.length + first, length = base + rows - 1;

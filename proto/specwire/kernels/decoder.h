@@ -1,4 +1,4 @@
-// A decoder layer of Llama's form for the team of a parallel region: what targets and drafters share.
+// A decoder layer of Llama's form for the team of a parallel region: targets and drafters share it.
 #pragma once
 #include "attend.h"
 #include "linear.h"

@@ -98,6 +98,18 @@ inline Floats exp_of_negative(Floats x) {
   return Floats(Ints(p * Floats(scale)) & in_reach);
 }
 
+// 2 to the power of x <= 0, within 5e-5 of itself: far less than bf16 tells apart. 0 below -126.
+inline Floats power_of_two(Floats x) {
+  const Ints in_reach = x > -126.0f;
+  const Floats shifted = x + 12582912.0f;  // the nearest integer in the lowest bits
+  const Floats r = x - (shifted - 12582912.0f);
+  Floats p = r * 9.6181291e-3f + 5.5504109e-2f;
+  p = p * r + 2.4022651e-1f;
+  p = p * r + 6.9314718e-1f;
+  p = p * r + 1.0f;
+  return Floats((Ints(p) + (Ints(shifted) << 23)) & in_reach);
+}
+
 // The largest logit; false if one is not a number or the largest not finite.
 template <class T>
 inline bool maximum(const T* logits, int64_t width, float& out) {

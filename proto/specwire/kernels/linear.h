@@ -72,10 +72,10 @@ void tall(const uint16_t* rows, int64_t width, const uint16_t* weights, bool ahe
     _tile_loadd(4, rows + k, width * 2);
     _tile_loadd(5, rows + SIDE * width + k, width * 2);
     _tile_loadd(6, weights, 64);
+    if (Columns > 1) _tile_loadd(7, weights + apart, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(2, 5, 6);
     if (Columns > 1) {
-      _tile_loadd(7, weights + apart, 64);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
     }
@@ -107,8 +107,8 @@ inline void linear_all(const void* rows, const uint16_t* weights, const float* b
       if (above != upper || below != lower) configure(upper = above, lower = below);
       const Column product = (below ? TALL : NARROW)[columns - 1];
       product(from + m * width, width, weights + n * SIDE * width, m == 0, results);
-      for (int64_t s = 0; s < columns; ++s)
-        for (int i = 0; i < above + below; ++i) {
+      for (int i = 0; i < above + below; ++i)
+        for (int64_t s = 0; s < columns; ++s) {
           const float* result = results[i < SIDE ? s : 2 + s] + i % SIDE * LANES;
           Floats value = load(result);
           if (bias) value += load(bias + (n + s) * SIDE);

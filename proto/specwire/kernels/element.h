@@ -38,9 +38,13 @@ inline Floats load(const bf16* from) {
 
 inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
 inline void store(bf16* to, Floats values) {  // to nearest, ties to even
+#if defined(__AVX512BF16__)
+  const auto halves = _mm512_cvtneps_pbh(__m512(values));
+#else
   const Words bits = Words(values);
   const Halves halves =
       __builtin_convertvector((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, Halves);
+#endif
   std::memcpy(to, &halves, sizeof halves);
 }
 

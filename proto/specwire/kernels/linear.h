@@ -86,6 +86,12 @@ void tall(const uint16_t* rows, int64_t width, const uint16_t* weights, bool ahe
   _tile_stored(3, results[3], 64);
 }
 
+// Thirty-two results of a row at once: a row's lines lie far from the next one's.
+inline void store(bf16* to, Floats first, Floats second) {
+  const auto halves = _mm512_cvtne2ps_pbh(__m512(second), __m512(first));
+  std::memcpy(to, &halves, sizeof halves);
+}
+
 using Column = decltype(&narrow<1>);
 constexpr Column NARROW[] = {narrow<1>, narrow<2>, narrow<3>, narrow<4>};
 constexpr Column TALL[] = {tall<1>, tall<2>};
@@ -108,11 +114,14 @@ inline void linear_all(const void* rows, const uint16_t* weights, const float* b
       const Column product = (below ? TALL : NARROW)[columns - 1];
       product(from + m * width, width, weights + n * SIDE * width, m == 0, results);
       for (int i = 0; i < above + below; ++i)
-        for (int64_t s = 0; s < columns; ++s) {
+        for (int64_t s = 0; s < columns; s += 2) {
           const float* result = results[i < SIDE ? s : 2 + s] + i % SIDE * LANES;
-          Floats value = load(result);
-          if (bias) value += load(bias + (n + s) * SIDE);
-          store(out + (m + i) * outputs + (n + s) * SIDE, value);
+          const int64_t column = (n + s) * SIDE;
+          Floats first = load(result), second = load(result + TILE / 2);
+          if (bias) first += load(bias + column);
+          if (bias && s + 1 < columns) second += load(bias + column + SIDE);
+          bf16* to = out + (m + i) * outputs + column;
+          s + 1 < columns ? store(to, first, second) : store(to, first);
         }
     }
   }

@@ -110,7 +110,7 @@ def _attend_by_kernel(
     _, heads, d = query.shape
     if query.stride(1) != d:
         query = query.contiguous()
-    done = kernels.hc_attend(
+    done: int = kernels.hc_attend(
         query.dtype == torch.bfloat16,
         d,
         query.data_ptr(),

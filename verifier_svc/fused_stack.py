@@ -1,4 +1,4 @@
-"""All decoder layers as one kernel, for steps that only decode."""
+"""All decoder layers as one kernel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 
 
 class FusedStack(torch.nn.Module):
-    """Layers of fused parts, which it runs as one kernel where no sequence has many rows."""
+    """Layers of fused parts, which it runs as one kernel."""
 
     def __init__(self, layers: Iterable[torch.nn.Module], decoder: Decoder) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class FusedStack(torch.nn.Module):
         that number, or the output of the last one.
         """
         states = hidden_states[0]
-        out = None if plan.reach.many else self._run(states, position_embeddings, plan, captured)
+        out = self._run(states, position_embeddings, plan, captured)
         if out is None:
             return self.one_by_one(
                 hidden_states,

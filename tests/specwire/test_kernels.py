@@ -97,7 +97,7 @@ def test_rows_attend_to_their_own_slots(
 ) -> None:
     keys = random(600, kv_heads, width).to(dtype)
     values = random(600, kv_heads, width, seed=1).to(dtype)
-    # More rows than a kernel takes, whole prompts, rows across blocks of keys, single ones.
+    # Prompts with and without a past, rows across blocks of keys, single ones.
     counts, starts, lengths = [40, 35, 1, 6, 1], [100, 300, 0, 420, 576], [30, 1, 77, 59, 1]
     segments = [
         kernels.Segment(sum(counts[:i]), counts[i], starts[i], lengths[i]) for i in range(5)
@@ -115,6 +115,59 @@ def test_rows_attend_to_their_own_slots(
                 wanted = torch.einsum("hs,shd->hd", weights, v)
                 tolerance = 3e-2 if dtype == torch.bfloat16 else 1e-5
                 assert torch.allclose(out[row].double(), wanted, atol=tolerance)
+
+
+def attended(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, segment: kernels.Segment
+) -> torch.Tensor:
+    """What a segment's rows attend to, in fp32."""
+    reach = slice(segment.start, segment.start + segment.length + segment.count - 1)
+    group = query.shape[1] // keys.shape[1]
+    k, v = (kept[reach].float().repeat_interleave(group, 1) for kept in (keys, values))
+    rows = query[segment.row : segment.row + segment.count].float()
+    scores = torch.einsum("rhd,shd->hrs", rows * 0.2, k)
+    last = torch.arange(segment.count)[:, None] + segment.length
+    hidden = torch.arange(k.shape[0]) >= last
+    return torch.einsum("hrs,shd->rhd", scores.masked_fill(hidden, -math.inf).softmax(-1), v)
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "kv_heads"),
+    [(64, 9, 3), (128, 8, 2), (256, 2, 1), (32, 2, 2), (16, 6, 1), (80, 4, 2), (96, 24, 1)],
+)
+def test_rows_of_prompts_attend_within_the_rounding_of_their_weights(
+    width: int, heads: int, kv_heads: int
+) -> None:
+    keys, values = (random(720, kv_heads, width, seed=seed).bfloat16() for seed in (0, 1))
+    # With and without a past, over one block of keys and over several.
+    segments = [
+        kernels.Segment(0, 33, 0, 1),
+        kernels.Segment(33, 2, 40, 9),
+        kernels.Segment(35, 150, 60, 1),
+        kernels.Segment(185, 1, 300, 200),
+        kernels.Segment(186, 70, 500, 131),
+    ]
+    query = random(256, heads, width, seed=2).bfloat16()
+    out = kernels.attend(query, keys, values, kernels.Reach(segments, block=16), 0.2)
+    for segment in segments:
+        rows = slice(segment.row, segment.row + segment.count)
+        # Weights and what leaves are rounded to bf16, half a unit of 2 ** -8 each.
+        far = (out[rows].float() - attended(query, keys, values, segment)).abs().max()
+        assert far < 2**-8 * values.float().abs().max()
+        # Each segment gets the same alone, to the last bit.
+        alone = kernels.Segment(0, segment.count, segment.start, segment.length)
+        again = kernels.attend(query[rows], keys, values, kernels.Reach([alone], block=16), 0.2)
+        assert torch.equal(again, out[rows])
+
+
+def test_what_lies_behind_a_prompt_is_not_read() -> None:
+    keys, values = random(200, 1, 32).bfloat16(), random(200, 1, 32, seed=1).bfloat16()
+    query, segment = random(40, 2, 32, seed=2).bfloat16(), kernels.Segment(0, 40, 7, 26)
+    wanted = attended(query, keys, values, segment)
+    keys[87:] = values[87:] = math.nan  # torch reads whole blocks, up to here
+    reach = kernels.Reach([segment], block=16)
+    out = kernels.attend(query, keys, values, reach, 0.2)
+    assert torch.allclose(out.float(), wanted, atol=2**-8 * 4)
 
 
 def test_a_row_takes_the_same_steps_whatever_runs_beside_it() -> None:

@@ -1,6 +1,8 @@
-// Attention of packed rows over contiguous slabs of keys and values, for a few rows a sequence.
+// Attention of packed rows over contiguous slabs of keys and values.
 #pragma once
-#include "element.h"
+#include "attend_tiles.h"
+#include "lanes.h"
+#include "segment.h"
 
 namespace {
 
@@ -8,60 +10,6 @@ constexpr int RUNS = 4;
 constexpr int BLOCK = RUNS * LANES;  // keys at a time
 constexpr int MAX_QUERIES = 24;         // their state stays in the first-level cache
 constexpr int64_t PARALLEL = 1 << 12;  // scores from which threads pay
-
-template <int Width>
-inline Floats rotated(Floats v) {
-  Ints from;
-  for (int i = 0; i < LANES; ++i) from[i] = (i + Width) % LANES;
-  return __builtin_shuffle(v, from);
-}
-
-inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
-
-// The largest lane, and the sum of all lanes, in every lane.
-inline Floats max_of(Floats v) {
-  v = larger(v, rotated<8>(v));
-  v = larger(v, rotated<4>(v));
-  v = larger(v, rotated<2>(v));
-  return larger(v, rotated<1>(v));
-}
-
-inline Floats sum_of(Floats v) {
-  v += rotated<8>(v);
-  v += rotated<4>(v);
-  v += rotated<2>(v);
-  return v + rotated<1>(v);
-}
-
-// Halves the partial sums in each run of 2 * Width lanes: a's runs, then b's.
-template <int Width>
-inline Floats fold(Floats a, Floats b) {
-  Ints low, high;
-  for (int i = 0; i < LANES; ++i) {
-    low[i] = i / Width * 2 * Width + i % Width;
-    high[i] = low[i] + Width;
-  }
-  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
-}
-
-// Lane j of the result is the sum of all lanes of v[j].
-inline Floats sums_of(const Floats (&v)[LANES]) {
-  Floats a[8], b[4];
-  for (int i = 0; i < 8; ++i) a[i] = fold<8>(v[2 * i], v[2 * i + 1]);
-  for (int i = 0; i < 4; ++i) b[i] = fold<4>(a[2 * i], a[2 * i + 1]);
-  return fold<1>(fold<2>(b[0], b[1]), fold<2>(b[2], b[3]));
-}
-
-// Rows [row, row + count): the first attends to slots [start, start + length), each further one to
-// one more.
-struct Segment {
-  int64_t row, count, start, length;
-};
-
-struct Shape {
-  int64_t heads, kv_heads, query_stride, slot_stride;
-  float scale;
-};
 
 // Reads `here` rows in whole runs of lanes; beyond the end the last row stands in, to be masked.
 template <class T, int Chunks>
@@ -151,21 +99,28 @@ void attend_head(const T* query, const T* keys, const T* values, T* out, const S
   }
 }
 
-// All tasks of a batch, by the team of the enclosing parallel region.
+// All tasks of a batch, by the team of the enclosing parallel region: those of the `many` first
+// segments, of many rows, by tiles. Longest come first, as they end last.
 template <class T, int D>
 void attend_all(const T* query, const T* keys, const T* values, const Segment* segments,
-                int64_t count, const Shape& shape, T* out) {
-  const int group = int(shape.heads / shape.kv_heads), step = MAX_QUERIES / group;
-  const auto parts = [&](int64_t s) { return (segments[s].count + step - 1) / step; };
+                int64_t count, int64_t many, const Shape& shape, T* out) {
+  const int group = int(shape.heads / shape.kv_heads);
+  const auto step = [&](int64_t s) { return (s < many ? FOLDED : MAX_QUERIES) / group; };
+  const auto parts = [&](int64_t s) { return (segments[s].count + step(s) - 1) / step(s); };
   int64_t tasks = 0;
   for (int64_t s = 0; s < count; s++) tasks += parts(s) * shape.kv_heads;
 #pragma omp for schedule(dynamic)
   for (int64_t task = 0; task < tasks; task++) {
     int64_t part = task / shape.kv_heads, s = 0;
     for (; part >= parts(s); s++) part -= parts(s);
-    const int first = int(part) * step, left = int(segments[s].count) - first;
-    attend_head<T, D / LANES>(query, keys, values, out, segments[s], first,
-                              left < step ? left : step, int(task % shape.kv_heads), shape);
+    const int first = int(part) * step(s), left = int(segments[s].count) - first;
+    const int rows = left < step(s) ? left : step(s), head = int(task % shape.kv_heads);
+    if constexpr (TILED<T>)
+      if (s < many) {
+        attend_by_tiles<D>(query, keys, values, out, segments[s], first, rows, head, shape);
+        continue;
+      }
+    attend_head<T, D / LANES>(query, keys, values, out, segments[s], first, rows, head, shape);
   }
 }
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from specwire.kernels.library import kernels_for, threads
 
-# Rows of one sequence from which on torch's matrix products beat a kernel for few rows.
+# Rows of one sequence from which on matrix products beat a kernel for few rows.
 _MANY = 33
 
 
@@ -39,10 +39,10 @@ class Reach:
         behind it. Such slots must hold finite numbers.
         """
         self.rows = segments[-1].row + segments[-1].count if segments else 0
-        self.few = [s for s in segments if s.count < _MANY]
         self.many = [s for s in segments if s.count >= _MANY]
-        # As the kernel takes them.
-        self.table = torch.tensor([(s.row, s.count, s.start, s.length) for s in self.few])
+        # As the kernels take them.
+        self.parts = self.many + [s for s in segments if s.count < _MANY]
+        self.table = torch.tensor([(s.row, s.count, s.start, s.length) for s in self.parts])
         self._block = block
         self._masks: dict[Segment, torch.Tensor | None] = {}
 
@@ -88,31 +88,29 @@ def attend(
     """
     _, heads, d = query.shape
     out = query.new_empty(reach.rows, heads, d)
-    by_torch = reach.many
-    if reach.few and not _attend_few(query, keys, values, reach, scale, out):
-        by_torch = [*reach.few, *reach.many]
-    for part in by_torch:
+    for part in _attend_by_kernel(query, keys, values, reach, scale, out):
         mask = reach.mask(part, heads // keys.shape[1], query)
         rows = slice(part.row, part.row + part.count)
         out[rows] = _attend(query[rows], keys, values, part, mask, scale)
     return out
 
 
-def _attend_few(
+def _attend_by_kernel(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     reach: Reach,
     scale: float,
     out: torch.Tensor,
-) -> bool:
+) -> list[Segment]:
+    """Write to `out` what the kernel serves; returns what it leaves to torch."""
     kernels: Any = kernels_for(query, keys, values)
     if kernels is None or not (keys.is_contiguous() and values.is_contiguous()):
-        return False
+        return reach.parts
     _, heads, d = query.shape
     if query.stride(1) != d:
         query = query.contiguous()
-    done = kernels.hc_attend(
+    done: int = kernels.hc_attend(
         query.dtype == torch.bfloat16,
         d,
         query.data_ptr(),
@@ -121,14 +119,16 @@ def _attend_few(
         values.data_ptr(),
         keys.stride(0),
         reach.table.data_ptr(),
-        len(reach.few),
+        len(reach.parts),
+        len(reach.many),
         heads,
         keys.shape[1],
         scale,
         out.data_ptr(),
         threads(),
     )
-    return bool(done)
+    left: tuple[list[Segment], ...] = (reach.parts, reach.many, [])
+    return left[done]
 
 
 def _attend(

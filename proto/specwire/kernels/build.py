@@ -16,7 +16,10 @@ from specwire.cache import cache_folder
 _SOURCES = (
     "attend.cpp", "best.cpp", "decoder.cpp", "drafter.cpp", "draw.cpp", "layer.cpp", "linear.cpp",
 )  # fmt: skip
-_HEADERS = ("attend.h", "decoder.h", "draw.h", "element.h", "linear.h", "philox.h", "rows.h")
+_HEADERS = (
+    "attend.h", "attend_tiles.h", "decoder.h", "draw.h", "element.h", "lanes.h", "linear.h",
+    "philox.h", "rows.h", "segment.h", "tiles.h",
+)  # fmt: skip
 # GCC 12 warns of its own AVX-512 intrinsics, hence -w.
 _FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp",

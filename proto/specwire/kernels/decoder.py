@@ -1,4 +1,4 @@
-"""Decoder layers of Llama's form as one kernel, for batches of few rows a sequence."""
+"""Decoder layers of Llama's form as one kernel."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Places(ctypes.Structure):
     """`Places` of decoder.h."""
 
     _fields_ = (
-        *((name, _LONG) for name in ("rows", "segments")),
+        *((name, _LONG) for name in ("rows", "segments", "many")),
         *((name, _POINTER) for name in ("cosines", "sines", "positions", "slots", "table")),
     )
 
@@ -90,8 +90,8 @@ class Decoder:
     ) -> torch.Tensor | None:
         """Map states [rows, hidden], and write keys and values at `slots`, int64 [rows].
 
-        The rotation is what `rotate` takes; `reach` has no `many`. Returns [rows, hidden], or
-        None if the kernel does not take this shape.
+        The rotation is what `rotate` takes. Returns [rows, hidden], or None if the kernel does not
+        take this shape.
         """
         kernels = kernels_for(states)
         if kernels is None:
@@ -106,7 +106,7 @@ class Decoder:
             self._layers,
             places,
             len(memories),
-            ctypes.byref(Places(len(slots), len(reach.few), *tables)),
+            ctypes.byref(Places(len(slots), len(reach.parts), len(reach.many), *tables)),
             out.data_ptr(),
             scratch.data_ptr(),
             threads(),

@@ -110,7 +110,7 @@ struct Run {
   void advance(int64_t step, int64_t rows) const {
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++) enter(r, step);
-    const Places places{rows, rows, drafter.cosines, drafter.sines, positions, slots, table};
+    const Places places{rows, rows, 0, drafter.cosines, drafter.sines, positions, slots, table};
     const bool from_state = drafter.recycle_normed || drafter.residual_normed;
     run_layer(layer, places, pair, from_state ? state : chains.hidden, chains.hidden, chains.keys,
               chains.values, Scratch(scratch, layer, rows));

@@ -110,21 +110,26 @@ class Drafter:
         Args:
             features: of the entries.
             rows: int64 [3, n], contiguous: target ids, positions, and slots.
-            reach: of the entries, none of whose segments is of many.
+            reach: of the entries.
             keys: [slots, kv_heads, d], written at the slots.
             values: as `keys`.
 
         Returns what leaves the layer [n, H], or None if there is no kernel for it.
         """
         kernels = kernels_for(features, keys, values)
-        if kernels is None or reach.many:
+        if kernels is None:
             return None
         w, features = self._weights, features.contiguous()
         hidden = features.new_empty(len(features), len(w.final_norm))
         room = features.new_empty(len(features) * self._entry_elements)
         tables = (w.cosines, w.sines, rows[1], rows[2], reach.table)
         entries = _Entries(
-            Places(len(features), len(reach.few), *(table.data_ptr() for table in tables)),
+            Places(
+                len(features),
+                len(reach.parts),
+                len(reach.many),
+                *(table.data_ptr() for table in tables),
+            ),
             *(tensor.data_ptr() for tensor in (rows[0], features, hidden, keys, values, room)),
         )
         done = kernels.hc_entries(ctypes.byref(self._drafter), ctypes.byref(entries), threads())

@@ -38,9 +38,13 @@ inline Floats load(const bf16* from) {
 
 inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
 inline void store(bf16* to, Floats values) {  // to nearest, ties to even
+#if defined(__AVX512BF16__)
+  const auto halves = _mm512_cvtneps_pbh(__m512(values));
+#else
   const Words bits = Words(values);
   const Halves halves =
       __builtin_convertvector((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, Halves);
+#endif
   std::memcpy(to, &halves, sizeof halves);
 }
 
@@ -96,6 +100,18 @@ inline Floats exp_of_negative(Floats x) {
   p = p * r * r + r + 1.0f;
   const Ints scale = (__builtin_convertvector(n, Ints) + 127) << 23;
   return Floats(Ints(p * Floats(scale)) & in_reach);
+}
+
+// 2 to the power of x <= 0, within 5e-5 of itself: far less than bf16 tells apart. 0 below -126.
+inline Floats power_of_two(Floats x) {
+  const Ints in_reach = x > -126.0f;
+  const Floats shifted = x + 12582912.0f;  // the nearest integer in the lowest bits
+  const Floats r = x - (shifted - 12582912.0f);
+  Floats p = r * 9.6181291e-3f + 5.5504109e-2f;
+  p = p * r + 2.4022651e-1f;
+  p = p * r + 6.9314718e-1f;
+  p = p * r + 1.0f;
+  return Floats((Ints(p) + (Ints(shifted) << 23)) & in_reach);
 }
 
 // The largest logit; false if one is not a number or the largest not finite.

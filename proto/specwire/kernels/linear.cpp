@@ -1,6 +1,8 @@
 #include "linear.h"
 
 #ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
 
 // Asks the system for tiles, once in a process; 0 where they may be used.
 extern "C" int hc_start_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) != 0; }

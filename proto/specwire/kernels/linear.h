@@ -6,34 +6,14 @@
 #pragma once
 #include <algorithm>
 
-#include "element.h"
+#include "tiles.h"
 
 #ifdef __AMX_BF16__
-#include <immintrin.h>
 #include <omp.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 namespace {
 
-constexpr int SIDE = 16;           // rows of a tile; 32 bf16 or 16 fp32 in each
-constexpr int DEEP = 2 * SIDE;     // inner elements of a tile
-constexpr int TILE = SIDE * DEEP;  // elements
-constexpr int AHEAD = 4;           // tiles of a stream
-
-// Tiles 0 to 3 hold results, 4 and 5 rows, 6 and 7 weights. Without `lower` rows all results are
-// of the upper ones.
-inline void configure(int upper, int lower) {
-  struct alignas(64) {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t bytes[16] = {};
-    uint8_t rows[16] = {};
-  } config;
-  const int below = lower ? lower : upper;
-  const int rows[8] = {upper, upper, below, below, upper, below, SIDE, SIDE};
-  for (int i = 0; i < 8; ++i) config.bytes[i] = 64, config.rows[i] = rows[i];
-  _tile_loadconfig(&config);
-}
+constexpr int AHEAD = 4;  // tiles of a stream
 
 // Fetches the tiles of all columns that are read `AHEAD` steps later. Behind a column's end those
 // of the columns that come next begin, as far behind the last of these.
@@ -92,10 +72,10 @@ void tall(const uint16_t* rows, int64_t width, const uint16_t* weights, bool ahe
     _tile_loadd(4, rows + k, width * 2);
     _tile_loadd(5, rows + SIDE * width + k, width * 2);
     _tile_loadd(6, weights, 64);
+    if (Columns > 1) _tile_loadd(7, weights + apart, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(2, 5, 6);
     if (Columns > 1) {
-      _tile_loadd(7, weights + apart, 64);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(3, 5, 7);
     }
@@ -104,6 +84,12 @@ void tall(const uint16_t* rows, int64_t width, const uint16_t* weights, bool ahe
   _tile_stored(1, results[1], 64);
   _tile_stored(2, results[2], 64);
   _tile_stored(3, results[3], 64);
+}
+
+// Thirty-two results of a row at once: a row's lines lie far from the next one's.
+inline void store(bf16* to, Floats first, Floats second) {
+  const auto halves = _mm512_cvtne2ps_pbh(__m512(second), __m512(first));
+  std::memcpy(to, &halves, sizeof halves);
 }
 
 using Column = decltype(&narrow<1>);
@@ -127,12 +113,15 @@ inline void linear_all(const void* rows, const uint16_t* weights, const float* b
       if (above != upper || below != lower) configure(upper = above, lower = below);
       const Column product = (below ? TALL : NARROW)[columns - 1];
       product(from + m * width, width, weights + n * SIDE * width, m == 0, results);
-      for (int64_t s = 0; s < columns; ++s)
-        for (int i = 0; i < above + below; ++i) {
+      for (int i = 0; i < above + below; ++i)
+        for (int64_t s = 0; s < columns; s += 2) {
           const float* result = results[i < SIDE ? s : 2 + s] + i % SIDE * LANES;
-          Floats value = load(result);
-          if (bias) value += load(bias + (n + s) * SIDE);
-          store(out + (m + i) * outputs + (n + s) * SIDE, value);
+          const int64_t column = (n + s) * SIDE;
+          Floats first = load(result), second = load(result + TILE / 2);
+          if (bias) first += load(bias + column);
+          if (bias && s + 1 < columns) second += load(bias + column + SIDE);
+          bf16* to = out + (m + i) * outputs + column;
+          s + 1 < columns ? store(to, first, second) : store(to, first);
         }
     }
   }

@@ -1,0 +1,205 @@
+// Attention of many rows of a sequence on AMX tiles, a block of keys at a time.
+//
+// Scores are computed as keys by queries: a lane is then a query, largest scores and sums over keys
+// are those of whole vectors, and weights are left in the order in which tiles take them.
+#pragma once
+#include "lanes.h"
+#include "segment.h"
+#include "tiles.h"
+
+namespace {
+
+constexpr int FOLDED = 128;  // queries of a task: rows times the heads of a group
+
+template <class T>
+constexpr bool TILED = false;  // whether rows of these elements can run on tiles
+
+template <int D>
+void attend_by_tiles(const bf16* query, const bf16* keys, const bf16* values, bf16* out,
+                     const Segment& segment, int first, int rows, int head, const Shape& shape);
+
+#ifdef __AMX_BF16__
+
+template <>
+constexpr bool TILED<bf16> = true;
+
+constexpr int STRIDE = SIDE * sizeof(float);  // bytes of a tile's row
+constexpr int STEPS = 4;                      // of DEEP keys in a block
+
+// What a task keeps; sixteen queries are a set.
+template <int D>
+struct Attended {
+  static constexpr int DEPTHS = (D + DEEP - 1) / DEEP, SETS = FOLDED / SIDE, BANDS = D / SIDE;
+  alignas(64) uint16_t queries[SETS][DEPTHS][TILE] = {};      // [16 pairs of d, 16 queries, 2]
+  uint16_t keys[2 * STEPS][DEPTHS][TILE] = {};                // [16 keys, 32 of d]
+  alignas(64) uint16_t values[STEPS][BANDS][TILE];            // [16 of d, 32 keys]
+  alignas(64) float scores[STEPS * DEEP][LANES];              // [key, query]
+  alignas(64) uint16_t weights[STEPS][TILE];                  // [16 pairs of keys, 16 queries, 2]
+  alignas(64) float sums[SETS][D][LANES] = {};                // [d, query]
+  Floats most[SETS], norm[SETS];
+
+  // Elements of a row at a depth: the last may be half empty.
+  static constexpr int filled(int depth) { return D - depth * DEEP < DEEP ? SIDE : DEEP; }
+
+  void read_query(int m, const bf16* row) {
+    for (int c = 0; c < DEPTHS; ++c)
+      std::memcpy(queries[m / SIDE][c] + m % SIDE * DEEP, row + c * DEEP, filled(c) * sizeof *row);
+  }
+
+  // Turns the rows that were read into columns.
+  void turn_queries(int set) {
+    for (int c = 0; c < DEPTHS; ++c) {
+      Words pairs[LANES];
+      std::memcpy(pairs, queries[set][c], sizeof pairs);
+      transpose(pairs);
+      std::memcpy(queries[set][c], pairs, sizeof pairs);
+    }
+    most[set] = Floats{} - INFINITY;
+    norm[set] = Floats{};
+  }
+
+  // Reads `here` keys and values; beyond the end the last stand in, to be masked.
+  void read_block(const bf16* from, const bf16* value, int64_t stride, int here) {
+    const auto at = [&](int j) { return (j < here ? j : here - 1) * stride; };
+    for (int s = 0; s * DEEP < here; ++s) {
+      for (int j = s * DEEP; j < (s + 1) * DEEP; ++j)
+        for (int c = 0; c < DEPTHS; ++c)
+          std::memcpy(keys[j / SIDE][c] + j % SIDE * DEEP, from + at(j) + c * DEEP,
+                      filled(c) * sizeof *from);
+      for (int b = 0; b < BANDS; ++b) {
+        Words pairs[LANES];
+        for (int i = 0; i < LANES; ++i) {
+          const int j = s * DEEP + 2 * i;
+          Halves even, odd;
+          std::memcpy(&even, value + at(j) + b * SIDE, sizeof even);
+          std::memcpy(&odd, value + at(j + 1) + b * SIDE, sizeof odd);
+          pairs[i] = __builtin_convertvector(odd, Words) << 16;
+          pairs[i] |= __builtin_convertvector(even, Words);
+        }
+        transpose(pairs);
+        std::memcpy(values[s][b], pairs, sizeof pairs);
+      }
+    }
+  }
+
+  void score(int set, int steps) {
+    for (int s = 0; s < steps; ++s) {
+      _tile_zero(0);
+      _tile_zero(1);
+      for (int c = 0; c < DEPTHS; ++c) {
+        _tile_loadd(4, keys[2 * s][c], STRIDE);
+        _tile_loadd(5, keys[2 * s + 1][c], STRIDE);
+        _tile_loadd(6, queries[set][c], STRIDE);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 5, 6);
+      }
+      _tile_stored(0, scores[s * DEEP], STRIDE);
+      _tile_stored(1, scores[s * DEEP + SIDE], STRIDE);
+    }
+  }
+
+  // Scores become weights, and what was summed up shrinks if they are larger than any before.
+  // A query sees as many keys of the block as `seen` says.
+  void weigh(int set, int steps, Ints seen, bool masked, float scale) {
+    if (masked)
+      for (int j = 0; j < steps * DEEP; ++j)
+        store(scores[j], j < seen ? load(scores[j]) : Floats{} - INFINITY);
+    Floats top = most[set];
+    for (int j = 0; j < steps * DEEP; j += 4) {
+      const Floats a = larger(load(scores[j]), load(scores[j + 1]));
+      const Floats b = larger(load(scores[j + 2]), load(scores[j + 3]));
+      top = larger(top, larger(a, b));
+    }
+    const Floats shrink = power_of_two((most[set] - top) * scale), shift = top * scale;
+    Floats sum{};
+    for (int j = 0; j < steps * DEEP; j += 2) {
+      const Floats even = power_of_two(load(scores[j]) * scale - shift);
+      const Floats odd = power_of_two(load(scores[j + 1]) * scale - shift);
+      sum += even + odd;
+      const Words pair = (Words(even) + 0x8000) >> 16 | ((Words(odd) + 0x8000) & 0xFFFF0000);
+      std::memcpy(weights[j / DEEP] + j % DEEP * SIDE, &pair, sizeof pair);
+    }
+    most[set] = top;
+    norm[set] = norm[set] * shrink + sum;
+    if (any(shrink != 1.0f))
+      for (int d = 0; d < D; ++d) store(sums[set][d], load(sums[set][d]) * shrink);
+  }
+
+  // Adds weighted values to up to four bands of sums from `band` on.
+  template <int Bands>
+  void add(int set, int band, int steps) {
+    float(*to)[LANES] = sums[set] + band * SIDE;
+    _tile_loadd(0, to, STRIDE);
+    if (Bands > 1) _tile_loadd(1, to + SIDE, STRIDE);
+    if (Bands > 2) _tile_loadd(2, to + 2 * SIDE, STRIDE);
+    if (Bands > 3) _tile_loadd(3, to + 3 * SIDE, STRIDE);
+    for (int s = 0; s < steps; ++s) {
+      _tile_loadd(6, weights[s], STRIDE);
+      _tile_loadd(4, values[s][band], STRIDE);
+      if (Bands > 1) _tile_loadd(5, values[s][band + 1], STRIDE);
+      _tile_dpbf16ps(0, 4, 6);
+      if (Bands > 1) _tile_dpbf16ps(1, 5, 6);
+      if (Bands > 2) _tile_loadd(4, values[s][band + 2], STRIDE);
+      if (Bands > 3) _tile_loadd(5, values[s][band + 3], STRIDE);
+      if (Bands > 2) _tile_dpbf16ps(2, 4, 6);
+      if (Bands > 3) _tile_dpbf16ps(3, 5, 6);
+    }
+    _tile_stored(0, to, STRIDE);
+    if (Bands > 1) _tile_stored(1, to + SIDE, STRIDE);
+    if (Bands > 2) _tile_stored(2, to + 2 * SIDE, STRIDE);
+    if (Bands > 3) _tile_stored(3, to + 3 * SIDE, STRIDE);
+  }
+
+  void add_all(int set, int steps) {
+    for (int band = 0; band + 4 <= BANDS; band += 4) add<4>(set, band, steps);
+    if constexpr (BANDS % 4) add<BANDS % 4>(set, BANDS / 4 * 4, steps);
+  }
+};
+
+// As `attend_head`.
+template <int D>
+void attend_by_tiles(const bf16* query, const bf16* keys, const bf16* values, bf16* out,
+                     const Segment& segment, int first, int rows, int head, const Shape& shape) {
+  const int group = int(shape.heads / shape.kv_heads), queries = rows * group;
+  const int sets = (queries + SIDE - 1) / SIDE;
+  const float scale = shape.scale * 1.44269504f;
+  const auto row = [&](int m) { return segment.row + first + m / group; };
+  const auto place = [&](int m) { return (head * group + m % group) * D; };
+  Attended<D> task;
+  for (int m = 0; m < queries; ++m)
+    task.read_query(m, query + row(m) * shape.query_stride + place(m));
+  for (int set = 0; set < sets; ++set) task.turn_queries(set);
+  const int64_t stride = shape.slot_stride, from = segment.start * stride + head * D;
+  const int64_t base = segment.length + first, length = base + rows - 1;
+  configure(SIDE, SIDE);
+  for (int64_t at = 0; at < length; at += STEPS * DEEP) {
+    const int here = int(length - at < STEPS * DEEP ? length - at : STEPS * DEEP);
+    task.read_block(keys + from + at * stride, values + from + at * stride, stride, here);
+    for (int set = 0; set < sets; ++set) {
+      Ints seen;
+      for (int i = 0; i < LANES; ++i) seen[i] = int(base - at) + (set * SIDE + i) / group;
+      const int last = set * SIDE + SIDE < queries ? set * SIDE + SIDE : queries;
+      const int64_t most = base - at + (last - 1) / group;
+      const int steps = int(((most < here ? most : here) + DEEP - 1) / DEEP);
+      if (steps <= 0) continue;
+      task.score(set, steps);
+      task.weigh(set, steps, seen, seen[0] < steps * DEEP, scale);
+      task.add_all(set, steps);
+    }
+  }
+  _tile_release();
+  for (int set = 0; set < sets; ++set) {
+    const Floats inverse = 1.0f / task.norm[set];
+    for (int band = 0; band < D; band += SIDE) {
+      Floats v[LANES];
+      for (int i = 0; i < SIDE; ++i) v[i] = load(task.sums[set][band + i]) * inverse;
+      transpose(v);
+      for (int i = 0, m = set * SIDE; i < SIDE && m < queries; ++i, ++m)
+        store(out + row(m) * shape.heads * D + place(m) + band, v[i]);
+    }
+  }
+}
+
+#endif
+
+}  // namespace

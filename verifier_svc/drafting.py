@@ -146,7 +146,10 @@ class Drafting:
         feeds = [feed for s in sequences if (feed := self._feeds.get(s.id)) and feed.complete]
         for feed in feeds:
             feed.sender.commit(feed.sequence.entries)
-            self._send_bulk(feed)
+            # What no draft is made from can wait: to take it in would slow down a target that
+            # shares the drafter's cores.
+            if feed.wanted or self._policy.drafts:
+                self._send_bulk(feed)
         self._ask([feed for feed in feeds if feed.sequence.decoding], now)
 
     def _ask(self, feeds: list[Feed], now: float) -> None:
@@ -158,6 +161,7 @@ class Drafting:
         extends: list[Extend] = []
         awaited: list[int] = []
         for feed, chosen, wish in zip(feeds, wishes, asks, strict=True):
+            feed.wanted = feed.wanted or bool(wish)
             if wish and (span := feed.sender.next_round()) is not None:
                 feed.asked = wish
                 extends.append(replace(self._extend(feed, span.start, span.stop), wish=wish))

@@ -23,6 +23,8 @@ class Feed:
     # False where features of early positions were captured from other layers than now.
     complete: bool = True
     asked: Wish = NO_WISH
+    # Whether a draft has ever been wished for.
+    wanted: bool = False
 
     def caps(self, welcome: Welcome) -> Wish:
         """The longest drafts that the sequence may use now."""

@@ -19,6 +19,11 @@ _MARGIN = 1.05
 # one of them, so many that plain ones lose about this share of the speed, one in so many at most.
 _TRIAL_LOSS = 0.008
 _TRIAL_INTERVAL = 8
+# A batch of so many sequences that has been best off without drafts, so many times in a row, stays
+# so for some rounds: to choose for each of them anew takes time that all of them wait for.
+_LARGE = 8
+_SETTLED = 32
+_PLAIN_ROUNDS = 4
 # One trial in so many is of longer drafts.
 _LONGER_INTERVAL = 4
 # Rounds between two probes of chains: at least and at most, and otherwise so many that the
@@ -43,6 +48,10 @@ class DraftLengthPolicy:
         self._probes = Probes()
         # Speed over that of plain decoding which the last choice promised; 1 where that was plain.
         self._gain = 1.0
+        #: Whether drafts were best in the last choice.
+        self.drafts = True
+        # Times in a row that they were not, rounds that go on so, and the size of the batch.
+        self._plain_times = self._plain_rounds = self._plain_size = 0
 
     def new_record(self) -> Record:
         """The record of a new sequence."""
@@ -73,14 +82,17 @@ class DraftLengthPolicy:
         plain = [NO_WISH] * len(caps)
         if not caps or not self.step_cost.known:
             return plain
+        if self._plain_rounds and len(caps) == self._plain_size:
+            self._plain_rounds -= 1
+            return plain
         plain_speed = self._speed(len(caps), len(caps), 0.0)
         best, speed = self._best(records, caps, max(self._gain, _MARGIN) * plain_speed)
         self._gain = speed / plain_speed
-        if self._gain <= _MARGIN:
-            best, self._gain = plain, 1.0
-            self.step_cost.flatten()
-            self._draft.age()
+        self.drafts = self._gain > _MARGIN
+        if not self.drafts:
+            best = self._stay_plain(len(caps))
         else:
+            self._plain_times = 0
             lost = max(1 - 1 / self._gain, _TRIAL_INTERVAL * _TRIAL_LOSS)
             self._owed += _TRIAL_LOSS / lost
         for record, wish in zip(records, best, strict=True):
@@ -100,6 +112,17 @@ class DraftLengthPolicy:
         step = max(self.step_cost.predict(len(wishes)), 1e-9)
         interval = int(self.expected_draft(PROBE_LENGTH) / (_PROBE_SHARE * step))
         return self._probes.apply(wishes, caps, min(max(interval, least), most))
+
+    def _stay_plain(self, size: int) -> list[Wish]:
+        """No drafts: what they cost is not seen."""
+        self._gain = 1.0
+        self.step_cost.flatten()
+        self._draft.age()
+        self._plain_times += 1
+        self._plain_size = size
+        settled = size >= _LARGE and self._plain_times > _SETTLED
+        self._plain_rounds = _PLAIN_ROUNDS - 1 if settled else 0
+        return [NO_WISH] * size
 
     @staticmethod
     def _lengthen(wishes: Items[Wish], caps: Items[Wish]) -> list[Wish]:

@@ -21,8 +21,8 @@ _OWN_MEMORY, _OWN_PRIOR = 0.98, 16.0
 _UNASKED_MEMORY = 0.995
 # Draft tokens of a chain that is a probe: it also tells what longer chains cost and bring.
 PROBE_LENGTH = 4
-# Sequences whose chains are probed in one round.
-_PROBED = 8
+# Sequences that are probed, the oldest: the others' entries need not be sent.
+_PROBED = 4
 # Rounds between two probes of lookups.
 _LOOKUP_INTERVAL = 16
 
@@ -92,14 +92,12 @@ class Probes:
 
     since_chain: int = 0
     since_lookup: int = 0
-    next: int = 0
 
     def apply(self, wishes: Items[Wish], caps: Items[Wish], interval: int) -> list[Wish]:
         """What to ask for in this round, given the wishes and the most that may be asked for.
 
         A chain, every `interval` rounds, takes the place of nothing or of a lookup, which would
-        leave no chain to see; a few sequences have their turn. A lookup costs little, and goes
-        before nothing or a chain.
+        leave no chain to see. A lookup costs little, and goes before nothing or a chain.
         """
         asked = list(wishes)
         self.since_chain += 1
@@ -108,14 +106,12 @@ class Probes:
             self.since_chain = 0
             # No longer than those that are waited for.
             length = max(wish.chain for wish in wishes) or PROBE_LENGTH
-            without = [i for i, wish in enumerate(wishes) if not wish.chain]
-            self.next = self.next % len(without) if without else 0
-            for i in (without[self.next :] + without[: self.next])[:_PROBED]:
-                asked[i] = Wish(chain=min(length, caps[i].chain))
-            self.next += _PROBED
+            for i, wish in enumerate(wishes[:_PROBED]):
+                if not wish.chain:
+                    asked[i] = Wish(chain=min(length, caps[i].chain))
         elif self.since_lookup >= _LOOKUP_INTERVAL:
             self.since_lookup = 0
-            for i, wish in enumerate(wishes):
+            for i, wish in enumerate(wishes[:_PROBED]):
                 if not wish.lookup:
                     asked[i] = Wish(wish.chain, min(1, caps[i].lookup))
         return asked

@@ -188,6 +188,24 @@ def test_bulk_rows_stay_within_the_window(
     assert [b.start for b in port.bulks[3:]] == [0, 64], "a new link starts with an empty window"
 
 
+def test_entries_wait_where_no_draft_is_made_from_them(port: Recorder) -> None:
+    policy = DraftLengthPolicy(8)
+    drafting = drafting_with(port, policy)
+    drafting.receive(Linked(LINK, WELCOME), 0.0)
+    batch = [decoding(150, seq) for seq in range(6)]
+    for one in batch:
+        drafting.open(one)
+    policy.drafts = False
+    drafting.send(batch, 1.0)
+    assert not port.bulks
+    drafting._feeds[3].wanted = True
+    drafting.send(batch, 1.1)
+    assert {bulk.seq for bulk in port.bulks} == {3}
+    policy.drafts = True
+    drafting.send(batch, 1.2)
+    assert {bulk.seq for bulk in port.bulks} == set(range(6))
+
+
 def test_a_need_is_followed_by_what_is_missing(drafting: Drafting, port: Recorder) -> None:
     drafting.receive(Linked(LINK, WELCOME), 0.0)
     one = decoding(9)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 import pytest
 
 from specwire.draft import NO_WISH, DraftSource, Wish
+from verifier_svc import policy as policy_module
 from verifier_svc.policy import DraftLengthPolicy
 from verifier_svc.record import PROBE_LENGTH, Acceptance, Probes
 
@@ -334,14 +336,12 @@ def test_a_new_sequence_starts_from_what_others_saw() -> None:
     assert new.found.rates()[0] < 0.15
 
 
-def test_chain_probes_are_few_take_turns_and_are_no_longer_than_what_is_waited_for() -> None:
+def test_chain_probes_are_few_and_no_longer_than_what_is_waited_for() -> None:
     probes, caps = Probes(), [Wish(8)] * 20
-    turns = []
     for _ in range(3):
         asked = [probes.apply([NO_WISH] * 20, caps, 16) for _ in range(16)]
         assert not any(wish.chain for wishes in asked[:-1] for wish in wishes)
-        turns.append([i for i, wish in enumerate(asked[-1]) if wish == Wish(PROBE_LENGTH)])
-    assert turns == [list(range(8)), list(range(8, 16)), [0, 1, 2, 3, *range(16, 20)]]
+        assert asked[-1] == [*[Wish(PROBE_LENGTH)] * 4, *[NO_WISH] * 16]
     probes = Probes(since_chain=15)
     beside = probes.apply([Wish(2), NO_WISH], [Wish(8), Wish(8)], 16)
     assert beside == [Wish(2), Wish(2)]
@@ -384,3 +384,23 @@ def test_what_one_sequence_showed_is_forgotten_while_it_is_not_asked() -> None:
     for _ in range(1000):
         record.chain.fade()
     assert record.chain.rates()[0] == pytest.approx(shared.chain.rates()[0], abs=0.05)
+
+
+@pytest.mark.parametrize(("sequences", "least", "most"), [(4, 40, 40), (16, 10, 11)])
+def test_a_large_batch_that_stays_plain_is_weighed_now_and_then(
+    sequences: int, least: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulation = Simulation(World(acceptance=0.02), sequences)
+    simulation.run(200)
+    assert not simulation.policy.drafts
+    weighed: set[int] = set()
+    plans = policy_module.plans
+
+    def counted(*given: Any) -> object:
+        weighed.add(len(simulation.wishes))
+        return plans(*given)
+
+    monkeypatch.setattr(policy_module, "plans", counted)
+    simulation.run(40)
+    assert max(simulation.lengths[-40:]) == 0
+    assert least <= len(weighed) <= most

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from specwire.draft import NO_WISH, DraftSource, Wish
+from verifier_svc import outlook
 from verifier_svc import policy as policy_module
 from verifier_svc.policy import DraftLengthPolicy
 from verifier_svc.record import PROBE_LENGTH, Acceptance, Probes
@@ -394,11 +395,10 @@ def test_a_large_batch_that_stays_plain_is_weighed_now_and_then(
     simulation.run(200)
     assert not simulation.policy.drafts
     weighed: set[int] = set()
-    plans = policy_module.plans
 
     def counted(*given: Any) -> object:
         weighed.add(len(simulation.wishes))
-        return plans(*given)
+        return outlook.plans(*given)
 
     monkeypatch.setattr(policy_module, "plans", counted)
     simulation.run(40)

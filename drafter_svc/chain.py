@@ -19,6 +19,9 @@ from specwire import kernels
 from specwire.draft import Opening
 from specwire.kernels import Reach, Segment
 
+# Entries of one sequence from which on they take the steps of a prompt's rows, which are faster.
+_MANY = 33
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -214,7 +217,7 @@ def _segments(spans: Sequence[tuple[int, int, int]], window: int | None) -> list
     row = 0
     for slab, position, count in spans:
         if window is None:
-            segments.append(Segment(row, count, slab, position + 1))
+            segments.append(Segment(row, count, slab, position + 1, count >= _MANY))
         else:
             for at in range(position, position + count):
                 start = max(0, at + 1 - window)

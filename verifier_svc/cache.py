@@ -12,7 +12,10 @@ from verifier_svc.blocks import BLOCK_SIZE
 
 
 class Rows(Protocol):
-    """Tokens [position, position + len(tokens)) of a sequence whose position 0 is at `slot`."""
+    """Tokens [position, position + len(tokens)) of a sequence whose position 0 is at `slot`.
+
+    `prompt` tells those that come in pieces of any size from those of a round.
+    """
 
     @property
     def slot(self) -> int: ...
@@ -20,6 +23,8 @@ class Rows(Protocol):
     def position(self) -> int: ...
     @property
     def tokens(self) -> tuple[int, ...]: ...
+    @property
+    def prompt(self) -> bool: ...
 
 
 class KVCache:

@@ -44,6 +44,7 @@ class _Chunk:
     document: _Document
     position: int
     tokens: tuple[int, ...]
+    prompt: bool = True
 
     @property
     def slot(self) -> int:

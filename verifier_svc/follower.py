@@ -20,6 +20,7 @@ class _Rows(NamedTuple):
     slot: int
     position: int
     tokens: tuple[int, ...]
+    prompt: bool
 
 
 @torch.inference_mode()

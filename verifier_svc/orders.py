@@ -14,10 +14,10 @@ class Reserve:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Run rows (slot of position 0, position, tokens) in a cache, by its number."""
+    """Run rows (slot of position 0, position, tokens, prompt) in a cache, by its number."""
 
     cache: int
-    rows: tuple[tuple[int, int, tuple[int, ...]], ...]
+    rows: tuple[tuple[int, int, tuple[int, ...], bool], ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,7 +160,7 @@ class LedCache(KVCache):
         return self._ranks.lost
 
     def writing(self, rows: Iterable[Rows]) -> contextlib.AbstractContextManager[None]:
-        parts = tuple((part.slot, part.position, tuple(part.tokens)) for part in rows)
+        parts = tuple((part.slot, part.position, tuple(part.tokens), part.prompt) for part in rows)
         return self._ranks.together(Run(self._number, parts))
 
     def copy(self, source: int, slot: int, count: int) -> None:

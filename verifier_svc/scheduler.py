@@ -16,13 +16,14 @@ from verifier_svc.sequence import Sequence
 class Work:
     """Rows of one sequence: its tokens [position, position + count), drafts included.
 
-    `draws` of the last rows have their logits drawn from; 0 in the middle of a prompt.
+    `draws` of the last rows have their logits drawn from; 0 in the middle of a `prompt`.
     """
 
     sequence: Sequence
     position: int
     tokens: tuple[int, ...]
     draws: int
+    prompt: bool = False
 
     @property
     def slot(self) -> int:
@@ -100,7 +101,7 @@ class Scheduler:
             start = sequence.computed
             chunk = tuple(sequence.tokens[start : start + left])
             last = start + len(chunk) == len(sequence)
-            works.append(Work(sequence, start, chunk, int(last)))
+            works.append(Work(sequence, start, chunk, int(last), prompt=True))
             left -= len(chunk)
         return works
 

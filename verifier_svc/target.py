@@ -189,7 +189,7 @@ class Target:
         segments: list[Segment] = []
         for part in parts:
             start, count, base = len(tokens), len(part.tokens), part.slot
-            segments.append(Segment(start, count, base, part.position + 1))
+            segments.append(Segment(start, count, base, part.position + 1, part.prompt))
             tokens += part.tokens
             positions += range(part.position, part.position + count)
             slots += range(base + part.position, base + part.position + count)

@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,7 +101,8 @@ def test_rows_attend_to_their_own_slots(
     # Prompts with and without a past, rows across blocks of keys, single ones.
     counts, starts, lengths = [40, 35, 1, 6, 1], [100, 300, 0, 420, 576], [30, 1, 77, 59, 1]
     segments = [
-        kernels.Segment(sum(counts[:i]), counts[i], starts[i], lengths[i]) for i in range(5)
+        kernels.Segment(sum(counts[:i]), counts[i], starts[i], lengths[i], prompt=i in (0, 3))
+        for i in range(5)
     ]
     query = random(sum(counts), heads + kv_heads, width, seed=2).to(dtype)[:, :heads]
     for block in (1, 16):
@@ -141,11 +143,11 @@ def test_rows_of_prompts_attend_within_the_rounding_of_their_weights(
     keys, values = (random(720, kv_heads, width, seed=seed).bfloat16() for seed in (0, 1))
     # With and without a past, over one block of keys and over several.
     segments = [
-        kernels.Segment(0, 33, 0, 1),
+        kernels.Segment(0, 33, 0, 1, prompt=True),
         kernels.Segment(33, 2, 40, 9),
-        kernels.Segment(35, 150, 60, 1),
+        kernels.Segment(35, 150, 60, 1, prompt=True),
         kernels.Segment(185, 1, 300, 200),
-        kernels.Segment(186, 70, 500, 131),
+        kernels.Segment(186, 70, 500, 131, prompt=True),
     ]
     query = random(256, heads, width, seed=2).bfloat16()
     out = kernels.attend(query, keys, values, kernels.Reach(segments, block=16), 0.2)
@@ -155,14 +157,36 @@ def test_rows_of_prompts_attend_within_the_rounding_of_their_weights(
         far = (out[rows].float() - attended(query, keys, values, segment)).abs().max()
         assert far < 2**-8 * values.float().abs().max()
         # Each segment gets the same alone, to the last bit.
-        alone = kernels.Segment(0, segment.count, segment.start, segment.length)
+        alone = replace(segment, row=0)
         again = kernels.attend(query[rows], keys, values, kernels.Reach([alone], block=16), 0.2)
         assert torch.equal(again, out[rows])
 
 
+@pytest.mark.parametrize(("width", "heads", "kv_heads"), [(64, 9, 3), (16, 6, 1), (80, 4, 2)])
+def test_a_prompts_rows_come_out_the_same_however_it_is_cut(
+    width: int, heads: int, kv_heads: int, compiled: bool
+) -> None:
+    if not (compiled and torch.cpu._is_amx_tile_supported()):
+        return  # torch's operators promise nothing of the kind
+    keys, values = (random(500, kv_heads, width, seed=seed).bfloat16() for seed in (0, 1))
+    query = random(330, heads, width, seed=2).bfloat16()
+    whole = kernels.Reach([kernels.Segment(0, 330, 20, 60, prompt=True)], block=16)
+    wanted = kernels.attend(query, keys, values, whole, 0.2)
+    at = 0
+    for count in (1, 16, 100, 33, 7, 173):
+        piece = kernels.Reach([kernels.Segment(0, count, 20, 60 + at, prompt=True)], block=16)
+        out = kernels.attend(query[at : at + count], keys, values, piece, 0.2)
+        assert torch.equal(out, wanted[at : at + count])
+        at += count
+    assert at == 330
+
+
 def test_what_lies_behind_a_prompt_is_not_read() -> None:
     keys, values = random(200, 1, 32).bfloat16(), random(200, 1, 32, seed=1).bfloat16()
-    query, segment = random(40, 2, 32, seed=2).bfloat16(), kernels.Segment(0, 40, 7, 26)
+    query, segment = (
+        random(40, 2, 32, seed=2).bfloat16(),
+        kernels.Segment(0, 40, 7, 26, prompt=True),
+    )
     wanted = attended(query, keys, values, segment)
     keys[87:] = values[87:] = math.nan  # torch reads whole blocks, up to here
     reach = kernels.Reach([segment], block=16)

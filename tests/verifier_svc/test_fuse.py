@@ -126,7 +126,8 @@ def test_a_stack_takes_the_steps_of_its_layers(config: Any) -> None:
     for counts in ([1], [3, 1, 7], [2, 40]):
         starts = [0, 48, 64]
         segments = [
-            Segment(sum(counts[:i]), count, starts[i], 5 + i) for i, count in enumerate(counts)
+            Segment(sum(counts[:i]), count, starts[i], 5 + i, prompt=count == 40)
+            for i, count in enumerate(counts)
         ]
         slots = torch.cat([torch.arange(s.count) + s.start + s.length - 1 for s in segments])
         rows = torch.randn(1, sum(counts), 64).bfloat16()

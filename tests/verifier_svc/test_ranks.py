@@ -92,6 +92,7 @@ class Rows(NamedTuple):
     slot: int
     position: int
     tokens: tuple[int, ...]
+    prompt: bool = False
 
 
 def test_two_ranks_say_what_one_says(tiny_llama: Path, texts: Texts, pair: MakePair) -> None:

@@ -25,6 +25,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
+from specwire import kernels
 from specwire.target import TargetSource
 from specwire.torch import target_fingerprint
 from tests.support.tiny_llama import write_tiny_llama
@@ -105,6 +106,38 @@ def test_captured_features_are_the_inputs_of_the_aux_layers_in_order(
     assert target.feature_width == wanted.shape[1]
     torch.testing.assert_close(features, wanted, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(logits, out.logits[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_leaves_the_same_however_it_is_cut(tmp_path: Path) -> None:
+    """Bit by bit, in bf16 on matrix tiles: what it shares its steps with changes no answer."""
+    folder = save(LlamaForCausalLM(LlamaConfig(**{**TINY, "hidden_size": 64})), tmp_path)
+    kernels.prepare("auto")
+    try:
+        target = load(folder, torch.bfloat16)
+        if kernels.tiled(torch.zeros(32, 32, dtype=torch.bfloat16)) is None:
+            pytest.skip("no matrix tiles here")
+        tokens = tuple(torch.randint(61, (110,)).tolist())
+        left = [prefilled(target, tokens, cuts) for cuts in ([110], [1, 16, 60, 33], [40, 5, 65])]
+    finally:
+        kernels.prepare("off")
+    for hidden, *kept in left[1:]:
+        assert torch.equal(hidden, left[0][0])
+        assert all(map(torch.equal, kept, left[0][1:]))
+
+
+def prefilled(target: Target, tokens: tuple[int, ...], cuts: list[int]) -> list[torch.Tensor]:
+    """The last row's state of a prompt that is run in pieces, its features, keys and values."""
+    cache = target.reserve(8, target.feature_width)
+    sequence = Sequence(0, Generation("", tokens, 1, Sampling()), frozenset(), 128)
+    sequence.extent = BlockPool(8).take(8)
+    at = 0
+    for count in cuts:
+        piece = Work(sequence, at, tokens[at : at + count], 1, prompt=True)
+        hidden = target.run([piece], cache)
+        at += count
+    slots = slice(sequence.slot, sequence.slot + len(tokens))
+    pools = [pool[slots] for pool in (*cache.keys, *cache.values)]
+    return [hidden, cache.read_features(sequence.slot, 0, len(tokens)), *pools]
 
 
 def test_two_forwards_at_once_capture_each_its_own_states(tiny_llama: Path) -> None:

@@ -99,13 +99,13 @@ void attend_head(const T* query, const T* keys, const T* values, T* out, const S
   }
 }
 
-// All tasks of a batch, by the team of the enclosing parallel region: those of the `many` first
-// segments, of many rows, by tiles. Longest come first, as they end last.
+// All tasks of a batch, by the team of the enclosing parallel region: those of the first
+// segments, `prompts` of them, by tiles. Longest come first, as they end last.
 template <class T, int D>
 void attend_all(const T* query, const T* keys, const T* values, const Segment* segments,
-                int64_t count, int64_t many, const Shape& shape, T* out) {
+                int64_t count, int64_t prompts, const Shape& shape, T* out) {
   const int group = int(shape.heads / shape.kv_heads);
-  const auto step = [&](int64_t s) { return (s < many ? FOLDED : MAX_QUERIES) / group; };
+  const auto step = [&](int64_t s) { return (s < prompts ? FOLDED : MAX_QUERIES) / group; };
   const auto parts = [&](int64_t s) { return (segments[s].count + step(s) - 1) / step(s); };
   int64_t tasks = 0;
   for (int64_t s = 0; s < count; s++) tasks += parts(s) * shape.kv_heads;
@@ -116,7 +116,7 @@ void attend_all(const T* query, const T* keys, const T* values, const Segment* s
     const int first = int(part) * step(s), left = int(segments[s].count) - first;
     const int rows = left < step(s) ? left : step(s), head = int(task % shape.kv_heads);
     if constexpr (TILED<T>)
-      if (s < many) {
+      if (s < prompts) {
         attend_by_tiles<D>(query, keys, values, out, segments[s], first, rows, head, shape);
         continue;
       }

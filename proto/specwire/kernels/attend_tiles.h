@@ -1,4 +1,4 @@
-// Attention of many rows of a sequence on AMX tiles, a block of keys at a time.
+// Attention of rows of a prompt on AMX tiles, a block of keys at a time.
 //
 // Scores are computed as keys by queries: a lane is then a query, largest scores and sums over keys
 // are those of whole vectors, and weights are left in the order in which tiles take them.

@@ -11,21 +11,21 @@ from torch.nn import functional as F
 
 from specwire.kernels.library import kernels_for, threads
 
-# Rows of one sequence from which on matrix products beat a kernel for few rows.
-_MANY = 33
-
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Rows [row, row + count) of a batch, of one sequence.
 
     The first one attends to the slots [start, start + length), each further one to one more.
+    Rows of a prompt take the steps of matrix products, however the prompt is cut: where kernels
+    serve them, a row comes out bit by bit as in any other cut. Others take those of single rows.
     """
 
     row: int
     count: int
     start: int
     length: int
+    prompt: bool = False
 
 
 class Reach:
@@ -39,9 +39,9 @@ class Reach:
         behind it. Such slots must hold finite numbers.
         """
         self.rows = segments[-1].row + segments[-1].count if segments else 0
-        self.many = [s for s in segments if s.count >= _MANY]
+        self.prompts = [s for s in segments if s.prompt]
         # As the kernels take them.
-        self.parts = self.many + [s for s in segments if s.count < _MANY]
+        self.parts = self.prompts + [s for s in segments if not s.prompt]
         self.table = torch.tensor([(s.row, s.count, s.start, s.length) for s in self.parts])
         self._block = block
         self._masks: dict[Segment, torch.Tensor | None] = {}
@@ -120,14 +120,14 @@ def _attend_by_kernel(
         keys.stride(0),
         reach.table.data_ptr(),
         len(reach.parts),
-        len(reach.many),
+        len(reach.prompts),
         heads,
         keys.shape[1],
         scale,
         out.data_ptr(),
         threads(),
     )
-    left: tuple[list[Segment], ...] = (reach.parts, reach.many, [])
+    left: tuple[list[Segment], ...] = (reach.parts, reach.prompts, [])
     return left[done]
 
 

@@ -20,10 +20,10 @@ struct Layer {
 };
 
 // Where rows of a batch are: `cosines` and `sines` [positions, dim] are read at `positions`; keys
-// and values [slots, kv_heads, dim] are written at `slots`, and read as the segments say, of which
-// the `many` first are those of many rows.
+// and values [slots, kv_heads, dim] are written at `slots`, and read as the segments say, the first
+// `prompts` of which are of prompts.
 struct Places {
-  int64_t rows, segments, many;
+  int64_t rows, segments, prompts;
   const bf16 *cosines, *sines;
   const int64_t *positions, *slots;
   const Segment* table;
@@ -73,7 +73,7 @@ inline void run_layer(const Layer& layer, const Places& places, const bf16* inpu
   for (int64_t r = 0; r < rows; r++)
     place_row(layer, places, r, scratch.qkv + r * wide, keys, values);
   attend_for<bf16>(layer.dim, layer.heads / layer.kv_heads)(
-      scratch.qkv, keys, values, places.table, places.segments, places.many, shape,
+      scratch.qkv, keys, values, places.table, places.segments, places.prompts, shape,
       scratch.attended);
   linear_all(scratch.attended, layer.out, layer.out_bias, scratch.delta, rows, width, layer.own());
 #pragma omp for schedule(static)

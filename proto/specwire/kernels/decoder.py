@@ -37,7 +37,7 @@ class Places(ctypes.Structure):
     """`Places` of decoder.h."""
 
     _fields_ = (
-        *((name, _LONG) for name in ("rows", "segments", "many")),
+        *((name, _LONG) for name in ("rows", "segments", "prompts")),
         *((name, _POINTER) for name in ("cosines", "sines", "positions", "slots", "table")),
     )
 
@@ -106,7 +106,7 @@ class Decoder:
             self._layers,
             places,
             len(memories),
-            ctypes.byref(Places(len(slots), len(reach.parts), len(reach.many), *tables)),
+            ctypes.byref(Places(len(slots), len(reach.parts), len(reach.prompts), *tables)),
             out.data_ptr(),
             scratch.data_ptr(),
             threads(),

@@ -127,7 +127,7 @@ class Drafter:
             Places(
                 len(features),
                 len(reach.parts),
-                len(reach.many),
+                len(reach.prompts),
                 *(table.data_ptr() for table in tables),
             ),
             *(tensor.data_ptr() for tensor in (rows[0], features, hidden, keys, values, room)),

@@ -156,8 +156,7 @@ def test_speculation_resumes_in_the_running_request(
             collect(stub.Generate(request(length=LENGTH)))
 
     threads = [threading.Thread(target=load) for _ in range(6)]
-    starter = threading.Timer(0.0, cluster.start_drafter)
-    starter.start()
+    cluster.start_drafter()
     for thread in threads:
         thread.start()
     try:

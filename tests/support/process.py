@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ def spawn(
 
     It is killed with the test process, whatever ends that. `env` is added to the environment.
     """
+    # The kernel would take the end of any other thread for the end of the process (leash.py).
+    assert threading.current_thread() is threading.main_thread()
     command = [sys.executable, "-IS", str(LEASH), str(os.getpid()), "KILL", *argv]
     with log.open("ab") as output:
         return subprocess.Popen(

@@ -1,7 +1,7 @@
 """The drafter's configuration, whatever format it was read from (``drafter_svc.formats``)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +109,21 @@ class DrafterConfig:
             _check_scaling(self.rope_scaling)
         if self.mtp_head:
             self._check_mtp_head()
+        chances = self.expected_acceptance
+        require(
+            all(type(chance) in (int, float) and 0 <= chance <= 1 for chance in chances),
+            f"overlap_per_step must be numbers between 0 and 1, got {list(chances)}",
+        )
+
+    @property
+    def expected_acceptance(self) -> tuple[float, ...]:
+        """Chance of each chain step on held-out text if all before it were accepted; may be empty.
+
+        The trainer writes it: the mean of sum min(p, q) at temperature 1, teacher-forced.
+        """
+        held_out = self.training.get("held_out")
+        steps = held_out.get("overlap_per_step") if isinstance(held_out, Mapping) else None
+        return tuple(steps) if isinstance(steps, Sequence) else ()
 
     def _check_mtp_head(self) -> None:
         require(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from drafter_svc import metrics
 from drafter_svc.cache import KvCache
 from drafter_svc.chain import Chain
 from drafter_svc.checkpoint import LoadedDrafter, load_checkpoint
@@ -66,6 +67,8 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
         Sequences(_SEQUENCES_PER_LINK, max_length, settings.lookup_match),
         settings.max_draft_tokens,
     )
+    for position, chance in enumerate(config.expected_acceptance, 1):
+        metrics.EXPECTED_ACCEPTANCE.labels(position).set(chance)
     return Drafter(worker, _describe(loaded, settings, dtype, max_length, version))
 
 
@@ -110,6 +113,7 @@ def _describe(
         dtype=str(dtype).removeprefix("torch."),
         version=version,
         lookup_match=settings.lookup_match,
+        expected_acceptance=config.expected_acceptance,
     )
 
 

@@ -13,6 +13,11 @@ ROWS = Counter("holdcourse_drafter_rows", "Real entries taken.", ["way"])
 NEEDS = Counter("holdcourse_drafter_needs", "Messages refused because they left a gap.")
 EVICTIONS = Counter("holdcourse_drafter_evictions", "Sequences evicted to make room.")
 REFUSALS = Counter("holdcourse_drafter_refusals", "Sequences refused.")
+EXPECTED_ACCEPTANCE = Gauge(
+    "holdcourse_drafter_expected_acceptance",
+    "Chance of a chain's token to be accepted if all before it were, as the checkpoint declares.",
+    ["position"],
+)
 LINKS = Gauge("holdcourse_drafter_links", "Verifiers connected.")
 SEQUENCES = Gauge("holdcourse_drafter_sequences", "Sequences held.")
 KV_BYTES = Gauge("holdcourse_drafter_kv_bytes", "Memory of all KV slabs.")

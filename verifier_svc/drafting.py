@@ -206,6 +206,8 @@ class Drafting:
 
     def _relink(self, welcome: Welcome | None) -> None:
         self.welcome = welcome
+        if welcome is not None:
+            self._policy.expect(welcome.expected_acceptance)
         self.gathering.settle_all()
         self.waited = Waited()
         self._unacknowledged.clear()

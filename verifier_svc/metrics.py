@@ -37,12 +37,22 @@ class Metrics:
         )
         self.rounds = Counter(prefix + "rounds", "Verifications of a sequence.", registry=registry)
 
-        def by_source(name: str, text: str) -> Counter:
-            return Counter(f"{prefix}spec_decode_{name}", text, ["source"], registry=registry)
+        def by_source(name: str, text: str, *more: str) -> Counter:
+            labels = ["source", *more]
+            return Counter(f"{prefix}spec_decode_{name}", text, labels, registry=registry)
 
         self.drafts = by_source("num_drafts", "Verifications that had a draft.")
         self.drafted = by_source("num_draft_tokens", "Draft tokens verified.")
         self.accepted = by_source("num_accepted_tokens", "Draft tokens accepted.")
+        #: Their ratio by position is what `holdcourse_drafter_expected_acceptance` promises.
+        self.tried_at = by_source(
+            "num_tried_tokens_per_pos",
+            "Draft tokens verified after none that was rejected.",
+            "position",
+        )
+        self.accepted_at = by_source(
+            "num_accepted_tokens_per_pos", "Draft tokens accepted.", "position"
+        )
         self.missed_deadlines = Counter(
             prefix + "draft_deadlines_missed",
             "Rounds that left without all drafts.",
@@ -76,6 +86,10 @@ class Metrics:
             self.drafts.labels(source).inc()
             self.drafted.labels(source).inc(proposed)
             self.accepted.labels(source).inc(accepted)
+            for position in range(1, min(proposed, accepted + 1) + 1):
+                self.tried_at.labels(source, position).inc()
+            for position in range(1, accepted + 1):
+                self.accepted_at.labels(source, position).inc()
 
     def observe_step(self, rows: int, seconds: float, scheduler: Scheduler) -> None:
         """Take one packed forward."""

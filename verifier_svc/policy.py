@@ -15,8 +15,8 @@ from verifier_svc.record import PROBE_LENGTH, Probes, Record
 # Drafting must promise so much more than plain decoding: what is promised is never exact, and the
 # best of many promises is more likely too high than too low.
 _MARGIN = 1.05
-# The same for a large batch: on two cores that target and drafter share, promises of 1.05 to 1.1
-# were kept by 0.85 to 0.95.
+# The same for a large batch, whose drafts cost more than is seen where target and drafter share
+# cores: what the drafter takes in slows down the steps beside it.
 _LARGE_MARGIN = 1.12
 # What plain decoding and longer drafts cost must stay known to be compared with: some choices are
 # one of them, so many that plain ones lose about this share of the speed, one in so many at most.
@@ -52,9 +52,13 @@ class DraftLengthPolicy:
         # Speed over that of plain decoding which the last choice promised; 1 where that was plain.
         self._gain = 1.0
         #: Whether drafts were best in the last choice.
-        self.drafts = True
+        self.drafts = fixed != 0
         # Times in a row that they were not, rounds that go on so, and the size of the batch.
         self._plain_times = self._plain_rounds = self._plain_size = 0
+
+    def expect(self, rates: Items[float]) -> None:
+        """Take what a drafter that has come declares of its chains; nothing was seen of them."""
+        self._shared.chain.expect(rates)
 
     def new_record(self) -> Record:
         """The record of a new sequence."""

@@ -12,13 +12,16 @@ from specwire.draft import DraftSource, Wish
 
 Floats = NDArray[np.float64]
 
-# How much of what was seen is kept from draft to draft, and the weight, in drafts, of what is
-# assumed before: of all sequences together, and of one against these. A few unlucky drafts of the
-# first sequence must not end drafting; sequences differ less than their first drafts do.
-_SHARED_MEMORY, _SHARED_PRIOR = 0.98, 16.0
-_OWN_MEMORY, _OWN_PRIOR = 0.98, 16.0
-# The same from round to round while a source is not asked: the sequence is at another place.
-_UNASKED_MEMORY = 0.995
+# Weight, in drafts, of what is assumed before any: a few unlucky ones must not end drafting, and
+# sequences differ less than their first drafts do.
+_PRIOR = 32.0
+# How much of that, and of what was seen, is kept from draft to draft.
+_MEMORY = 0.985
+# The same once the last outcomes are all alike that together had less than this chance: the
+# drafter, or the text, is no longer what it was.
+_SURPRISE, _SURPRISED_MEMORY = 0.001, 0.5
+# How fast a sequence that is not asked returns, round by round, to what is assumed of all.
+_RETURN = 0.005
 # Draft tokens of a chain that is a probe: it also tells what longer chains cost and bring.
 PROBE_LENGTH = 4
 # Sequences that are probed, the oldest: the others' entries need not be sent.
@@ -27,40 +30,88 @@ _PROBED = 4
 _LOOKUP_INTERVAL = 16
 
 
+class Odds:
+    """The chance of one thing, learned from outcomes, with forgetting."""
+
+    __slots__ = ("_chance", "_last", "_prior", "hits", "shared", "tries", "weight")
+
+    def __init__(self, shared: Odds | None = None) -> None:
+        self.shared = shared
+        self._prior = 0.5
+        self.weight, self.tries, self.hits = _PRIOR, 0.0, 0.0
+        # The outcome of the last ones in a row that were alike, and what chance they had.
+        self._last, self._chance = False, 1.0
+
+    @property
+    def prior(self) -> float:
+        """What is assumed before any outcome."""
+        return self.shared.rate if self.shared else self._prior
+
+    @property
+    def rate(self) -> float:
+        """The chance."""
+        return (self.hits + self.weight * self.prior) / (self.tries + self.weight)
+
+    def expect(self, rate: float) -> None:
+        """Start anew from this chance."""
+        self._prior = rate
+        self.weight, self.tries, self.hits, self._chance = _PRIOR, 0.0, 0.0, 1.0
+
+    def observe(self, hit: bool) -> None:
+        """Take one outcome."""
+        rate = self.rate
+        run = self._chance if hit is self._last else 1.0
+        self._last, self._chance = hit, run * (rate if hit else 1 - rate)
+        self._keep(_SURPRISED_MEMORY if self._chance < _SURPRISE else _MEMORY)
+        self.tries += 1
+        self.hits += hit
+        if self.shared is not None:
+            self.shared.observe(hit)
+
+    def fade(self) -> None:
+        """Nothing was tried."""
+        self._keep(1 - _RETURN)
+        self.weight += _RETURN * _PRIOR
+
+    def _keep(self, share: float) -> None:
+        self.weight *= share
+        self.tries *= share
+        self.hits *= share
+
+
 class Acceptance:
-    """Conditional acceptance by draft position, with forgetting, around a shared profile."""
+    """Conditional acceptance by draft position, of one sequence or shared by all."""
 
     def __init__(self, length: int, shared: Acceptance | None = None) -> None:
-        self._shared = shared
-        self._tries: Floats = np.zeros(length)
-        self._hits: Floats = np.zeros(length)
+        of_all = shared._odds if shared else [None] * length
+        self._odds: list[Odds] = [Odds(odds) for odds in of_all]
+
+    def expect(self, rates: Items[float]) -> None:
+        """Start anew from these rates, the last of which stands for all after it; none: 0.5."""
+        for i, odds in enumerate(self._odds):
+            odds.expect(rates[min(i, len(rates) - 1)] if rates else 0.5)
 
     def observe(self, proposed: int, accepted: int) -> None:
         """Take one draft; a position counts as tried if all before it were accepted."""
-        seen = min(proposed, accepted + 1, len(self._tries))
-        memory = _OWN_MEMORY if self._shared else _SHARED_MEMORY
-        self._tries[:seen] = memory * self._tries[:seen] + 1
-        self._hits[:seen] = memory * self._hits[:seen] + (np.arange(seen) < accepted)
-        if self._shared is not None:
-            self._shared.observe(proposed, accepted)
+        for i, odds in enumerate(self._odds[: min(proposed, accepted + 1)]):
+            odds.observe(i < accepted)
 
     def fade(self) -> None:
         """A round went by without a draft."""
-        self._tries *= _UNASKED_MEMORY
-        self._hits *= _UNASKED_MEMORY
+        for odds in self._odds:
+            odds.fade()
 
     def rates(self) -> Floats:
         """Chance of each position to be accepted if all before it were."""
-        rates: Floats = self.stack([self])[0]
-        return rates
+        return np.array([odds.rate for odds in self._odds])
 
     @staticmethod
     def stack(parts: Items[Acceptance]) -> Floats:
         """The rates of several that share one profile: [parts, positions]."""
-        shared = parts[0]._shared
-        prior, weight = (shared.rates(), _OWN_PRIOR) if shared else (0.5, _SHARED_PRIOR)
-        hits, tries = ([part._hits for part in parts], [part._tries for part in parts])
-        stacked: Floats = (np.array(hits) + weight * prior) / (np.array(tries) + weight)
+        prior = np.array([odds.prior for odds in parts[0]._odds])
+        seen = np.array([[(o.weight, o.tries, o.hits) for o in part._odds] for part in parts])
+        weight, tries, hits = seen.transpose(2, 0, 1)
+        stacked: Floats = (hits + weight * prior) / (tries + weight)
         return stacked
 
 

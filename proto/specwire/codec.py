@@ -176,6 +176,9 @@ def decode_ack(message: pb.BulkAck) -> Ack:
 
 def decode_welcome(message: pb.DescribeResponse) -> Welcome:
     """Decode what a drafter announces."""
+    expected = tuple(message.expected_acceptance)
+    if not all(0 <= chance <= 1 for chance in expected):
+        raise DataLoss(f"expected_acceptance must be between 0 and 1, got {list(expected)}.")
     return Welcome(
         checkpoint_hash=message.checkpoint_hash,
         target_fingerprint=message.target_fingerprint,
@@ -186,4 +189,5 @@ def decode_welcome(message: pb.DescribeResponse) -> Welcome:
         max_length=message.max_length,
         max_draft_tokens=message.max_draft_tokens,
         lookup_match=message.lookup_match,
+        expected_acceptance=expected,
     )

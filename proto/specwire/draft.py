@@ -121,6 +121,7 @@ class Welcome:
     max_length: int
     max_draft_tokens: int
     lookup_match: int = 0
+    expected_acceptance: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Putting a drafter together from files, and what stops it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from prometheus_client import REGISTRY
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
@@ -50,7 +52,33 @@ def test_a_drafter_announces_what_it_is(tmp_path: Path, tiny_llama: Path) -> Non
     assert (description.max_length, description.max_draft_tokens) == (128, 16)
     assert (description.dtype, description.version) == ("float32", "9.9")
     assert description.lookup_match == 2
+    assert not description.expected_acceptance, "the checkpoint declares none"
     drafter.worker.warm_up()
+
+
+def test_a_drafter_announces_the_acceptance_that_its_checkpoint_declares(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    declared = {"held_out": {"overlap_per_step": [0.5, 0.25]}}
+    folder = checkpoint(tmp_path, training=declared)
+    description = load_drafter(settings(folder, tiny_llama, dtype="float32"), "").description
+    assert list(description.expected_acceptance) == [0.5, 0.25]
+    for position, chance in (("1", 0.5), ("2", 0.25)):
+        name = "holdcourse_drafter_expected_acceptance"
+        assert REGISTRY.get_sample_value(name, {"position": position}) == chance
+
+
+@pytest.mark.parametrize("steps", [[0.5, 1.5], [-0.1], ["high"], [None], [True]])
+def test_a_declared_acceptance_that_is_none_is_refused(
+    steps: list[Any], tmp_path: Path, tiny_llama: Path
+) -> None:
+    folder = checkpoint(tmp_path)
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text())
+    config["holdcourse"]["training"] = {"held_out": {"overlap_per_step": steps}}
+    path.write_text(json.dumps(config))
+    with pytest.raises(StartError, match="overlap_per_step must be numbers between 0 and 1"):
+        load_drafter(settings(folder, tiny_llama), "")
 
 
 def test_an_mtp_head_is_served_from_its_files(tmp_path: Path, tiny_llama: Path) -> None:

@@ -208,6 +208,7 @@ def test_what_a_drafter_announces_is_read_field_by_field() -> None:
         max_length=2048,
         max_draft_tokens=8,
         lookup_match=3,
+        expected_acceptance=[0.5, 0.25],
     )
     assert codec.decode_welcome(message) == Welcome(
         checkpoint_hash="c",
@@ -219,4 +220,12 @@ def test_what_a_drafter_announces_is_read_field_by_field() -> None:
         max_length=2048,
         max_draft_tokens=8,
         lookup_match=3,
+        expected_acceptance=(0.5, 0.25),
     )
+
+
+@pytest.mark.parametrize("chance", [-0.5, 1.5, math.nan])
+def test_an_announced_chance_that_is_none_is_data_loss(chance: float) -> None:
+    message = pb.DescribeResponse(expected_acceptance=[0.5, chance])
+    with pytest.raises(DataLoss, match=r"^expected_acceptance must be between 0 and 1, got "):
+        codec.decode_welcome(message)

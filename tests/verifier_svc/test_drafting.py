@@ -338,14 +338,14 @@ def test_the_cost_of_an_answer_is_that_of_its_longest_chain(
 def test_probes_are_not_waited_for(port: Recorder) -> None:
     """Where nothing pays, chains and lookups are asked for now and then, and apart."""
     policy = DraftLengthPolicy(8)
+    drafting = drafting_with(port, policy)
+    one = decoding(5)
+    drafting.receive(Linked(LINK, LOOKING), 0.0)
     for _ in range(50):
         policy.step_cost.observe(1, 0.001)
         policy.observe_draft(1, 0.0007)
         for source in DraftSource:
             policy.new_record().observe(source, 4, 0)
-    drafting = drafting_with(port, policy)
-    one = decoding(5)
-    drafting.receive(Linked(LINK, LOOKING), 0.0)
     drafting.open(one)
     for _ in range(90):
         drafting.send([one], 1.0)
@@ -354,5 +354,27 @@ def test_probes_are_not_waited_for(port: Recorder) -> None:
             drafting.receive(answer(Draft(1, one.entries, ())), 1.1)
         one.commit([50], 0)
     wishes = [extend.wish for _, extends, _ in port.rounds for extend in extends]
-    assert (wishes.count(Wish(0, 1)), wishes.count(Wish(4, 0))) == (len(wishes) - 1, 1)
-    assert len(wishes) > 4
+    assert wishes == [*[Wish(0, 1)] * 4, Wish(4, 0), Wish(0, 1)]
+
+
+def test_without_drafts_nothing_is_sent(port: Recorder) -> None:
+    """A draft length fixed at 0: entries too would only cost time."""
+    drafting = drafting_with(port, DraftLengthPolicy(8, fixed=0))
+    drafting.receive(Linked(LINK, WELCOME), 0.0)
+    one = decoding(500)
+    drafting.open(one)
+    for _ in range(3):
+        drafting.send([one], 1.0)
+        one.commit([50], 0)
+    assert not port.bulks
+    assert not port.rounds
+
+
+def test_the_policy_is_told_what_a_drafter_expects_of_itself(port: Recorder) -> None:
+    policy = DraftLengthPolicy(8)
+    drafting = drafting_with(port, policy)
+    drafting.receive(Linked(LINK, replace(WELCOME, expected_acceptance=(0.25,))), 0.0)
+    assert policy.new_record().chain.rates()[0] == 0.25
+    drafting.receive(Unlinked("gone"), 1.0)
+    drafting.receive(Linked(LINK, WELCOME), 2.0)
+    assert policy.new_record().chain.rates()[0] == 0.5

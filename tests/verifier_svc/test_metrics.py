@@ -22,3 +22,11 @@ def test_drafts_are_counted_by_source() -> None:
     for source, counts in (("chain", (1, 5, 2)), ("lookup", (1, 8, 8))):
         names = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
         assert tuple(value(f"spec_decode_{name}", source=source) for name in names) == counts
+    at = {"source": "chain", "position": "2"}
+    assert value("spec_decode_num_tried_tokens_per_pos", **at) == 1
+    assert value("spec_decode_num_accepted_tokens_per_pos", **at) == 1
+    at["position"] = "3"
+    assert value("spec_decode_num_tried_tokens_per_pos", **at) == 1, "the one that was rejected"
+    assert value("spec_decode_num_accepted_tokens_per_pos", **at) is None
+    at["position"] = "4"
+    assert value("spec_decode_num_tried_tokens_per_pos", **at) is None

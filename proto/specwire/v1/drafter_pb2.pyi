@@ -79,6 +79,7 @@ class DescribeResponse(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     LOOKUP_MATCH_FIELD_NUMBER: _builtins.int
+    EXPECTED_ACCEPTANCE_FIELD_NUMBER: _builtins.int
     checkpoint_hash: _builtins.str
     """sha256 of the checkpoint's weights and configuration."""
     target_fingerprint: _builtins.str
@@ -104,6 +105,12 @@ class DescribeResponse(_message.Message):
         what leaves the last one, before the final norm.
         """
 
+    @_builtins.property
+    def expected_acceptance(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Chance of each token of a chain to be accepted if all before it were, as the checkpoint
+        declares it; empty if it does not.
+        """
+
     def __init__(
         self,
         *,
@@ -123,10 +130,11 @@ class DescribeResponse(_message.Message):
         dtype: _builtins.str = ...,
         version: _builtins.str = ...,
         lookup_match: _builtins.int = ...,
+        expected_acceptance: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_layer_ids", b"aux_layer_ids", "checkpoint_hash", b"checkpoint_hash", "draft_temperature", b"draft_temperature", "draft_vocab_size", b"draft_vocab_size", "dtype", b"dtype", "fc_norm", b"fc_norm", "hidden_size", b"hidden_size", "lookup_match", b"lookup_match", "max_draft_tokens", b"max_draft_tokens", "max_length", b"max_length", "norm_before_residual", b"norm_before_residual", "norm_output", b"norm_output", "target_fingerprint", b"target_fingerprint", "target_hidden_size", b"target_hidden_size", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_layer_ids", b"aux_layer_ids", "checkpoint_hash", b"checkpoint_hash", "draft_temperature", b"draft_temperature", "draft_vocab_size", b"draft_vocab_size", "dtype", b"dtype", "expected_acceptance", b"expected_acceptance", "fc_norm", b"fc_norm", "hidden_size", b"hidden_size", "lookup_match", b"lookup_match", "max_draft_tokens", b"max_draft_tokens", "max_length", b"max_length", "norm_before_residual", b"norm_before_residual", "norm_output", b"norm_output", "target_fingerprint", b"target_fingerprint", "target_hidden_size", b"target_hidden_size", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

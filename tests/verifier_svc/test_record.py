@@ -1,0 +1,95 @@
+"""What is remembered of drafts, and when a source is tried again."""
+
+import pytest
+
+from specwire.draft import NO_WISH, DraftSource, Wish
+from verifier_svc.policy import DraftLengthPolicy
+from verifier_svc.record import PROBE_LENGTH, Acceptance, Odds, Probes
+
+CHAIN, LOOKUP = DraftSource.CHAIN, DraftSource.LOOKUP
+
+
+def test_acceptance_is_conditional_on_the_position_before() -> None:
+    record = Acceptance(4)
+    for _ in range(200):
+        record.observe(4, 2)
+    assert record.rates()[0] > 0.9
+    assert record.rates()[1] > 0.9
+    assert record.rates()[2] < 0.1
+    assert record.rates()[3] == 0.5, "never tried"
+    assert record.rates()[:4].prod() < 0.1
+
+
+def test_a_new_sequence_starts_from_what_others_saw() -> None:
+    policy = DraftLengthPolicy(4)
+    old = policy.new_record()
+    for _ in range(100):
+        old.observe(CHAIN, 4, 0)
+        old.observe(LOOKUP, 4, 4)
+        old.observe_search(False)
+    new = policy.new_record()
+    assert new.chain.rates()[0] < 0.1
+    assert new.lookup.rates()[0] > 0.9
+    assert new.found.rates()[0] < 0.1
+
+
+def test_chain_probes_are_few_and_no_longer_than_what_is_waited_for() -> None:
+    probes, caps = Probes(), [Wish(8)] * 20
+    for _ in range(3):
+        asked = [probes.apply([NO_WISH] * 20, caps, 16) for _ in range(16)]
+        assert not any(wish.chain for wishes in asked[:-1] for wish in wishes)
+        assert asked[-1] == [*[Wish(PROBE_LENGTH)] * 4, *[NO_WISH] * 16]
+    probes = Probes(since_chain=15)
+    beside = probes.apply([Wish(2), NO_WISH], [Wish(8), Wish(8)], 16)
+    assert beside == [Wish(2), Wish(2)]
+    probes = Probes(since_chain=15)
+    assert probes.apply([NO_WISH], [Wish(1)], 16) == [Wish(1)], "the cap binds"
+
+
+def test_what_one_sequence_showed_is_forgotten_while_it_is_not_asked() -> None:
+    policy = DraftLengthPolicy(4)
+    record, shared = policy.new_record(), policy.new_record()
+    for _ in range(40):
+        policy.new_record().observe(CHAIN, 1, 1)
+        record.observe(CHAIN, 1, 0)
+    assert record.chain.rates()[0] < 0.3
+    for _ in range(1000):
+        record.chain.fade()
+    assert record.chain.rates()[0] == pytest.approx(shared.chain.rates()[0], abs=0.05)
+
+
+def test_what_a_drafter_declares_is_believed_until_its_drafts_tell_more() -> None:
+    policy = DraftLengthPolicy(4)
+    policy.expect([0.75, 0.25])
+    record = policy.new_record()
+    assert record.chain.rates().tolist() == [0.75, 0.25, 0.25, 0.25]
+    assert record.lookup.rates().tolist() == [0.5] * 4
+    record.observe(CHAIN, 1, 0)
+    assert 0.7 < record.chain.rates()[0] < 0.75
+    for _ in range(100):
+        record.observe(CHAIN, 2, 0)
+    assert record.chain.rates()[0] < 0.05
+    policy.expect([0.5])
+    assert policy.new_record().chain.rates().tolist() == [0.5] * 4, "another drafter came"
+    policy.expect([])
+    assert policy.new_record().chain.rates().tolist() == [0.5] * 4, "one that declares nothing"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_change_is_seen_sooner_than_what_went_before_is_forgotten(before: bool) -> None:
+    odds = Odds()
+    for _ in range(500):
+        odds.observe(before)
+    changed = 0
+    while (odds.rate > 0.5) is before:
+        odds.observe(not before)
+        changed += 1
+    assert changed < 12
+
+
+def test_odds_that_alternate_are_no_surprise() -> None:
+    odds = Odds()
+    for _ in range(500):
+        odds.observe(True)
+        odds.observe(False)
+        assert 0.4 < odds.rate < 0.6

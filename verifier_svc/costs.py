@@ -9,9 +9,9 @@ _SLOPE_GAIN = 0.2
 _NOISE = 0.004
 _NOISE_GAIN = 0.1
 _FLAT = 0.02
-# How much of a slope, or of a level, fades in a round in which it is not seen; and how fast what is
-# known counts less.
-_FADE = 1 / 512
+# How much of a slope, and of a level, fades in a round in which it is not seen; and how fast what
+# is known counts less.
+_SLOPE_FADE, _LEVEL_FADE = 1 / 384, 1 / 512
 _AGING = 1 / 64
 # How fast the level follows a proof that it is too high.
 _PROOF_GAIN = 0.7
@@ -60,11 +60,11 @@ class LinearCost:
 
     def flatten(self) -> None:
         """The slope was not seen: let it fade, so that in time larger x are tried again."""
-        self._share *= 1 - _FADE
+        self._share *= 1 - _SLOPE_FADE
 
     def age(self) -> None:
         """Nothing was seen: let the level fade, and what is seen next count for more."""
-        self._y *= 1 - _FADE
+        self._y *= 1 - _LEVEL_FADE
         self._count = min(self._count, 1 / _LEVEL_GAIN) * (1 - _AGING)
 
     def lower(self, x: float, seconds: float) -> None:

@@ -101,7 +101,7 @@ class Drafting:
         if isinstance(event, Proposals):
             for draft in event.drafts:
                 if (feed := self._feeds.get(draft.seq)) and self.welcome is not None:
-                    feed.take(draft, self.welcome)
+                    feed.take(draft, self.welcome, self._policy.price)
                     if not feed.sender.outstanding:
                         self.gathering.settle(draft.seq)
             for need in event.needs:
@@ -134,10 +134,10 @@ class Drafting:
         self._policy.observe_draft(length, seconds, awaited=bool(self.waited.seqs))
         self.waited.cost = answer.cost
 
-    def observe(self, seq: int, source: DraftSource, proposed: int, accepted: int) -> None:
-        """A draft was verified."""
-        if proposed and (feed := self._feeds.get(seq)):
-            feed.record.observe(source, proposed, accepted)
+    def observe(self, seq: int) -> None:
+        """A sequence has committed a round."""
+        if feed := self._feeds.get(seq):
+            feed.score()
 
     def send(self, sequences: Iterable[Sequence], now: float) -> None:
         """After a step: stream new features, and ask for the drafts of the next round."""
@@ -215,6 +215,7 @@ class Drafting:
         for feed in self._feeds.values():
             feed.sender.reset()
             feed.sequence.draft = ()
+            feed.proposed = None
 
 
 def _opening(sequence: Sequence, inherited: int) -> Opening:

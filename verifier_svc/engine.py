@@ -232,7 +232,7 @@ class Engine:
         accepted = min(accepted, len(kept))
         source = sequence.draft_source
         sequence.usage.count_round(source, proposed, accepted)
-        self._drafting.observe(sequence.id, source, proposed, accepted)
+        self._drafting.observe(sequence.id)
         self._metrics.count_round(source, proposed, accepted, len(kept))
         top = sequence.sampling.top_logprobs
         logprobs: tuple[Logprobs, ...] = ()

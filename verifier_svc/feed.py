@@ -25,6 +25,8 @@ class Feed:
     asked: Wish = NO_WISH
     # Whether a draft has ever been wished for.
     wanted: bool = False
+    # The draft of the next round, as it came.
+    proposed: Draft | None = None
 
     def caps(self, welcome: Welcome) -> Wish:
         """The longest drafts that the sequence may use now."""
@@ -38,26 +40,36 @@ class Feed:
         cap = max(0, cap)
         return Wish(cap, cap if welcome.lookup_match else 0)
 
-    def take(self, draft: Draft, welcome: Welcome) -> None:
-        """Use an answer if it fits the committed length; score it if it came too late."""
+    def take(self, draft: Draft, welcome: Welcome, price: float) -> None:
+        """Use an answer if it fits the committed length; score it if it came too late.
+
+        Of a chain as much is used as promises more than `price` tokens a row.
+        """
         awaited = self.sender.outstanding
         fitting = self.sender.receive(draft)
         if awaited and not self.sender.outstanding and self.asked.lookup:
             found = draft.source is DraftSource.LOOKUP and bool(draft.tokens)
             self.record.observe_search(found)
-        if fitting is not None:
-            self.sequence.draft = fitting.tokens[: self.caps(welcome).chain]
-            self.sequence.draft_source = fitting.source
-        else:
-            self._score_late(draft)
+        if fitting is None:
+            self._score(draft)
+            return
+        self.proposed = fitting
+        length = self.caps(welcome).chain
+        if fitting.confidence:  # that of a chain
+            length = min(length, self.record.calibration.kept(fitting.confidence, price))
+        self.sequence.draft = fitting.tokens[:length]
+        self.sequence.draft_source = fitting.source
 
-    def _score_late(self, draft: Draft) -> None:
-        """A draft that came too late still tells how well its source guesses."""
+    def score(self) -> None:
+        """A round is committed: learn from its draft, what was cut off included."""
+        if self.proposed is not None:
+            self._score(self.proposed)
+            self.proposed = None
+
+    def _score(self, draft: Draft) -> None:
+        """Compare a draft with what was committed in its place, however far that goes."""
         drawn = self.sequence.tokens[draft.base + 1 : draft.base + 1 + len(draft.tokens)]
-        hits = 0
-        for guess, token in zip(draft.tokens, drawn, strict=False):
-            if guess != token:
-                self.record.observe(draft.source, hits + 1, hits)
-                return
-            hits += 1
-        self.record.observe(draft.source, hits, hits)
+        pairs = enumerate(zip(draft.tokens, drawn, strict=False))
+        accepted = next((i for i, (guess, token) in pairs if guess != token), len(drawn))
+        tried = min(accepted + 1, len(drawn))
+        self.record.observe(draft.source, tried, accepted, draft.confidence)

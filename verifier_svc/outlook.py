@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specwire.draft import Wish
-from verifier_svc.record import Acceptance, Floats, Record
+from verifier_svc.confidence import Floats
+from verifier_svc.record import Acceptance, Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,39 +38,63 @@ def plans(
     """For each longest chain that all share, from none on, what each sequence should wish for.
 
     Of each source it is the leading positions that add more than `price`, in tokens a row; no
-    lookup where the chain that it would replace is worth more. `waits` is the price of chains by
-    length, in tokens, shared by all. None where no chain and no lookup is worth a row.
+    lookup where the chain that it would replace is worth more. Of a chain only the tokens will be
+    verified whose confidence promises more than that. `waits` is the price of chains by length, in
+    tokens, shared by all. None where no chain and no lookup is worth a row.
     """
-    chain_gains = _gains([record.chain for record in records], [cap.chain for cap in caps])
-    lookup_gains = _gains([record.lookup for record in records], [cap.lookup for cap in caps])
+    chain_gains, verified = _cut(
+        _rates([record.chain for record in records], [cap.chain for cap in caps]),
+        records[0].calibration.profile(),
+        price,
+    )
+    lookup_rates = _rates([record.lookup for record in records], [cap.lookup for cap in caps])
+    lookup_gains = lookup_rates.cumprod(1)
     found = Acceptance.stack([record.found for record in records])
-    most = _leading(chain_gains > price)
+    most = _leading(verified > 0)
     lookup = _leading(lookup_gains > price)
     if not (most.any() or lookup.any()):
         return None
     chain = np.minimum(most, np.arange(most.max() + 1))
     each = np.arange(len(records))[:, None]
     of_chain = _cumulated(chain_gains)[each, chain]
+    rows = _cumulated(verified)[each, chain]
     of_lookup = _cumulated(lookup_gains)[each, lookup]
     run = (np.array(waits[: chain.shape[1]]) - waits[0]) / len(chain)
-    better = of_lookup - price * lookup > of_chain - price * chain - run
+    better = of_lookup - price * lookup > of_chain - price * rows - run
     lookup = np.where(better, lookup, 0)
     hits = np.where(lookup > 0, found, 0.0)
     return Plans(
         chain,
         lookup,
         1 + hits * of_lookup + (1 - hits) * of_chain,
-        1 + hits * lookup + (1 - hits) * chain,
+        1 + hits * lookup + (1 - hits) * rows,
         np.where(chain > 0, hits, 1.0).prod(0),
     )
 
 
-def _gains(parts: Items[Acceptance], caps: Items[int]) -> Floats:
-    """Expected tokens of each position [n, positions], none beyond the caps."""
+def _rates(parts: Items[Acceptance], caps: Items[int]) -> Floats:
+    """Chance of each position after those before it [n, positions], none beyond the caps."""
     rates = Acceptance.stack(parts)
     allowed = np.arange(rates.shape[1]) < np.array(caps)[:, None]
-    gains: Floats = (rates * allowed).cumprod(1)
-    return gains
+    return rates * allowed
+
+
+def _cut(rates: Floats, profile: tuple[Floats, Floats], price: float) -> tuple[Floats, Floats]:
+    """Expected tokens and rows of each position [n, positions] of chains cut by confidence.
+
+    Confidences of a sequence spread as everyone's do, around its own rates. A position is verified
+    where its chance, times what those verified before it have on the mean, is above `price`.
+    """
+    shares, chances = profile
+    relative = chances / (shares @ chances)
+    gains, rows = np.zeros_like(rates), np.zeros_like(rates)
+    gain = row = np.ones(len(rates))
+    for i in range(rates.shape[1]):
+        each = np.minimum(rates[:, i : i + 1] * relative, 1.0)
+        kept = shares * (each * (gain / np.maximum(row, 1e-9))[:, None] > price)
+        gain, row = gain * (each * kept).sum(1), row * kept.sum(1)
+        gains[:, i], rows[:, i] = gain, row
+    return gains, rows
 
 
 def _cumulated(values: Floats) -> Floats:

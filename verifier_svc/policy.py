@@ -49,6 +49,8 @@ class DraftLengthPolicy:
         self._owed = 0.0
         self._trials = 0
         self._probes = Probes()
+        #: What a row must add to the expected tokens of the batch.
+        self.price = 0.0
         # Speed over that of plain decoding which the last choice promised; 1 where that was plain.
         self._gain = 1.0
         #: Whether drafts were best in the last choice.
@@ -91,11 +93,13 @@ class DraftLengthPolicy:
             return plain
         if self._plain_rounds and len(caps) == self._plain_size:
             self._plain_rounds -= 1
+            self._unseen()
             return plain
         plain_speed = self._speed(len(caps), len(caps), 0.0)
         margin = _LARGE_MARGIN if len(caps) >= _LARGE else _MARGIN
         best, speed = self._best(records, caps, max(self._gain, margin) * plain_speed)
         self._gain = speed / plain_speed
+        self.price = self.step_cost.slope * max(speed, plain_speed)
         self.drafts = self._gain > margin
         if not self.drafts:
             best = self._stay_plain(len(caps))
@@ -122,15 +126,19 @@ class DraftLengthPolicy:
         return self._probes.apply(wishes, caps, min(max(interval, least), most))
 
     def _stay_plain(self, size: int) -> list[Wish]:
-        """No drafts: what they cost is not seen."""
+        """No drafts, for this round or for some."""
         self._gain = 1.0
-        self.step_cost.flatten()
-        self._draft.age()
+        self._unseen()
         self._plain_times += 1
         self._plain_size = size
         settled = size >= _LARGE and self._plain_times > _SETTLED
         self._plain_rounds = _PLAIN_ROUNDS - 1 if settled else 0
         return [NO_WISH] * size
+
+    def _unseen(self) -> None:
+        """What drafts cost is not seen in a plain round."""
+        self.step_cost.flatten()
+        self._draft.age()
 
     @staticmethod
     def _lengthen(wishes: Items[Wish], caps: Items[Wish]) -> list[Wish]:

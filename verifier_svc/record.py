@@ -6,22 +6,11 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from specwire.draft import DraftSource, Wish
+from verifier_svc.confidence import Calibration, Floats
+from verifier_svc.odds import Odds
 
-Floats = NDArray[np.float64]
-
-# Weight, in drafts, of what is assumed before any: a few unlucky ones must not end drafting, and
-# sequences differ less than their first drafts do.
-_PRIOR = 32.0
-# How much of that, and of what was seen, is kept from draft to draft.
-_MEMORY = 0.985
-# The same once the last outcomes are all alike that together had less than this chance: the
-# drafter, or the text, is no longer what it was.
-_SURPRISE, _SURPRISED_MEMORY = 0.001, 0.5
-# How fast a sequence that is not asked returns, round by round, to what is assumed of all.
-_RETURN = 0.005
 # Draft tokens of a chain that is a probe: it also tells what longer chains cost and bring.
 PROBE_LENGTH = 4
 # Sequences that are probed, the oldest: the others' entries need not be sent.
@@ -30,66 +19,20 @@ _PROBED = 4
 _LOOKUP_INTERVAL = 16
 
 
-class Odds:
-    """The chance of one thing, learned from outcomes, with forgetting."""
-
-    __slots__ = ("_chance", "_last", "_prior", "hits", "shared", "tries", "weight")
-
-    def __init__(self, shared: Odds | None = None) -> None:
-        self.shared = shared
-        self._prior = 0.5
-        self.weight, self.tries, self.hits = _PRIOR, 0.0, 0.0
-        # The outcome of the last ones in a row that were alike, and what chance they had.
-        self._last, self._chance = False, 1.0
-
-    @property
-    def prior(self) -> float:
-        """What is assumed before any outcome."""
-        return self.shared.rate if self.shared else self._prior
-
-    @property
-    def rate(self) -> float:
-        """The chance."""
-        return (self.hits + self.weight * self.prior) / (self.tries + self.weight)
-
-    def expect(self, rate: float) -> None:
-        """Start anew from this chance."""
-        self._prior = rate
-        self.weight, self.tries, self.hits, self._chance = _PRIOR, 0.0, 0.0, 1.0
-
-    def observe(self, hit: bool) -> None:
-        """Take one outcome."""
-        rate = self.rate
-        run = self._chance if hit is self._last else 1.0
-        self._last, self._chance = hit, run * (rate if hit else 1 - rate)
-        self._keep(_SURPRISED_MEMORY if self._chance < _SURPRISE else _MEMORY)
-        self.tries += 1
-        self.hits += hit
-        if self.shared is not None:
-            self.shared.observe(hit)
-
-    def fade(self) -> None:
-        """Nothing was tried."""
-        self._keep(1 - _RETURN)
-        self.weight += _RETURN * _PRIOR
-
-    def _keep(self, share: float) -> None:
-        self.weight *= share
-        self.tries *= share
-        self.hits *= share
-
-
 class Acceptance:
     """Conditional acceptance by draft position, of one sequence or shared by all."""
 
     def __init__(self, length: int, shared: Acceptance | None = None) -> None:
-        of_all = shared._odds if shared else [None] * length
-        self._odds: list[Odds] = [Odds(odds) for odds in of_all]
+        self._odds: list[Odds] = []
+        for i in range(length):
+            # Positions differ less from each other than drafters do.
+            before = self._odds[i - 1] if i else None
+            self._odds.append(Odds(shared._odds[i] if shared else None, before))
 
     def expect(self, rates: Items[float]) -> None:
-        """Start anew from these rates, the last of which stands for all after it; none: 0.5."""
+        """Start anew from these rates; positions after them are like the last, or 0.5."""
         for i, odds in enumerate(self._odds):
-            odds.expect(rates[min(i, len(rates) - 1)] if rates else 0.5)
+            odds.expect(rates[i] if i < len(rates) else None)
 
     def observe(self, proposed: int, accepted: int) -> None:
         """Take one draft; a position counts as tried if all before it were accepted."""
@@ -122,11 +65,16 @@ class Record:
         self.chain: Acceptance = Acceptance(length, shared.chain if shared else None)
         self.lookup: Acceptance = Acceptance(length, shared.lookup if shared else None)
         self.found: Acceptance = Acceptance(1, shared.found if shared else None)
+        self.calibration: Calibration = shared.calibration if shared else Calibration()
 
-    def observe(self, source: DraftSource, proposed: int, accepted: int) -> None:
-        """Take one draft that was verified."""
+    def observe(
+        self, source: DraftSource, proposed: int, accepted: int, confidence: Items[float] = ()
+    ) -> None:
+        """Take one draft, and what a chain thought of each of its tokens."""
         record = self.chain if source is DraftSource.CHAIN else self.lookup
         record.observe(proposed, accepted)
+        for i, each in enumerate(confidence[: min(proposed, accepted + 1)]):
+            self.calibration.observe(each, i < accepted)
 
     def observe_search(self, found: bool) -> None:
         """A lookup was asked for, and found something or not."""

@@ -276,8 +276,10 @@ def test_lookups_are_asked_for_where_the_drafter_has_them(
     records = [drafting._feeds[seq].record for seq in (1, 2)]
     # Both sequences' searches shape what either expects.
     assert records[0].found.rates()[0] > records[1].found.rates()[0]
-    drafting.observe(1, DraftSource.LOOKUP, 3, 3)
-    drafting.observe(2, DraftSource.CHAIN, 2, 0)
+    one.commit([7, 8, 9, 50], 3)
+    two.commit([50], 0)
+    drafting.observe(1)
+    drafting.observe(2)
     assert records[0].lookup.rates()[0] > 0.5 > records[1].chain.rates()[0]
 
 
@@ -378,3 +380,30 @@ def test_the_policy_is_told_what_a_drafter_expects_of_itself(port: Recorder) -> 
     drafting.receive(Unlinked("gone"), 1.0)
     drafting.receive(Linked(LINK, WELCOME), 2.0)
     assert policy.new_record().chain.rates()[0] == 0.5
+
+
+def test_a_chain_is_cut_where_it_is_unsure_and_learned_from_as_a_whole(port: Recorder) -> None:
+    policy = DraftLengthPolicy(8)
+    drafting = drafting_with(port, policy)
+    drafting.receive(Linked(LINK, WELCOME), 0.0)
+    # Rows are dear, drafts and their first tokens are not.
+    for _ in range(50):
+        policy.step_cost.observe(1, 0.010)
+        policy.step_cost.observe(5, 0.014)
+        policy.observe_draft(3, 0.0001)
+    one = decoding(5)
+    drafting.open(one)
+    drafting.send([one], 1.0)
+    asked = port.rounds[-1][1][0].wish.chain
+    assert asked >= 2
+    tokens = (7, 8, 9, 10, 11, 12, 13, 14)[:asked]
+    unsure = (0.95, 0.01, *[0.95] * 6)[:asked]
+    drafting.receive(answer(Draft(1, 4, tokens, unsure)), 1.01)
+    assert one.draft == (7,)
+    rates = drafting._feeds[1].record.chain.rates()
+    one.commit([7, 8], 1)
+    drafting.observe(1)
+    learned = drafting._feeds[1].record.chain.rates()
+    assert (learned[:2] > rates[:2]).all(), "the token after the last verified one is known too"
+    drafting.observe(1)
+    assert (drafting._feeds[1].record.chain.rates() == learned).all(), "a draft counts once"

@@ -1,0 +1,37 @@
+"""Chances learned from outcomes."""
+
+import pytest
+
+from verifier_svc.odds import Odds
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_change_is_seen_sooner_than_what_went_before_is_forgotten(before: bool) -> None:
+    odds = Odds()
+    for _ in range(500):
+        odds.observe(before)
+    changed = 0
+    while (odds.rate > 0.5) is before:
+        odds.observe(not before)
+        changed += 1
+    assert changed < 12
+
+
+def test_odds_that_alternate_are_no_surprise() -> None:
+    odds = Odds()
+    for _ in range(500):
+        odds.observe(True)
+        odds.observe(False)
+        assert 0.4 < odds.rate < 0.6
+
+
+def test_what_nobody_tries_returns_to_what_all_of_them_show() -> None:
+    shared = Odds()
+    own, other = Odds(shared), Odds(shared)
+    for _ in range(60):
+        own.observe(False)
+        other.observe(True)
+    assert own.rate < 0.35
+    for _ in range(2000):
+        own.fade()
+    assert own.rate == pytest.approx(shared.rate, abs=0.01)

@@ -1,0 +1,71 @@
+"""A chance that is learned from outcomes. Pure."""
+
+from __future__ import annotations
+
+# Weight, in outcomes, of what is assumed before any: a few unlucky ones must not end drafting, and
+# sequences differ less than their first drafts do.
+_PRIOR = 32.0
+# How much of that, and of what was seen, is kept from outcome to outcome.
+_MEMORY = 0.985
+# The same once the last outcomes are all alike that together had less than this chance: the
+# drafter, or the text, is no longer what it was.
+_SURPRISE, _SURPRISED_MEMORY = 0.001, 0.5
+# How fast what nobody tries returns to what is assumed.
+_RETURN = 0.005
+
+
+class Odds:
+    """The chance of one thing, learned from outcomes, with forgetting."""
+
+    __slots__ = ("_chance", "_last", "_prior", "_similar", "hits", "shared", "tries", "weight")
+
+    def __init__(
+        self, shared: Odds | None = None, similar: Odds | None = None, prior: float | None = None
+    ) -> None:
+        """Take what is assumed before any outcome: the odds of everyone, or the next best."""
+        self.shared = shared
+        self._similar = similar
+        self._prior = prior
+        self.weight, self.tries, self.hits = _PRIOR, 0.0, 0.0
+        # The outcome of the last ones in a row that were alike, and what chance they had.
+        self._last, self._chance = False, 1.0
+
+    @property
+    def prior(self) -> float:
+        """What is assumed before any outcome."""
+        if self.shared:
+            return self.shared.rate
+        if self._prior is not None:
+            return self._prior
+        return self._similar.rate if self._similar else 0.5
+
+    @property
+    def rate(self) -> float:
+        """The chance."""
+        return (self.hits + self.weight * self.prior) / (self.tries + self.weight)
+
+    def expect(self, rate: float | None) -> None:
+        """Start anew from this chance; None: nothing is known of it."""
+        self._prior = rate
+        self.weight, self.tries, self.hits, self._chance = _PRIOR, 0.0, 0.0, 1.0
+
+    def observe(self, hit: bool) -> None:
+        """Take one outcome."""
+        rate = self.rate
+        run = self._chance if hit is self._last else 1.0
+        self._last, self._chance = hit, run * (rate if hit else 1 - rate)
+        self._keep(_SURPRISED_MEMORY if self._chance < _SURPRISE else _MEMORY)
+        self.tries += 1
+        self.hits += hit
+        if self.shared is not None:
+            self.shared.observe(hit)
+
+    def fade(self) -> None:
+        """Nothing was tried."""
+        self._keep(1 - _RETURN)
+        self.weight += _RETURN * _PRIOR
+
+    def _keep(self, share: float) -> None:
+        self.weight *= share
+        self.tries *= share
+        self.hits *= share

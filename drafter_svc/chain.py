@@ -139,7 +139,7 @@ class Chain:
         ids = self._vocabulary.ids
         return Guess(
             tuple(ids[max(0, step[row])] for step in winners[:length]),
-            tuple(0.0 if math.isnan(step[row]) else step[row] for step in shares[:length]),
+            tuple(0.0 if math.isnan(s := step[row]) else min(s, 1.0) for step in shares[:length]),
         )
 
     def _step_by_step(

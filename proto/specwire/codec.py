@@ -139,7 +139,8 @@ def decode_proposals(message: pb.Proposals, vocab_size: int) -> Proposals:
     """Decode and check answers; a draft is cut before its first token outside the vocabulary.
 
     Raises:
-        DataLoss: an unknown source, or confidences that do not match their tokens.
+        DataLoss: an unknown source, or confidences that do not match their tokens or are no
+            probabilities.
     """
     return Proposals(
         drafts=tuple(_decode_draft(draft, vocab_size) for draft in message.drafts),
@@ -157,6 +158,8 @@ def _decode_draft(message: pb.Draft, vocab_size: int) -> Draft:
     expected = len(tokens) if source is DraftSource.CHAIN else 0
     if confidence.shape != (expected,):
         raise DataLoss(f"draft of {len(tokens)} tokens: {confidence.shape} confidences.")
+    if not all(0 <= each <= 1 for each in confidence.tolist()):  # nor is NaN
+        raise DataLoss(f"draft: confidence must be between 0 and 1, got {confidence.tolist()}.")
     valid = next((i for i, t in enumerate(tokens) if t >= vocab_size), len(tokens))
     confidences = tuple(confidence[:valid].tolist())
     return Draft(message.seq, message.base, tokens[:valid], confidences, source)

@@ -164,6 +164,13 @@ def test_confidences_that_do_not_match_their_tokens_are_data_loss() -> None:
         codec.decode_proposals(message, VOCAB)
 
 
+@pytest.mark.parametrize("value", [-0.5, 1.5, math.nan, math.inf])
+def test_confidences_that_are_no_probabilities_are_data_loss(value: float) -> None:
+    message = change_confidence(lambda d: d.confidence.CopyFrom(tensor.pack_floats([0.5, value])))
+    with pytest.raises(DataLoss, match=r"^draft: confidence must be between 0 and 1, got \[0\.5, "):
+        codec.decode_proposals(message, VOCAB)
+
+
 def test_a_lookup_with_confidences_is_data_loss() -> None:
     message = change_confidence(lambda d: setattr(d, "source", pb.DRAFT_SOURCE_LOOKUP))
     with pytest.raises(DataLoss, match=r"^draft of 2 tokens: \(2,\) confidences\.$"):

@@ -17,14 +17,11 @@ _RETURN = 0.005
 class Odds:
     """The chance of one thing, learned from outcomes, with forgetting."""
 
-    __slots__ = ("_chance", "_last", "_prior", "_similar", "hits", "shared", "tries", "weight")
+    __slots__ = ("_chance", "_last", "_prior", "hits", "similar", "tries", "weight")
 
-    def __init__(
-        self, shared: Odds | None = None, similar: Odds | None = None, prior: float | None = None
-    ) -> None:
-        """Take what is assumed before any outcome: the odds of everyone, or the next best."""
-        self.shared = shared
-        self._similar = similar
+    def __init__(self, similar: Odds | None = None, prior: float | None = None) -> None:
+        """Take what is assumed before any outcome: a chance, or that of similar things, or 0.5."""
+        self.similar = similar
         self._prior = prior
         self.weight, self.tries, self.hits = _PRIOR, 0.0, 0.0
         # The outcome of the last ones in a row that were alike, and what chance they had.
@@ -33,11 +30,9 @@ class Odds:
     @property
     def prior(self) -> float:
         """What is assumed before any outcome."""
-        if self.shared:
-            return self.shared.rate
         if self._prior is not None:
             return self._prior
-        return self._similar.rate if self._similar else 0.5
+        return self.similar.rate if self.similar else 0.5
 
     @property
     def rate(self) -> float:
@@ -57,8 +52,6 @@ class Odds:
         self._keep(_SURPRISED_MEMORY if self._chance < _SURPRISE else _MEMORY)
         self.tries += 1
         self.hits += hit
-        if self.shared is not None:
-            self.shared.observe(hit)
 
     def fade(self) -> None:
         """Nothing was tried."""

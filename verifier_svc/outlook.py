@@ -83,18 +83,13 @@ def _cut(rates: Floats, profile: tuple[Floats, Floats], price: float) -> tuple[F
     """Expected tokens and rows of each position [n, positions] of chains cut by confidence.
 
     Confidences of a sequence spread as everyone's do, around its own rates. A position is verified
-    where its chance, times what those verified before it have on the mean, is above `price`.
+    where its chance, times what those before it have on the mean, is above `price`.
     """
     shares, chances = profile
-    relative = chances / (shares @ chances)
-    gains, rows = np.zeros_like(rates), np.zeros_like(rates)
-    gain = row = np.ones(len(rates))
-    for i in range(rates.shape[1]):
-        each = np.minimum(rates[:, i : i + 1] * relative, 1.0)
-        kept = shares * (each * (gain / np.maximum(row, 1e-9))[:, None] > price)
-        gain, row = gain * (each * kept).sum(1), row * kept.sum(1)
-        gains[:, i], rows[:, i] = gain, row
-    return gains, rows
+    reach = rates.cumprod(1) / np.maximum(rates, 1e-9)
+    each = np.minimum(rates[:, :, None] * (chances / (shares @ chances)), 1.0)
+    kept = (each * reach[:, :, None] > price) * shares
+    return (each * kept).sum(2).cumprod(1), kept.sum(2).cumprod(1)
 
 
 def _cumulated(values: Floats) -> Floats:

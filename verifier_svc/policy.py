@@ -153,7 +153,8 @@ class DraftLengthPolicy:
         self, records: Items[Record], caps: Items[Wish], speed: float
     ) -> tuple[list[Wish], float]:
         """The wishes that promise most, and their speed, where tokens are worth 1 / speed."""
-        waits = [self.expected_draft(length) for length in range(self._max_length + 1)]
+        step = self._plain_step
+        waits = [self._draft.predict(length) * step for length in range(self._max_length + 1)]
         price = self.step_cost.slope * speed
         made = plans(records, caps, price, [speed * seconds for seconds in waits])
         if made is None:

@@ -23,11 +23,12 @@ class Acceptance:
     """Conditional acceptance by draft position, of one sequence or shared by all."""
 
     def __init__(self, length: int, shared: Acceptance | None = None) -> None:
+        self._shared = shared
         self._odds: list[Odds] = []
         for i in range(length):
             # Positions differ less from each other than drafters do.
             before = self._odds[i - 1] if i else None
-            self._odds.append(Odds(shared._odds[i] if shared else None, before))
+            self._odds.append(Odds(shared._odds[i] if shared else before))
 
     def expect(self, rates: Items[float]) -> None:
         """Start anew from these rates; positions after them are like the last, or 0.5."""
@@ -38,6 +39,8 @@ class Acceptance:
         """Take one draft; a position counts as tried if all before it were accepted."""
         for i, odds in enumerate(self._odds[: min(proposed, accepted + 1)]):
             odds.observe(i < accepted)
+        if self._shared is not None:
+            self._shared.observe(proposed, accepted)
 
     def fade(self) -> None:
         """A round went by without a draft."""

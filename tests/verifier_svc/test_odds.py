@@ -25,13 +25,13 @@ def test_odds_that_alternate_are_no_surprise() -> None:
         assert 0.4 < odds.rate < 0.6
 
 
-def test_what_nobody_tries_returns_to_what_all_of_them_show() -> None:
-    shared = Odds()
-    own, other = Odds(shared), Odds(shared)
+def test_what_is_not_tried_returns_to_what_is_assumed() -> None:
+    others = Odds()
+    own = Odds(others)
     for _ in range(60):
         own.observe(False)
-        other.observe(True)
+        others.observe(True)
     assert own.rate < 0.35
     for _ in range(2000):
         own.fade()
-    assert own.rate == pytest.approx(shared.rate, abs=0.01)
+    assert own.rate == pytest.approx(others.rate, abs=0.01)

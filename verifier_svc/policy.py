@@ -93,7 +93,6 @@ class DraftLengthPolicy:
             return plain
         if self._plain_rounds and len(caps) == self._plain_size:
             self._plain_rounds -= 1
-            self._unseen()
             return plain
         plain_speed = self._speed(len(caps), len(caps), 0.0)
         margin = _LARGE_MARGIN if len(caps) >= _LARGE else _MARGIN

@@ -125,19 +125,15 @@ class DraftLengthPolicy:
         return self._probes.apply(wishes, caps, min(max(interval, least), most))
 
     def _stay_plain(self, size: int) -> list[Wish]:
-        """No drafts, for this round or for some."""
+        """No drafts, for this round or for some: what they cost is not seen."""
         self._gain = 1.0
-        self._unseen()
+        self.step_cost.flatten()
+        self._draft.age()
         self._plain_times += 1
         self._plain_size = size
         settled = size >= _LARGE and self._plain_times > _SETTLED
         self._plain_rounds = _PLAIN_ROUNDS - 1 if settled else 0
         return [NO_WISH] * size
-
-    def _unseen(self) -> None:
-        """What drafts cost is not seen in a plain round."""
-        self.step_cost.flatten()
-        self._draft.age()
 
     @staticmethod
     def _lengthen(wishes: Items[Wish], caps: Items[Wish]) -> list[Wish]:

@@ -86,8 +86,11 @@ class Chain:
         return Penalties.of(opening, self._vocabulary, self._drafter.device)
 
     @torch.inference_mode()
-    def append(self, batch: Sequence[Rows]) -> None:
-        """Run new real entries in one pass. Rows of one sequence must be in order."""
+    def append(self, batch: Sequence[Rows], *, keys_only: bool = False) -> None:
+        """Run new real entries in one pass. Rows of one sequence must be in order.
+
+        With `keys_only` no chain can start from the last of them, only from later ones.
+        """
         tokens = [token for rows in batch for token in rows.tokens]
         positions = [rows.start + i for rows in batch for i in range(len(rows.tokens))]
         slots = [
@@ -98,17 +101,21 @@ class Chain:
         features = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         spans = [(part.slot.start, part.start, len(part.tokens)) for part in batch]
         reach = Reach(_segments(spans, self._window))
-        hidden = None
-        if self._whole is not None:
-            kv = self._cache.keys[0], self._cache.values[0]
-            hidden = self._whole.append(features, rows, reach, *kv)
-        if hidden is None:
-            state = self._drafter.fuse(features)
-            hidden = self._drafter.layer(rows[0], state, rows[1], self._attend(reach, rows[2]))
+        hidden = self._run(features, rows, reach, keys_only)
         at = 0
         for appended in batch:
             at += len(appended.tokens)
-            appended.slot.hidden = hidden[at - 1].clone()
+            appended.slot.hidden = None if keys_only else hidden[at - 1].clone()
+
+    def _run(self, features: Tensor, rows: Tensor, reach: Reach, keys_only: bool) -> Tensor:
+        """What leaves the layer ``[n, H]`` for rows of ids, positions and slots ``[3, n]``."""
+        if self._whole is not None:
+            hidden = features.new_empty(len(features), self._drafter.config.hidden_size)
+            kv = self._cache.keys[0], self._cache.values[0]
+            if self._whole.append(features, rows, reach, *kv, None if keys_only else hidden):
+                return hidden
+        state = self._drafter.fuse(features)
+        return self._drafter.layer(rows[0], state, rows[1], self._attend(reach, rows[2]))
 
     @torch.inference_mode()
     def draft(self, requests: Sequence[ChainRequest]) -> list[Guess]:

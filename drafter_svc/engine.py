@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drafter_svc import metrics
 from drafter_svc.messages import Answers, BulkMessage, RoundMessage
-from drafter_svc.threads import limit_threads
+from drafter_svc.threads import half_the_threads, limit_threads
 from drafter_svc.worker import Worker
 from specwire import logs
 from specwire.draft import Ack, DraftCost, Extend, Proposals
@@ -143,7 +143,9 @@ class Engine:
             room -= len(piece.extend.tokens)
             if rest is not None:
                 self._bulk.appendleft(rest)
-        for piece, ack, whole in zip(pieces, self._worker.fill(pieces), last, strict=True):
+        with half_the_threads():
+            acks = self._worker.fill(pieces)
+        for piece, ack, whole in zip(pieces, acks, last, strict=True):
             if ack is not None and whole:
                 self._deliver[piece.link](ack)
 

@@ -1,6 +1,8 @@
 """How many threads torch's operators get, thread by thread."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -13,3 +15,18 @@ def limit_threads(count: int) -> None:
     last = threading.Thread(target=torch.set_num_threads, args=(others,))
     last.start()
     last.join()
+
+
+@contextmanager
+def half_the_threads() -> Iterator[None]:
+    """Run the operators that this thread calls on half of its threads, one at least.
+
+    For work that nobody waits for: a team that has all cores would stop a target on the same ones,
+    and wait itself for the thread that the target does not let run.
+    """
+    count = torch.get_num_threads()
+    torch.set_num_threads(max(1, count // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)

@@ -182,7 +182,8 @@ class Worker:
 
     def _append(self, batch: _Batch, way: str) -> None:
         if batch.rows:
-            self._chain.append(batch.rows)
+            # A round follows what comes by bulk, and chains start there.
+            self._chain.append(batch.rows, keys_only=way == "bulk")
             metrics.ROWS.labels(way).inc(sum(len(rows.tokens) for rows in batch.rows))
 
     def _draft(self, batch: _Batch, answers: dict[int, Answers]) -> None:

@@ -3,6 +3,7 @@ import threading
 import torch
 
 from drafter_svc.engine import Engine
+from drafter_svc.threads import half_the_threads
 from tests.drafter_svc.parts import Parts
 
 
@@ -23,3 +24,15 @@ def test_the_engine_limits_its_own_thread_only() -> None:
     later.join()
     assert counts == [before + 2, before]
     assert torch.get_num_threads() == before
+
+
+def test_half_the_threads_for_as_long_as_it_takes() -> None:
+    before = torch.get_num_threads()
+    try:
+        for count, half in ((8, 4), (3, 1), (1, 1)):
+            torch.set_num_threads(count)
+            with half_the_threads():
+                assert torch.get_num_threads() == half
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)

@@ -73,8 +73,13 @@ class Side:
             fused.whole = lambda target_ids: None  # type: ignore[method-assign]
         self.chain = Chain(fused, vocabulary, self.cache)
 
-    def run(self, shapes: list[tuple[int, int]], temperature: float) -> list[Guess]:
-        """Append entries in two batches of all sequences, then run their chains."""
+    def run(
+        self, shapes: list[tuple[int, int]], temperature: float, *, keys_only: bool = False
+    ) -> list[Guess]:
+        """Append entries in two batches of all sequences, then run their chains.
+
+        No chain starts from the first batch: with `keys_only` it is run as if that were known.
+        """
         generator = torch.Generator().manual_seed(2)
         slots = [self.cache.reserve((0, i), 128, set())[0] for i in range(len(shapes))]
         for part in range(2):
@@ -86,7 +91,7 @@ class Side:
                     width = 64 * len(self.config.aux_layers)
                     features = torch.randn(stop - start, width, generator=generator)
                     batch.append(Rows(slot, start, tokens, features.bfloat16()))
-            self.chain.append(batch)
+            self.chain.append(batch, keys_only=keys_only and not part)
         requests = [
             ChainRequest(slot, base, length, Opening(3, 6, seed=i, temperature=temperature))
             for i, (slot, (base, length)) in enumerate(zip(slots, shapes, strict=True))
@@ -103,6 +108,15 @@ def test_kernels_take_the_steps_of_operators(toggles: dict[str, Any], temperatur
     assert quick.run(shapes, temperature) == plain.run(shapes, temperature)
     assert torch.equal(quick.cache.keys[0], plain.cache.keys[0])
     assert torch.equal(quick.cache.values[0], plain.cache.values[0])
+
+
+@pytest.mark.parametrize("toggles", SERVED, ids=str)
+def test_keys_and_values_alone_are_those_of_a_whole_run(toggles: dict[str, Any]) -> None:
+    shapes = [(80, 3), (50, 6), (9, 6)] + [(7, 2)] * 14
+    whole, alone = (Side(whole=True, **toggles) for _ in range(2))
+    assert alone.run(shapes, 0.0, keys_only=True) == whole.run(shapes, 0.0)
+    assert torch.equal(alone.cache.keys[0], whole.cache.keys[0])
+    assert torch.equal(alone.cache.values[0], whole.cache.values[0])
 
 
 def test_a_prompt_of_many_rows_is_left_to_operators() -> None:

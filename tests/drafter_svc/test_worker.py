@@ -273,6 +273,14 @@ def test_bulk_is_acknowledged_by_what_is_held(parts: Parts) -> None:
     check(parts, only(serve(parts, round_of(text.extend(5, 52, 52, 4)))), text, 52, 4)
 
 
+def test_no_chain_starts_from_a_bulk_row(parts: Parts) -> None:
+    """Only keys and values were made of it; the next entry of a round is enough."""
+    text = random_text(60, 15)
+    parts.worker.fill([bulk_of(text.extend(5, 0, 50))])
+    assert only(serve(parts, round_of(text.extend(5, 50, 50, 3)))).tokens == ()
+    check(parts, only(serve(parts, round_of(text.extend(5, 50, 51, 3)))), text, 51, 3)
+
+
 def test_a_bulk_message_splits_into_pieces() -> None:
     text = random_text(30, 16)
     first, rest = bulk_of(text.extend(5, 4, 25)).split(8)

@@ -61,6 +61,16 @@ inline void place_row(const Layer& layer, const Places& places, int64_t row, bf1
   std::memcpy(values + slot, qkv + (heads + kv) * dim, bytes);
 }
 
+// The first steps of a layer on its normed `input` [rows, inputs]: queries, and keys and values kept.
+inline void place_rows(const Layer& layer, const Places& places, const bf16* input, bf16* keys,
+                       bf16* values, const Scratch& scratch) {
+  const int64_t rows = places.rows, wide = layer.wide();
+  linear_all(input, layer.qkv, layer.qkv_bias, scratch.qkv, rows, wide, layer.inputs);
+#pragma omp for schedule(static)
+  for (int64_t r = 0; r < rows; r++)
+    place_row(layer, places, r, scratch.qkv + r * wide, keys, values);
+}
+
 // Runs a layer from its normed `input` [rows, inputs] on: states [rows, hidden] become `residual`
 // and what attention gives; what is still to be added to them is left in scratch.delta.
 inline void run_layer(const Layer& layer, const Places& places, const bf16* input,
@@ -68,10 +78,7 @@ inline void run_layer(const Layer& layer, const Places& places, const bf16* inpu
                       const Scratch& scratch) {
   const int64_t rows = places.rows, width = layer.hidden, wide = layer.wide();
   const Shape shape{layer.heads, layer.kv_heads, wide, layer.kv_heads * layer.dim, layer.scale};
-  linear_all(input, layer.qkv, layer.qkv_bias, scratch.qkv, rows, wide, layer.inputs);
-#pragma omp for schedule(static)
-  for (int64_t r = 0; r < rows; r++)
-    place_row(layer, places, r, scratch.qkv + r * wide, keys, values);
+  place_rows(layer, places, input, keys, values, scratch);
   attend_for<bf16>(layer.dim, layer.heads / layer.kv_heads)(
       scratch.qkv, keys, values, places.table, places.segments, places.prompts, shape,
       scratch.attended);

@@ -17,7 +17,8 @@ struct Drafter {
   int recycle_normed, residual_normed;
 };
 
-// As `_Entries` in drafter.py: features [rows, captured * hidden], and what leaves the layer.
+// As `_Entries` in drafter.py: features [rows, captured * hidden], and what leaves the layer; where
+// `hidden` is null only keys and values are made.
 struct Entries {
   Places places;
   const int64_t* tokens;
@@ -67,6 +68,10 @@ void run_entries(const Drafter& drafter, const Entries& entries) {
   for (int64_t r = 0; r < rows; r++)
     join_row(drafter, entries.tokens[r], state + r * width, state + r * width,
              pair + 2 * r * width);
+  if (!entries.hidden) {
+    place_rows(layer, entries.places, pair, entries.keys, entries.values, scratch);
+    return;
+  }
   run_layer(layer, entries.places, pair, state, entries.hidden, entries.keys, entries.values,
             scratch);
 #pragma omp for schedule(static)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-# How fast the level of a cost, and its dependence on x, follow what is observed.
+from verifier_svc.slope import Slope
+
+# How fast the level of a cost follows what is observed, and after steps that told nothing of it.
 _LEVEL_GAIN = 0.1
-_SLOPE_GAIN = 0.2
-# The first guess of the noise, how fast it follows, and a slope share that is as good as none.
-_NOISE = 0.004
-_NOISE_GAIN = 0.1
-_FLAT = 0.02
-# How much of a slope, and of a level, fades in a round in which it is not seen; and how fast what
-# is known counts less.
-_SLOPE_FADE, _LEVEL_FADE = 1 / 384, 1 / 512
+_RARE_LEVEL_GAIN = 0.3
+# How much of a level fades in a round in which it is not seen; and how fast what is known counts
+# less.
+_LEVEL_FADE = 1 / 512
 _AGING = 1 / 64
 # How fast the level follows a proof that it is too high.
 _PROOF_GAIN = 0.7
 # So many observations are the first, of which none is taken for a disturbance.
 _FIRST = 8
-# The same after steps that told nothing of it.
-_RARE_LEVEL_GAIN = 0.3
 # How fast the cost of a prompt row does: it grows along a prompt, with the keys to attend to.
 _PROMPT_GAIN = 0.25
 # Fewer prompt rows tell more of the noise than of what a row costs.
@@ -28,15 +24,12 @@ _TELLING_ROWS = 16
 class LinearCost:
     """Seconds as a line in x through their recent mean, kept as level and relative slope.
 
-    The level follows every observation, the slope those far from the recent mean of x, so that
-    it is not forgotten while x stays what it is, and it scales with the machine's speed.
+    The level follows every observation; the slope scales with it, and so with the machine's speed.
     """
 
     def __init__(self, slope_share: float) -> None:
         """Take the slope assumed before x has varied, as a share of the cost at x = 0."""
-        self._share = slope_share
-        # Squared relative error, of observations near the mean of x.
-        self._noise = _NOISE
+        self._slope = Slope(slope_share)
         self._count = 0.0
         self._x = self._y = 0.0
 
@@ -48,19 +41,20 @@ class LinearCost:
     def observe(self, x: float, seconds: float, *, gain: float = _LEVEL_GAIN) -> None:
         """Take one measurement; one far above a line that is known is a mild disturbance."""
         if self.known:
-            expected = max(self.predict(x), 0.1 * self._y)
+            expected = max(self._line(x), 0.1 * self._y)
             seconds = min(seconds, (3 if self._count >= _FIRST else 10) * expected)
-            self._turn(x - self._x, (seconds - self.predict(x)) / max(self._y, 1e-9))
+            error = (seconds - self._line(x)) / max(self._y, 1e-9)
+            self._slope.turn(x - self._x, error, surprises=self._count < _FIRST)
         else:
-            self._share /= 1 + self._share * x
+            self._slope.start(x)
         self._count += 1
         gain = max(gain, 1 / max(self._count, 1.0))
         self._x += gain * (x - self._x)
         self._y += gain * (seconds - self._y)
 
-    def flatten(self) -> None:
-        """The slope was not seen: let it fade, so that in time larger x are tried again."""
-        self._share *= 1 - _SLOPE_FADE
+    def doubt(self) -> None:
+        """The slope was not seen: believe in less of it, so that in time larger x are tried."""
+        self._slope.doubt()
 
     def age(self) -> None:
         """Nothing was seen: let the level fade, and what is seen next count for more."""
@@ -74,23 +68,18 @@ class LinearCost:
         elif seconds < (expected := self.predict(x)):
             self._y *= 1 - _PROOF_GAIN * (1 - seconds / expected)
 
-    def _turn(self, away: float, error: float) -> None:
-        """Let the slope follow a relative error so far away from the mean of x."""
-        # So far away, squared, half the slope makes as much of a difference as the noise.
-        reach = 4 * self._noise / max(self._share, _FLAT) ** 2
-        gain = max(_SLOPE_GAIN, 1 / max(self._count, 1.0))
-        self._share = max(0.0, self._share + gain * away * error / (away * away + reach))
-        squared = min(error * error, 9 * self._noise)
-        self._noise += _NOISE_GAIN / (1 + away * away) * (squared - self._noise)
-
     @property
     def slope(self) -> float:
         """Seconds per unit of x, never negative."""
-        return self._share * self._y
+        return self._slope.believed * self._y
 
     def predict(self, x: float) -> float:
         """Expected seconds at x, never negative; 0 where nothing is known."""
         return max(0.0, self._y + self.slope * (x - self._x))
+
+    def _line(self, x: float) -> float:
+        """What was learned, doubts apart."""
+        return max(0.0, self._y * (1 + self._slope.share * (x - self._x)))
 
 
 class StepCost:
@@ -120,9 +109,9 @@ class StepCost:
         """Expected seconds of a step of `rows` rows that verify; 0 where nothing is known."""
         return self._verify.predict(rows)
 
-    def flatten(self) -> None:
+    def age(self) -> None:
         """No drafts are verified: what their rows cost is not seen."""
-        self._verify.flatten()
+        self._verify.doubt()
 
     def observe(self, rows: int, seconds: float, prompt_rows: int = 0) -> None:
         """A step of `rows` rows that verify, and `prompt_rows` more, took this long."""

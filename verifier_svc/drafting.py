@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -27,13 +28,15 @@ from specwire.sequence import SequenceSender
 from verifier_svc.cache import KVCache
 from verifier_svc.feed import Feed
 from verifier_svc.policy import DraftLengthPolicy
+from verifier_svc.record import PROBED
 from verifier_svc.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
 ROUND_ROWS = 32
 _BULK_ROWS = 64
-_WINDOW_BYTES = 8 << 20
+# Bytes of bulk rows on their way: at most, and at first.
+_WINDOW_BYTES, _FIRST_WINDOW_BYTES = 8 << 20, 1 << 19
 
 
 @dataclass(slots=True)
@@ -69,6 +72,7 @@ class Drafting:
         self._closes: list[int] = []
         # Bulk rows that are not acknowledged, by sequence.
         self._unacknowledged: Counter[int] = Counter()
+        self._window = _FIRST_WINDOW_BYTES
         self._link = 0
         self.welcome: Welcome | None = None
         self.gathering = Gathering()
@@ -146,17 +150,34 @@ class Drafting:
         feeds = [feed for s in sequences if (feed := self._feeds.get(s.id)) and feed.complete]
         for feed in feeds:
             feed.sender.commit(feed.sequence.entries)
-            # What no draft is made from can wait: to take it in would slow down a target that
-            # shares the drafter's cores.
-            if feed.wanted or self._policy.drafts:
-                self._send_bulk(feed)
-        self._ask([feed for feed in feeds if feed.sequence.decoding], now)
+        decoding = [feed for feed in feeds if feed.sequence.decoding]
+        if self._policy.rests(len(decoding)):
+            self.waited = Waited()
+            self.gathering.settle_all()
+            return
+        self._stream(feeds)
+        self._ask(decoding, now)
 
-    def _ask(self, feeds: list[Feed], now: float) -> None:
+    def _stream(self, feeds: Items[Feed]) -> None:
+        """Send what a round does not carry, as far as drafts will be made from it.
+
+        To take it in slows down a target that shares the drafter's cores. While drafts do not pay,
+        only sequences that are probed get through; once they do, more and more each round.
+        """
+        if self._policy.drafts:
+            self._window = min(2 * self._window, _WINDOW_BYTES)
+        else:
+            self._window = _FIRST_WINDOW_BYTES
+            feeds = [feed for feed in feeds[:PROBED] if feed.wanted]
+        for feed in feeds:
+            self._send_bulk(feed)
+
+    def _ask(self, feeds: Items[Feed], now: float) -> None:
         assert self._port is not None
         assert self.welcome is not None
         caps = [feed.caps(self.welcome) for feed in feeds]
-        wishes = self._policy.choose([feed.record for feed in feeds], caps)
+        ready = [feed.sender.ready for feed in feeds]
+        wishes = self._policy.choose([feed.record for feed in feeds], caps, ready)
         asks = self._policy.probe(wishes, caps)
         extends: list[Extend] = []
         awaited: list[int] = []
@@ -186,7 +207,9 @@ class Drafting:
         row_bytes = self._cache.features.shape[1] * self._cache.features.element_size()
         if feed.sender.entries > self.welcome.max_length:
             return
-        while (self._unacknowledged.total() + _BULK_ROWS) * row_bytes <= _WINDOW_BYTES:
+        while not (under_way := self._unacknowledged.total()) or (
+            (under_way + _BULK_ROWS) * row_bytes <= self._window
+        ):
             span = feed.sender.next_bulk(_BULK_ROWS)
             if span is None:
                 return

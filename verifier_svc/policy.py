@@ -22,11 +22,11 @@ _LARGE_MARGIN = 1.12
 # one of them, so many that plain ones lose about this share of the speed, one in so many at most.
 _TRIAL_LOSS = 0.008
 _TRIAL_INTERVAL = 8
-# A batch of so many sequences that has been best off without drafts, so many times in a row, stays
-# so for some rounds: to choose for each of them anew takes time that all of them wait for.
+# A batch of so many sequences that is best off without drafts stays so for some rounds, one more
+# for each such choice in a row, to so many: to choose for each sequence anew takes time that all
+# of them wait for.
 _LARGE = 8
-_SETTLED = 32
-_PLAIN_ROUNDS = 4
+_LONGEST_REST = 8
 # One trial in so many is of longer drafts.
 _LONGER_INTERVAL = 4
 # Rounds between two probes of chains: at least and at most, and otherwise so many that the
@@ -55,8 +55,8 @@ class DraftLengthPolicy:
         self._gain = 1.0
         #: Whether drafts were best in the last choice.
         self.drafts = fixed != 0
-        # Times in a row that they were not, rounds that go on so, and the size of the batch.
-        self._plain_times = self._plain_rounds = self._plain_size = 0
+        # Times in a row that they were not, and rounds that go on so.
+        self._plain_times = self._plain_rounds = 0
 
     def expect(self, rates: Items[float]) -> None:
         """Take what a drafter that has come declares of its chains; nothing was seen of them."""
@@ -80,19 +80,24 @@ class DraftLengthPolicy:
         """Expected seconds of a step of one row."""
         return max(self.step_cost.predict(1), 1e-9)
 
-    def choose(self, records: Items[Record], caps: Items[Wish]) -> list[Wish]:
+    def rests(self, size: int) -> bool:
+        """Whether a batch of so many sequences stays plain in this round without a choice."""
+        if not self._plain_rounds or size < _LARGE:
+            return False
+        self._plain_rounds -= 1
+        return True
+
+    def choose(self, records: Items[Record], caps: Items[Wish], ready: Items[bool]) -> list[Wish]:
         """The wish for each sequence, given its record and the most that it may use.
 
-        Prompt rows beside it change nothing in the choice: the time that they take is worth as
-        much to their sequences as it costs the others.
+        Whether drafts pay is judged as if all were `ready`: the drafter is sent what it lacks of
+        the others. Prompt rows beside it change nothing in the choice: the time that they take is
+        worth as much to their sequences as it costs the others.
         """
         if self._fixed is not None:
             return [Wish(min(self._fixed, c.chain), min(self._fixed, c.lookup)) for c in caps]
         plain = [NO_WISH] * len(caps)
         if not caps or not self.step_cost.known:
-            return plain
-        if self._plain_rounds and len(caps) == self._plain_size:
-            self._plain_rounds -= 1
             return plain
         plain_speed = self._speed(len(caps), len(caps), 0.0)
         margin = _LARGE_MARGIN if len(caps) >= _LARGE else _MARGIN
@@ -104,6 +109,11 @@ class DraftLengthPolicy:
             best = self._stay_plain(len(caps))
         else:
             self._plain_times = 0
+            if not all(ready):
+                caps = [c if now else NO_WISH for c, now in zip(caps, ready, strict=True)]
+                best, speed = self._best(records, caps, max(self._gain, margin) * plain_speed)
+                if speed <= margin * plain_speed:
+                    best = plain
             lost = max(1 - 1 / self._gain, _TRIAL_INTERVAL * _TRIAL_LOSS)
             self._owed += _TRIAL_LOSS / lost
         for record, wish in zip(records, best, strict=True):
@@ -127,12 +137,10 @@ class DraftLengthPolicy:
     def _stay_plain(self, size: int) -> list[Wish]:
         """No drafts, for this round or for some: what they cost is not seen."""
         self._gain = 1.0
-        self.step_cost.flatten()
+        self.step_cost.age()
         self._draft.age()
         self._plain_times += 1
-        self._plain_size = size
-        settled = size >= _LARGE and self._plain_times > _SETTLED
-        self._plain_rounds = _PLAIN_ROUNDS - 1 if settled else 0
+        self._plain_rounds = min(self._plain_times, _LONGEST_REST) if size >= _LARGE else 0
         return [NO_WISH] * size
 
     @staticmethod

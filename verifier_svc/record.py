@@ -14,7 +14,7 @@ from verifier_svc.odds import Odds
 # Draft tokens of a chain that is a probe: it also tells what longer chains cost and bring.
 PROBE_LENGTH = 4
 # Sequences that are probed, the oldest: the others' entries need not be sent.
-_PROBED = 4
+PROBED = 4
 # Rounds between two probes of lookups.
 _LOOKUP_INTERVAL = 16
 
@@ -108,12 +108,12 @@ class Probes:
             self.since_chain = 0
             # No longer than those that are waited for.
             length = max(wish.chain for wish in wishes) or PROBE_LENGTH
-            for i, wish in enumerate(wishes[:_PROBED]):
+            for i, wish in enumerate(wishes[:PROBED]):
                 if not wish.chain:
                     asked[i] = Wish(chain=min(length, caps[i].chain))
         elif self.since_lookup >= _LOOKUP_INTERVAL:
             self.since_lookup = 0
-            for i, wish in enumerate(wishes[:_PROBED]):
+            for i, wish in enumerate(wishes[:PROBED]):
                 if not wish.lookup:
                     asked[i] = Wish(wish.chain, min(1, caps[i].lookup))
         return asked

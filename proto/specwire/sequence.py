@@ -53,6 +53,14 @@ class SequenceSender:
         """Whether a draft request waits for its answer."""
         return self._outstanding is not None
 
+    @property
+    def ready(self) -> bool:
+        """Whether a draft request may be made now."""
+        if self.outstanding or not self._entries:
+            return False
+        lag = self._entries - self._sent
+        return lag <= self._round_rows and min(self._sent, self._held) >= self._bulk_stop
+
     def commit(self, entries: int) -> None:
         """Entries [0, entries) are real now.
 
@@ -78,10 +86,7 @@ class SequenceSender:
 
         The request is outstanding from now on, at base `stop`.
         """
-        lag = self._entries - self._sent
-        if self.outstanding or not self._entries or lag > self._round_rows:
-            return None
-        if min(self._sent, self._held) < self._bulk_stop:
+        if not self.ready:
             return None
         span = Span(self._sent, self._entries)
         self._sent = self._outstanding = span.stop

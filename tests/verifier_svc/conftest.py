@@ -1,4 +1,4 @@
-"""Fixtures of the engine's tests."""
+"""Fixtures of the tests of engine and drafting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pytest
 
 from tests.support.running_engine import greedy_texts, target_of
 from tests.support.scripted_drafter import Propose, ScriptedDrafter, welcome_for
+from tests.verifier_svc.drafting_parts import Recorder, drafting_with
 from tests.verifier_svc.engine_parts import LENGTH, PROMPTS, Texts
+from verifier_svc.drafting import Drafting
+from verifier_svc.policy import DraftLengthPolicy
 
 
 @pytest.fixture(scope="module")
@@ -25,3 +28,13 @@ def drafter(tiny_llama: Path) -> Callable[..., ScriptedDrafter]:
         return ScriptedDrafter(welcome_for(target_of(tiny_llama)), propose, **options)
 
     return make
+
+
+@pytest.fixture
+def port() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def drafting(port: Recorder) -> Drafting:
+    return drafting_with(port, DraftLengthPolicy(8, fixed=3))

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 from itertools import product
 
-from specwire.draft import DraftSource, Wish
+from specwire.draft import NO_WISH, DraftSource, Wish
 from verifier_svc.policy import DraftLengthPolicy
 
 CHAIN, LOOKUP = DraftSource.CHAIN, DraftSource.LOOKUP
@@ -65,9 +65,13 @@ class Simulation:
 
     def round(self) -> None:
         cap = Wish(self.max_length, self.max_length if self.world.hits else 0)
-        wishes = self.policy.choose(self.records, [cap] * self.sequences)
+        wishes = asked = [NO_WISH] * self.sequences
+        if not self.policy.rests(self.sequences):
+            wishes = self.policy.choose(
+                self.records, [cap] * self.sequences, [True] * self.sequences
+            )
+            asked = self.policy.probe(wishes, [cap] * self.sequences)
         self.wishes.append(wishes)
-        asked = self.policy.probe(wishes, [cap] * self.sequences)
         awaited = [
             bool((ask.chain and wish.chain) or (ask.lookup and wish.lookup))
             for ask, wish in zip(asked, wishes, strict=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from specwire.draft import DraftSource, Wish
+from specwire.draft import NO_WISH, DraftSource, Wish
 from verifier_svc.policy import DraftLengthPolicy
 from verifier_svc.record import Record
 
@@ -105,8 +105,12 @@ class Batch:
 
     def _round(self) -> tuple[float, float]:
         caps = [Wish(LENGTH)] * len(self.sequences)
-        wishes = self.policy.choose([record for record, _, _ in self.sequences], caps)
-        asked = self.policy.probe(wishes, caps)
+        wishes = asked = [NO_WISH] * len(caps)
+        if not self.policy.rests(len(caps)):
+            wishes = self.policy.choose(
+                [record for record, _, _ in self.sequences], caps, [True] * len(caps)
+            )
+            asked = self.policy.probe(wishes, caps)
         chains = [
             self._chances(c, a.chain) for (_, c, _), a in zip(self.sequences, asked, strict=True)
         ]

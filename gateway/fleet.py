@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from gateway.errors import unavailable
 from gateway.model import ServedModel
+from gateway.tasks import end
 from gateway.verifier import BadDescriptionError, Verifier
 
 
@@ -36,9 +37,7 @@ class Fleet:
     async def close(self) -> None:
         """Cancel what still runs; nothing can be placed any more."""
         self.closed = True
-        for watch in self._watches:
-            watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
+        await end(self._watches)
         for verifier in self.verifiers.values():
             verifier.up = False
             await verifier.close()

@@ -13,6 +13,7 @@ from gateway.fleet import Fleet
 from gateway.metrics import Metrics
 from gateway.sessions import Sessions
 from gateway.settings import GatewaySettings
+from gateway.tasks import end
 
 
 class Services:
@@ -35,9 +36,7 @@ class Services:
         self.spawn(self.sessions.watch())
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         await self.fleet.close()
         await self.sessions.close()
 

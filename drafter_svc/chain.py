@@ -105,17 +105,23 @@ class Chain:
         at = 0
         for appended in batch:
             at += len(appended.tokens)
-            appended.slot.hidden = None if keys_only else hidden[at - 1].clone()
+            appended.slot.hidden = None if hidden is None else hidden[at - 1].clone()
 
-    def _run(self, features: Tensor, rows: Tensor, reach: Reach, keys_only: bool) -> Tensor:
-        """What leaves the layer ``[n, H]`` for rows of ids, positions and slots ``[3, n]``."""
+    def _run(self, features: Tensor, rows: Tensor, reach: Reach, keys_only: bool) -> Tensor | None:
+        """What leaves the layer ``[n, H]`` for rows of ids, positions and slots ``[3, n]``.
+
+        None with `keys_only`.
+        """
+        hidden = None
         if self._whole is not None:
-            hidden = features.new_empty(len(features), self._drafter.config.hidden_size)
+            if not keys_only:
+                hidden = features.new_empty(len(features), self._drafter.config.hidden_size)
             kv = self._cache.keys[0], self._cache.values[0]
-            if self._whole.append(features, rows, reach, *kv, None if keys_only else hidden):
+            if self._whole.append(features, rows, reach, *kv, hidden):
                 return hidden
         state = self._drafter.fuse(features)
-        return self._drafter.layer(rows[0], state, rows[1], self._attend(reach, rows[2]))
+        hidden = self._drafter.layer(rows[0], state, rows[1], self._attend(reach, rows[2]))
+        return None if keys_only else hidden
 
     @torch.inference_mode()
     def draft(self, requests: Sequence[ChainRequest]) -> list[Guess]:

@@ -14,15 +14,15 @@ PASSES = 10
 def bandwidth(device: torch.device, size: int = 512 << 20) -> float:
     """Bytes per second of the fastest of several passes over `size` bytes, with torch's threads.
 
-    A product of a matrix and a vector in fp32 reads as fast as any operator of torch here, and
-    reads as a forward of few rows does. The size is far beyond a cache.
+    Half of them sum up in fp32 and half multiply with a vector: which of them reads as fast as the
+    memory gives differs between kinds of machines. The size is far beyond a cache.
     """
     matrix = torch.ones(size // (4 * COLUMNS), COLUMNS, device=device)
     vector = torch.ones(COLUMNS, device=device)
     fastest = float("inf")
-    for _ in range(PASSES):
+    for number in range(PASSES):
         began = time.perf_counter()
-        product = matrix @ vector
-        product[-1].item()  # which waits for a GPU
+        read = matrix @ vector if number % 2 else matrix.sum()
+        read.flatten()[-1].item()  # which waits for a GPU
         fastest = min(fastest, time.perf_counter() - began)
     return matrix.nbytes / fastest

@@ -9,7 +9,7 @@ from specwire.kernels.drafter import Drafter, DrafterWeights
 from specwire.kernels.drawing import Noise, draw, shares
 from specwire.kernels.layer import add_norm, gate, join, norm, rotate
 from specwire.kernels.library import Compile, prepare
-from specwire.kernels.linear import ROUNDING, Product, best, linear, tiled
+from specwire.kernels.linear import ROUNDING, Product, best, linear, tileable, tiled
 
 __all__ = [
     "ROUNDING",
@@ -34,5 +34,6 @@ __all__ = [
     "prepare",
     "rotate",
     "shares",
+    "tileable",
     "tiled",
 ]

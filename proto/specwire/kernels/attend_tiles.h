@@ -1,25 +1,18 @@
-// Attention of rows of a prompt on AMX tiles, a block of keys at a time.
+// Attention of rows of a prompt by products of tiles, a block of keys at a time.
 //
 // Scores are computed as keys by queries: a lane is then a query, largest scores and sums over keys
 // are those of whole vectors, and weights are left in the order in which tiles take them.
 #pragma once
+#include "lane_products.h"
 #include "lanes.h"
 #include "segment.h"
-#include "tiles.h"
 
 namespace {
 
 constexpr int FOLDED = 128;  // queries of a task: rows times the heads of a group
 
 template <class T>
-constexpr bool TILED = false;  // whether rows of these elements can run on tiles
-
-template <int D>
-void attend_by_tiles(const bf16* query, const bf16* keys, const bf16* values, bf16* out,
-                     const Segment& segment, int first, int rows, int head, const Shape& shape);
-
-#ifdef __AMX_BF16__
-
+constexpr bool TILED = false;  // whether rows of these elements run by tiles
 template <>
 constexpr bool TILED<bf16> = true;
 
@@ -82,22 +75,6 @@ struct Attended {
     }
   }
 
-  void score(int set, int steps) {
-    for (int s = 0; s < steps; ++s) {
-      _tile_zero(0);
-      _tile_zero(1);
-      for (int c = 0; c < DEPTHS; ++c) {
-        _tile_loadd(4, keys[2 * s][c], STRIDE);
-        _tile_loadd(5, keys[2 * s + 1][c], STRIDE);
-        _tile_loadd(6, queries[set][c], STRIDE);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 5, 6);
-      }
-      _tile_stored(0, scores[s * DEEP], STRIDE);
-      _tile_stored(1, scores[s * DEEP + SIDE], STRIDE);
-    }
-  }
-
   // Scores become weights, and what was summed up shrinks if they are larger than any before.
   // A query sees as many keys of the block as `seen` says.
   void weigh(int set, int steps, Ints seen, bool masked, float scale) {
@@ -123,6 +100,24 @@ struct Attended {
     norm[set] = norm[set] * shrink + sum;
     if (any(shrink != 1.0f))
       for (int d = 0; d < D; ++d) store(sums[set][d], load(sums[set][d]) * shrink);
+  }
+
+#ifdef __AMX_BF16__
+
+  void score(int set, int steps) {
+    for (int s = 0; s < steps; ++s) {
+      _tile_zero(0);
+      _tile_zero(1);
+      for (int c = 0; c < DEPTHS; ++c) {
+        _tile_loadd(4, keys[2 * s][c], STRIDE);
+        _tile_loadd(5, keys[2 * s + 1][c], STRIDE);
+        _tile_loadd(6, queries[set][c], STRIDE);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 5, 6);
+      }
+      _tile_stored(0, scores[s * DEEP], STRIDE);
+      _tile_stored(1, scores[s * DEEP + SIDE], STRIDE);
+    }
   }
 
   // Adds weighted values to up to four bands of sums from `band` on.
@@ -154,6 +149,22 @@ struct Attended {
     for (int band = 0; band + 4 <= BANDS; band += 4) add<4>(set, band, steps);
     if constexpr (BANDS % 4) add<BANDS % 4>(set, BANDS / 4 * 4, steps);
   }
+
+#else
+
+  void score(int set, int steps) {
+    std::memset(scores, 0, steps * sizeof(float[DEEP][LANES]));
+    for (int j = 0; j < 2 * steps; ++j)
+      for (int c = 0; c < DEPTHS; ++c) add_tile(scores + j * SIDE, keys[j][c], queries[set][c]);
+  }
+
+  void add_all(int set, int steps) {
+    for (int band = 0; band < BANDS; ++band)
+      for (int s = 0; s < steps; ++s)
+        add_tile(sums[set] + band * SIDE, values[s][band], weights[s]);
+  }
+
+#endif
 };
 
 // As `attend_head`.
@@ -187,7 +198,7 @@ void attend_by_tiles(const bf16* query, const bf16* keys, const bf16* values, bf
       task.add_all(set, steps);
     }
   }
-  _tile_release();
+  release();
   for (int set = 0; set < sets; ++set) {
     const Floats inverse = 1.0f / task.norm[set];
     for (int band = 0; band < D; band += SIDE) {
@@ -199,7 +210,5 @@ void attend_by_tiles(const bf16* query, const bf16* keys, const bf16* values, bf
     }
   }
 }
-
-#endif
 
 }  // namespace

@@ -41,7 +41,6 @@ int64_t best_of(const bf16* logits, const bf16* row, const uint16_t* weights, co
 extern "C" void hc_argmax(const bf16* rows, const uint16_t* weights, const float* bias,
                           bf16* logits, int64_t count, int64_t outputs, int64_t width,
                           float margin, int64_t* best, int threads) {
-#ifdef __AMX_BF16__
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     linear_all(rows, weights, bias, logits, count, outputs, width);
@@ -50,5 +49,4 @@ extern "C" void hc_argmax(const bf16* rows, const uint16_t* weights, const float
       best[r] = best_of(logits + r * outputs, rows + r * width, weights, bias, outputs, width,
                         margin);
   }
-#endif
 }

@@ -11,7 +11,6 @@ struct Memory {
 // shape, is not served. `room` is for what rows leave between the steps of a layer.
 extern "C" int hc_decode(const Layer* layers, const Memory* memories, int64_t count,
                          const Places* given, bf16* states, bf16* room, int threads) {
-#ifdef __AMX_BF16__
   const Places& places = *given;
   const int64_t rows = places.rows, width = layers[0].hidden;
   for (int64_t i = 0; i < count; i++)
@@ -38,7 +37,4 @@ extern "C" int hc_decode(const Layer* layers, const Memory* memories, int64_t co
       store(states + i, load(states + i) + load(delta + i));
   }
   return 1;
-#else
-  return 0;
-#endif
 }

@@ -29,8 +29,6 @@ struct Places {
   const Segment* table;
 };
 
-#ifdef __AMX_BF16__
-
 // What rows leave between the steps of a layer.
 struct Scratch {
   bf16 *normed, *delta, *qkv, *attended, *both, *gated;
@@ -97,7 +95,5 @@ inline void run_layer(const Layer& layer, const Places& places, const bf16* inpu
     gate_row(scratch.both + 2 * r * inner, inner, scratch.gated + r * inner);
   linear_all(scratch.gated, layer.down, layer.down_bias, scratch.delta, rows, width, inner);
 }
-
-#endif
 
 }  // namespace

@@ -38,8 +38,6 @@ struct Chains {
   float* shares;
 };
 
-#ifdef __AMX_BF16__
-
 // A token's embedding and a normed state, side by side; the state becomes what the layer adds to.
 void join_row(const Drafter& drafter, int64_t token, const bf16* from, bf16* state, bf16* pair) {
   const int64_t width = drafter.layer.hidden;
@@ -143,25 +141,18 @@ struct Run {
   }
 };
 
-#endif
-
 }  // namespace
 
 // All of these return 0 where this machine, or the shape, is not served.
 extern "C" int hc_entries(const Drafter* drafter, const Entries* entries, int threads) {
-#ifdef __AMX_BF16__
   if (!attend_for<bf16>(drafter->layer.dim, drafter->layer.heads / drafter->layer.kv_heads))
     return 0;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   run_entries(*drafter, *entries);
   return 1;
-#else
-  return 0;
-#endif
 }
 
 extern "C" int hc_chain(const Drafter* drafter, const Chains* chains, int threads) {
-#ifdef __AMX_BF16__
   const Layer& layer = drafter->layer;
   if (!attend_for<bf16>(layer.dim, layer.heads / layer.kv_heads)) return 0;
   const Run run(*drafter, *chains);
@@ -175,7 +166,4 @@ extern "C" int hc_chain(const Drafter* drafter, const Chains* chains, int thread
     }
   }
   return 1;
-#else
-  return 0;
-#endif
 }

@@ -48,6 +48,17 @@ inline void store(bf16* to, Floats values) {  // to nearest, ties to even
   std::memcpy(to, &halves, sizeof halves);
 }
 
+// Thirty-two elements at once.
+inline void store(bf16* to, Floats first, Floats second) {
+#if defined(__AVX512BF16__)
+  const auto halves = _mm512_cvtne2ps_pbh(__m512(second), __m512(first));
+  std::memcpy(to, &halves, sizeof halves);
+#else
+  store(to, first);
+  store(to + LANES, second);
+#endif
+}
+
 // The first `count` elements, `rest` behind them.
 template <class T>
 inline Floats load_some(const T* from, int count, float rest) {

@@ -16,17 +16,23 @@ _DEEP = 2 * _SIDE
 ROUNDING = 2.0**-8
 
 
-def tiled(weight: torch.Tensor) -> torch.Tensor | None:
-    """A bf16 weight [out, in] as the kernel reads it: [out / 16, in / 32, 16, 16, 2].
-
-    None where there is no kernel for it: it takes a CPU with matrix tiles (AMX).
-    """
+def tileable(weight: torch.Tensor) -> bool:
+    """Whether there is a kernel for products with this weight [out, in]."""
     outputs, inputs = weight.shape
     kernels = kernels_for(weight)
     if kernels is None or weight.dtype != torch.bfloat16 or outputs % _SIDE or inputs % _DEEP:
+        return False
+    return not kernels.hc_start_tiles()
+
+
+def tiled(weight: torch.Tensor) -> torch.Tensor | None:
+    """A bf16 weight [out, in] as the kernel reads it: [out / 16, in / 32, 16, 16, 2].
+
+    None where there is no kernel for it.
+    """
+    if not tileable(weight):
         return None
-    if kernels.hc_start_tiles():
-        return None
+    outputs, inputs = weight.shape
     parts = weight.detach().reshape(outputs // _SIDE, _SIDE, inputs // _DEEP, _SIDE, 2)
     return parts.permute(0, 2, 3, 1, 4).contiguous()
 

@@ -1,17 +1,16 @@
-// Matrix tiles (AMX) of bf16 elements.
+// Tiles of bf16 elements, the order in which products take them, and AMX's way to name them.
 #pragma once
 #include <cstdint>
 
 #include "element.h"
-
-#ifdef __AMX_BF16__
-#include <immintrin.h>
 
 namespace {
 
 constexpr int SIDE = 16;           // rows of a tile; 32 bf16 or 16 fp32 in each
 constexpr int DEEP = 2 * SIDE;     // inner elements of a tile
 constexpr int TILE = SIDE * DEEP;  // elements
+
+#ifdef __AMX_BF16__
 
 // Tiles 0 to 3 hold results, 4 and 5 rows, 6 and 7 weights. Without `lower` rows all results are
 // of the upper ones.
@@ -28,7 +27,13 @@ inline void configure(int upper, int lower) {
   asm volatile("" ::"r"(&config) : "memory");
   _tile_loadconfig(&config);
 }
+inline void release() { _tile_release(); }
 
-}  // namespace
+#else
+
+inline void configure(int, int) {}
+inline void release() {}
 
 #endif
+
+}  // namespace

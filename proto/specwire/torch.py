@@ -115,7 +115,7 @@ def _exponential(word: torch.Tensor) -> torch.Tensor:
 
 
 def packable(weight: torch.Tensor) -> bool:
-    """Whether a product with this weight is faster once packed: bf16 on a CPU, by ours or oneDNN."""
+    """Whether a product with this weight is faster once packed: bf16 on a CPU, ours or oneDNN's."""
     if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
         return False
     return kernels.tileable(weight) or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,14 +1,12 @@
 // Attention of packed rows over contiguous slabs of keys and values.
 #pragma once
+#include <omp.h>
+
+#include "attend_pairs.h"
 #include "attend_tiles.h"
-#include "lanes.h"
-#include "segment.h"
 
 namespace {
 
-constexpr int RUNS = 4;
-constexpr int BLOCK = RUNS * LANES;  // keys at a time
-constexpr int MAX_QUERIES = 24;         // their state stays in the first-level cache
 constexpr int64_t PARALLEL = 1 << 12;  // scores from which threads pay
 
 // Reads `here` rows in whole runs of lanes; beyond the end the last row stands in, to be masked.
@@ -104,23 +102,33 @@ void attend_head(const T* query, const T* keys, const T* values, T* out, const S
 template <class T, int D>
 void attend_all(const T* query, const T* keys, const T* values, const Segment* segments,
                 int64_t count, int64_t prompts, const Shape& shape, T* out) {
-  const int group = int(shape.heads / shape.kv_heads);
+  const int group = int(shape.heads / shape.kv_heads), team = omp_get_num_threads();
   const auto step = [&](int64_t s) { return (s < prompts ? FOLDED : MAX_QUERIES) / group; };
   const auto parts = [&](int64_t s) { return (segments[s].count + step(s) - 1) / step(s); };
+  const auto find = [&](int64_t part, int64_t& s) {
+    for (s = 0; part >= parts(s); s++) part -= parts(s);
+    return int(part);
+  };
   int64_t tasks = 0;
   for (int64_t s = 0; s < count; s++) tasks += parts(s) * shape.kv_heads;
 #pragma omp for schedule(dynamic)
   for (int64_t task = 0; task < tasks; task++) {
-    int64_t part = task / shape.kv_heads, s = 0;
-    for (; part >= parts(s); s++) part -= parts(s);
-    const int first = int(part) * step(s), left = int(segments[s].count) - first;
-    const int rows = left < step(s) ? left : step(s), head = int(task % shape.kv_heads);
+    int64_t s, later;
+    const int first = find(task / shape.kv_heads, s) * step(s), head = int(task % shape.kv_heads);
+    const int left = int(segments[s].count) - first, rows = left < step(s) ? left : step(s);
     if constexpr (TILED<T>)
       if (s < prompts) {
         attend_by_tiles<D>(query, keys, values, out, segments[s], first, rows, head, shape);
         continue;
       }
-    attend_head<T, D / LANES>(query, keys, values, out, segments[s], first, rows, head, shape);
+    if constexpr (PAIRED<T, D>) {
+      const int64_t next = task + team < tasks ? task + team : task;
+      find(next / shape.kv_heads, later);
+      attend_by_pairs<D>(query, keys, values, out, segments[s], first, rows, head, shape,
+                         segments[later].start * shape.slot_stride + next % shape.kv_heads * D);
+    } else {
+      attend_head<T, D / LANES>(query, keys, values, out, segments[s], first, rows, head, shape);
+    }
   }
 }
 

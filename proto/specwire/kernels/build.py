@@ -17,8 +17,9 @@ _SOURCES = (
     "attend.cpp", "best.cpp", "decoder.cpp", "drafter.cpp", "draw.cpp", "layer.cpp", "linear.cpp",
 )  # fmt: skip
 _HEADERS = (
-    "attend.h", "attend_tiles.h", "decoder.h", "draw.h", "element.h", "lane_products.h", "lanes.h",
-    "linear.h", "philox.h", "rows.h", "segment.h", "tile_products.h", "tiles.h",
+    "attend.h", "attend_pairs.h", "attend_tiles.h", "decoder.h", "draw.h", "element.h",
+    "lane_products.h", "lanes.h", "linear.h", "philox.h", "rows.h", "segment.h",
+    "tile_products.h", "tiles.h",
 )  # fmt: skip
 # GCC 12 warns of its own AVX-512 intrinsics, hence -w.
 _FLAGS = (

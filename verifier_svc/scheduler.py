@@ -94,7 +94,7 @@ class Scheduler:
             tokens = (sequence.tokens[-1], *sequence.draft)
             works.append(Work(sequence, sequence.computed, tokens, len(tokens)))
         rows = sum(work.draws for work in works)
-        left = self._pace.prompt_rows(rows, len(decoding), len(prefilling))
+        left = self._pace.prompt_rows(rows, len(decoding), [s.prefill for s in prefilling])
         for sequence in prefilling:
             if left <= 0:
                 break

@@ -71,6 +71,11 @@ class Sequence:
         return self.computed == len(self.tokens) - 1
 
     @property
+    def prefill(self) -> int:
+        """Rows that a prompt which has not been run whole needs in all."""
+        return len(self.tokens) - (self.inherited.count if self.inherited else 0)
+
+    @property
     def room_for_draft(self) -> int:
         """Draft tokens that could all be accepted and still leave room for the bonus token."""
         return max(0, self.limit - len(self.tokens) - 1)

@@ -173,6 +173,15 @@ def test_prompts_share_the_rows_in_order_of_arrival() -> None:
     made.until(lambda: second.decoding)
 
 
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_short_prompt_is_over_in_a_few_steps(name: str) -> None:
+    made = decoding(MACHINES[name], streams=15)
+    before = p95(made.seconds[-80:])
+    during = made.during(100)
+    assert len(during) <= 3
+    assert max(seconds for seconds, _ in during[:3]) < 5 * before
+
+
 def test_where_more_wait_than_decode_prompts_come_first() -> None:
     made = decoding(Machine(), streams=2)
     arrived = made.arrive(*[80] * 30)

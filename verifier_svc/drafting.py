@@ -168,7 +168,7 @@ class Drafting:
             self._window = min(2 * self._window, _WINDOW_BYTES)
         else:
             self._window = _FIRST_WINDOW_BYTES
-            feeds = [feed for feed in feeds[:PROBED] if feed.wanted]
+            feeds = [feed for feed in feeds if feed.wanted][:PROBED]
         for feed in feeds:
             self._send_bulk(feed)
 
@@ -178,7 +178,7 @@ class Drafting:
         caps = [feed.caps(self.welcome) for feed in feeds]
         ready = [feed.sender.ready for feed in feeds]
         wishes = self._policy.choose([feed.record for feed in feeds], caps, ready)
-        asks = self._policy.probe(wishes, caps)
+        asks = self._policy.probe(wishes, caps, _probed_first([feed.wanted for feed in feeds]))
         extends: list[Extend] = []
         awaited: list[int] = []
         for feed, chosen, wish in zip(feeds, wishes, asks, strict=True):
@@ -239,6 +239,11 @@ class Drafting:
             feed.sender.reset()
             feed.sequence.draft = ()
             feed.proposed = None
+
+
+def _probed_first(fed: Items[bool]) -> list[int]:
+    """Places of what is fed already, then of the newest: they are the least behind."""
+    return sorted(range(len(fed)), key=lambda place: (not fed[place], -place))
 
 
 def _opening(sequence: Sequence, inherited: int) -> Opening:

@@ -13,8 +13,8 @@ from verifier_svc.odds import Odds
 
 # Draft tokens of a chain that is a probe: it also tells what longer chains cost and bring.
 PROBE_LENGTH = 4
-# Sequences that are probed, the oldest: the others' entries need not be sent.
-PROBED = 4
+# Sequences that are probed: the others' entries need not be sent.
+PROBED = 2
 # Rounds between two probes of lookups.
 _LOOKUP_INTERVAL = 16
 
@@ -95,8 +95,12 @@ class Probes:
     since_chain: int = 0
     since_lookup: int = 0
 
-    def apply(self, wishes: Items[Wish], caps: Items[Wish], interval: int) -> list[Wish]:
+    def apply(
+        self, wishes: Items[Wish], caps: Items[Wish], interval: int, places: Items[int]
+    ) -> list[Wish]:
         """What to ask for in this round, given the wishes and the most that may be asked for.
+
+        The sequences at `places` are probed.
 
         A chain, every `interval` rounds, takes the place of nothing or of a lookup, which would
         leave no chain to see. A lookup costs little, and goes before nothing or a chain.
@@ -108,12 +112,12 @@ class Probes:
             self.since_chain = 0
             # No longer than those that are waited for.
             length = max(wish.chain for wish in wishes) or PROBE_LENGTH
-            for i, wish in enumerate(wishes[:PROBED]):
-                if not wish.chain:
+            for i in places:
+                if not wishes[i].chain:
                     asked[i] = Wish(chain=min(length, caps[i].chain))
         elif self.since_lookup >= _LOOKUP_INTERVAL:
             self.since_lookup = 0
-            for i, wish in enumerate(wishes[:PROBED]):
-                if not wish.lookup:
-                    asked[i] = Wish(wish.chain, min(1, caps[i].lookup))
+            for i in places:
+                if not wishes[i].lookup:
+                    asked[i] = Wish(wishes[i].chain, min(1, caps[i].lookup))
         return asked

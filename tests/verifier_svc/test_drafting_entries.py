@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from specwire.draft import Ack, Draft, Linked, Need, Unlinked
+from specwire.draft import NO_WISH, Ack, Draft, Linked, Need, Unlinked
 from tests.verifier_svc.drafting_parts import (
     LINK,
     WELCOME,
@@ -97,12 +97,44 @@ def test_entries_wait_where_no_draft_is_made_from_them(port: Recorder) -> None:
     policy.drafts = False
     drafting.send(batch, 1.0)
     assert not port.bulks
-    drafting._feeds[3].wanted = drafting._feeds[5].wanted = True
+    for wanted in (2, 3, 5):
+        drafting._feeds[wanted].wanted = True
     drafting.send(batch, 1.1)
-    assert {bulk.seq for bulk in port.bulks} == {3}, "the sixth is not probed"
+    assert {bulk.seq for bulk in port.bulks} == {2, 3}, "no more than two are probed"
     policy.drafts = True
     drafting.send(batch, 1.2)
     assert {bulk.seq for bulk in port.bulks} == set(range(6))
+
+
+def test_what_is_fed_is_probed_again_and_else_the_newest(port: Recorder) -> None:
+    policy = DraftLengthPolicy(8)
+    policy.choose = lambda records, *_: [NO_WISH] * len(records)  # type: ignore[method-assign]
+    policy.drafts = False
+    drafting = drafting_with(port, policy)
+    drafting.receive(Linked(LINK, WELCOME), 0.0)
+    batch = [decoding(20, seq) for seq in range(6)]
+    for one in batch:
+        drafting.open(one)
+
+    def probed() -> set[int]:
+        """The sequences of the next probe."""
+        for _ in range(40):
+            drafting.send(batch, 1.0)
+            if asked := {extend.seq for _, extends, _ in port.rounds for extend in extends}:
+                port.rounds.clear()
+                answers = (Draft(seq, 19, ()) for seq in asked)
+                drafting.receive(answer(*answers), 1.01)
+                return asked
+        raise AssertionError("nothing is probed")
+
+    assert probed() == {4, 5}
+    newer = decoding(20, 6)
+    drafting.open(newer)
+    batch.append(newer)
+    assert probed() == {4, 5}
+    del batch[4]
+    drafting.close(4)
+    assert probed() == {5, 6}
 
 
 def test_the_window_opens_while_drafts_pay(port: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:

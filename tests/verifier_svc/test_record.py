@@ -36,14 +36,14 @@ def test_a_new_sequence_starts_from_what_others_saw() -> None:
 def test_chain_probes_are_few_and_no_longer_than_what_is_waited_for() -> None:
     probes, caps = Probes(), [Wish(8)] * 20
     for _ in range(3):
-        asked = [probes.apply([NO_WISH] * 20, caps, 16) for _ in range(16)]
+        asked = [probes.apply([NO_WISH] * 20, caps, 16, range(4)) for _ in range(16)]
         assert not any(wish.chain for wishes in asked[:-1] for wish in wishes)
         assert asked[-1] == [*[Wish(PROBE_LENGTH)] * 4, *[NO_WISH] * 16]
     probes = Probes(since_chain=15)
-    beside = probes.apply([Wish(2), NO_WISH], [Wish(8), Wish(8)], 16)
+    beside = probes.apply([Wish(2), NO_WISH], [Wish(8), Wish(8)], 16, range(2))
     assert beside == [Wish(2), Wish(2)]
     probes = Probes(since_chain=15)
-    assert probes.apply([NO_WISH], [Wish(1)], 16) == [Wish(1)], "the cap binds"
+    assert probes.apply([NO_WISH], [Wish(1)], 16, [0]) == [Wish(1)], "the cap binds"
 
 
 def test_what_one_sequence_showed_is_forgotten_while_it_is_not_asked() -> None:

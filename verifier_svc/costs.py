@@ -18,7 +18,7 @@ _FIRST = 8
 # How fast the cost of a prompt row does: it grows along a prompt, with the keys to attend to.
 _PROMPT_GAIN = 0.25
 # Fewer prompt rows tell more of the noise than of what a row costs.
-_TELLING_ROWS = 16
+_TELLING_ROWS = 8
 
 
 class LinearCost:

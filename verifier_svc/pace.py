@@ -14,7 +14,7 @@ _STRETCH = 0.5
 _QUICK, _MOST = 8.0, 2.0
 # Prompt rows of any step that has them, whatever they cost: a prompt always gets on. Fewer would
 # pay more for the step than for themselves.
-_LEAST_ROWS = 16
+_LEAST_ROWS = 8
 # Steps with prompt rows before one without: what a step costs without must stay known.
 _STREAK = 8
 

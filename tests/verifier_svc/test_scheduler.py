@@ -100,7 +100,7 @@ def test_decoding_sequences_come_first_and_draw_from_their_drafts_too() -> None:
     old.draft = (8, 9)
     first, second = made.plan()
     assert first == Work(old, 3, (7, 8, 9), 3)
-    assert (second.sequence, second.position, len(second.tokens), second.draws) == (new, 7, 10, 0)
+    assert (second.sequence, second.position, len(second.tokens), second.draws) == (new, 7, 8, 0)
 
 
 def test_decoding_and_prompts_go_on_where_decoding_takes_the_whole_budget() -> None:

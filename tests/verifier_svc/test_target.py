@@ -109,13 +109,13 @@ def test_captured_features_are_the_inputs_of_the_aux_layers_in_order(
 
 
 def test_a_prompt_leaves_the_same_however_it_is_cut(tmp_path: Path) -> None:
-    """Bit by bit, in bf16 on matrix tiles: what it shares its steps with changes no answer."""
+    """Bit by bit, in bf16 by our kernels: what it shares its steps with changes no answer."""
     folder = save(LlamaForCausalLM(LlamaConfig(**{**TINY, "hidden_size": 64})), tmp_path)
     kernels.prepare("auto")
     try:
         target = load(folder, torch.bfloat16)
         if kernels.tiled(torch.zeros(32, 32, dtype=torch.bfloat16)) is None:
-            pytest.skip("no matrix tiles here")
+            pytest.skip("no C++ compiler here")
         tokens = tuple(torch.randint(61, (110,)).tolist())
         left = [prefilled(target, tokens, cuts) for cuts in ([110], [1, 16, 60, 33], [40, 5, 65])]
     finally:

@@ -72,7 +72,7 @@ class DecoderMemory:
 
 
 class Decoder:
-    """Layers with bf16 weights on a CPU with matrix tiles, one behind the other."""
+    """Layers with bf16 weights on a CPU, one behind the other."""
 
     def __init__(self, layers: Sequence[DecoderWeights]) -> None:
         self._weights = tuple(layers)

@@ -76,7 +76,7 @@ class DrafterWeights:
 
 
 class Drafter:
-    """A drafter with bf16 weights on a CPU with matrix tiles."""
+    """A drafter with bf16 weights on a CPU."""
 
     def __init__(self, weights: DrafterWeights) -> None:
         self._weights = w = weights

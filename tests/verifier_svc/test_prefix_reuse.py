@@ -12,7 +12,7 @@ from verifier_svc.blocks import BLOCK_SIZE, BlockPool
 from verifier_svc.costs import StepCost
 from verifier_svc.generation import Generation, Sampling
 from verifier_svc.pace import Pace
-from verifier_svc.scheduler import Scheduler
+from verifier_svc.scheduler import Scheduler, Work
 from verifier_svc.sequence import Inherited, Sequence
 
 SHARED = tuple(range(1000, 1100))
@@ -36,12 +36,14 @@ def start(made: Scheduler, one: Sequence) -> Sequence:
     return one
 
 
-def step(made: Scheduler) -> None:
-    for work in made.plan():
+def step(made: Scheduler) -> list[Work]:
+    works = made.plan()
+    for work in works:
         if work.draws:
             work.sequence.commit([7], 0)
         else:
             work.sequence.computed += len(work.tokens)
+    return works
 
 
 def finish(made: Scheduler, one: Sequence) -> None:
@@ -145,8 +147,7 @@ def test_identical_prompts_run_one_prefill() -> None:
     rows = 0
     while not all(one.decoding for one in everyone):
         made.admit()
-        rows += sum(len(w.tokens) for w in made.plan() if len(w.tokens) != w.draws)
-        step(made)
+        rows += sum(len(w.tokens) for w in step(made) if len(w.tokens) != w.draws)
     # The first runs all of it, the others what is behind the last full block.
     assert rows == 60 + 4 * (60 - 3 * BLOCK_SIZE)
     assert [one.computed for one in everyone] == [60 + len(one) - 61 for one in everyone]

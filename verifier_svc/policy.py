@@ -125,20 +125,17 @@ class DraftLengthPolicy:
         self._trials += 1
         return plain if self._trials % _LONGER_INTERVAL else self._lengthen(best, caps)
 
-    def probe(
-        self, wishes: Items[Wish], caps: Items[Wish], order: Items[int] | None = None
-    ) -> list[Wish]:
+    def probe(self, wishes: Items[Wish], caps: Items[Wish], order: Items[int]) -> list[Wish]:
         """What to ask for: what was chosen, and now and then more to keep the records fresh.
 
-        `order` is that in which sequences are taken for it; by default they come as they are.
+        `order` is that in which sequences are taken for it.
         """
         if self._fixed is not None or not wishes:
             return list(wishes)
         least, most = _PROBE_INTERVAL
         step = max(self.step_cost.predict(len(wishes)), 1e-9)
         interval = int(self.expected_draft(PROBE_LENGTH) / (_PROBE_SHARE * step))
-        places = range(len(wishes)) if order is None else order
-        return self._probes.apply(wishes, caps, min(max(interval, least), most), places[:PROBED])
+        return self._probes.apply(wishes, caps, min(max(interval, least), most), order[:PROBED])
 
     def _stay_plain(self, size: int) -> list[Wish]:
         """No drafts, for this round or for some: what they cost is not seen."""

@@ -70,7 +70,7 @@ class Simulation:
             wishes = self.policy.choose(
                 self.records, [cap] * self.sequences, [True] * self.sequences
             )
-            asked = self.policy.probe(wishes, [cap] * self.sequences)
+            asked = self.policy.probe(wishes, [cap] * self.sequences, range(self.sequences))
         self.wishes.append(wishes)
         awaited = [
             bool((ask.chain and wish.chain) or (ask.lookup and wish.lookup))

@@ -179,7 +179,7 @@ def test_a_short_prompt_is_over_in_a_few_steps(name: str) -> None:
     before = p95(made.seconds[-80:])
     during = made.during(100)
     assert len(during) <= 3
-    assert max(seconds for seconds, _ in during[:3]) < 5 * before
+    assert max(seconds for seconds, _ in during) < 3.5 * before
 
 
 def test_where_more_wait_than_decode_prompts_come_first() -> None:

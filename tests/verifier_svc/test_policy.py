@@ -191,7 +191,7 @@ def test_a_fixed_length_is_kept_whatever_it_costs(fixed: int) -> None:
     wishes = policy.choose([record, record], [Wish(8, 8), Wish(3, 0)], [True, True])
     assert wishes == [Wish(fixed, fixed), Wish(min(3, fixed), 0)]
     for _ in range(300):
-        assert policy.probe(wishes, [Wish(8, 8), Wish(3, 0)]) == wishes
+        assert policy.probe(wishes, [Wish(8, 8), Wish(3, 0)], [0, 1]) == wishes
 
 
 def test_without_sequences_nothing_is_chosen_and_nothing_forgotten() -> None:
@@ -199,7 +199,7 @@ def test_without_sequences_nothing_is_chosen_and_nothing_forgotten() -> None:
     policy.step_cost.observe(8, 0.040)
     slope = policy.step_cost.slope
     for _ in range(100):
-        assert policy.probe(policy.choose([], [], []), []) == []
+        assert policy.probe(policy.choose([], [], []), [], []) == []
     assert policy.step_cost.slope == slope
 
 

@@ -110,7 +110,7 @@ class Batch:
             wishes = self.policy.choose(
                 [record for record, _, _ in self.sequences], caps, [True] * len(caps)
             )
-            asked = self.policy.probe(wishes, caps)
+            asked = self.policy.probe(wishes, caps, range(len(caps)))
         chains = [
             self._chances(c, a.chain) for (_, c, _), a in zip(self.sequences, asked, strict=True)
         ]

@@ -30,7 +30,6 @@ void attend_head(const T* query, const T* keys, const T* values, T* out, const S
   const int queries = rows * group;
   Floats q[MAX_QUERIES][Chunks], acc[MAX_QUERIES][Chunks];
   Floats norm[MAX_QUERIES], most[MAX_QUERIES];
-  const Floats lowest = Floats{} - INFINITY;
   for (int m = 0; m < queries; ++m) {
     const int64_t row = segment.row + first + m / group;
     const T* from = query + row * shape.query_stride + (head * group + m % group) * D;
@@ -39,14 +38,12 @@ void attend_head(const T* query, const T* keys, const T* values, T* out, const S
       acc[m][c] = Floats{};
     }
     norm[m] = Floats{};
-    most[m] = lowest;
+    most[m] = Floats{} - INFINITY;
   }
   keys += segment.start * slot_stride + head * D;
   values += segment.start * slot_stride + head * D;
   const int64_t base = segment.length + first;  // keys that the first row sees
   const int64_t length = base + rows - 1;
-  Ints lane;
-  for (int i = 0; i < LANES; ++i) lane[i] = i;
   Floats block[BLOCK][Chunks], weights[MAX_QUERIES][RUNS];
   for (int64_t at = 0; at < length; at += BLOCK) {
     const int here = length - at < BLOCK ? int(length - at) : BLOCK;
@@ -54,7 +51,6 @@ void attend_head(const T* query, const T* keys, const T* values, T* out, const S
     read_block<T, Chunks>(block, keys + at * slot_stride, slot_stride, here, runs);
     for (int m = 0; m < queries; ++m) {
       const int64_t seen = base + m / group - at;
-      Floats top = most[m];
       for (int r = 0; r < runs; ++r) {
         Floats dots[LANES];
         for (int j = 0; j < LANES; ++j) {
@@ -62,20 +58,9 @@ void attend_head(const T* query, const T* keys, const T* values, T* out, const S
           dots[j] = q[m][0] * k[0];
           for (int c = 1; c < Chunks; ++c) dots[j] += q[m][c] * k[c];
         }
-        Floats scores = sums_of(dots);
-        if (seen < (r + 1) * LANES) scores = lane + r * LANES < int(seen) ? scores : lowest;
-        weights[m][r] = scores;
-        top = larger(top, scores);
+        weights[m][r] = visible(sums_of(dots), r, seen);
       }
-      top = max_of(top);
-      const Floats shrink = exp_of_negative(most[m] - top);
-      most[m] = top;
-      norm[m] *= shrink;
-      for (int c = 0; c < Chunks; ++c) acc[m][c] *= shrink;
-      for (int r = 0; r < runs; ++r) {
-        weights[m][r] = exp_of_negative(weights[m][r] - top);
-        norm[m] += weights[m][r];
-      }
+      weigh(weights[m], runs, most[m], norm[m], acc[m]);
     }
     read_block<T, Chunks>(block, values + at * slot_stride, slot_stride, here, runs);
     for (int m = 0; m < queries; ++m) {

@@ -2,14 +2,10 @@
 //
 // Keys are read as they lie; values are paired, those of two keys in a lane, once for all queries.
 #pragma once
-#include "lanes.h"
 #include "segment.h"
+#include "softmax.h"
 
 namespace {
-
-constexpr int RUNS = 4;
-constexpr int BLOCK = RUNS * LANES;  // keys at a time
-constexpr int MAX_QUERIES = 24;      // their state stays in the first-level cache
 
 template <class T, int D>
 constexpr bool PAIRED = false;  // whether heads of this width run by pairs
@@ -76,17 +72,14 @@ void attend_by_pairs(const bf16* query, const bf16* keys, const bf16* values, bf
   Ints q[MAX_QUERIES][VECTORS], pairs[BLOCK / 2][SUMS];
   Floats acc[MAX_QUERIES][SUMS] = {}, norm[MAX_QUERIES] = {}, most[MAX_QUERIES];
   Floats weights[MAX_QUERIES][RUNS];
-  const Floats lowest = Floats{} - INFINITY;
   for (int m = 0; m < queries; ++m) {
     const bf16* from = query + row(m) * shape.query_stride + place(m);
     for (int c = 0; c < VECTORS; ++c) q[m][c] = vector_at(from + c * WIDTH);
-    most[m] = lowest;
+    most[m] = Floats{} - INFINITY;
   }
   const int64_t stride = shape.slot_stride, from = segment.start * stride + head * D;
   const int64_t base = segment.length + first;  // keys that the first row sees
   const int64_t length = base + rows - 1;
-  Ints lane;
-  for (int i = 0; i < LANES; ++i) lane[i] = i;
   for (int64_t at = 0; at < length; at += BLOCK) {
     const int here = length - at < BLOCK ? int(length - at) : BLOCK;
     const int runs = (here + LANES - 1) / LANES;
@@ -99,7 +92,6 @@ void attend_by_pairs(const bf16* query, const bf16* keys, const bf16* values, bf
     const int64_t behind = at + BLOCK < length ? BLOCK * stride : next - from - at * stride;
     for (int m = 0; m < queries; ++m) {
       const int64_t seen = base + m / group - at;
-      Floats top = most[m];
       for (int r = 0; r < runs; ++r) {
         Floats dots[LANES];
         if (!m)
@@ -110,20 +102,9 @@ void attend_by_pairs(const bf16* query, const bf16* keys, const bf16* values, bf
           for (int c = 1; c < VECTORS; ++c)
             dots[j] = add_products(dots[j], q[m][c], vector_at(k + c * WIDTH));
         }
-        Floats scores = sums_of(dots) * shape.scale;
-        if (seen < (r + 1) * LANES) scores = lane + r * LANES < int(seen) ? scores : lowest;
-        weights[m][r] = scores;
-        top = larger(top, scores);
+        weights[m][r] = visible(sums_of(dots) * shape.scale, r, seen);
       }
-      top = max_of(top);
-      const Floats shrink = exp_of_negative(most[m] - top);
-      most[m] = top;
-      norm[m] *= shrink;
-      for (int c = 0; c < SUMS; ++c) acc[m][c] *= shrink;
-      for (int r = 0; r < runs; ++r) {
-        weights[m][r] = exp_of_negative(weights[m][r] - top);
-        norm[m] += weights[m][r];
-      }
+      weigh(weights[m], runs, most[m], norm[m], acc[m]);
     }
     pair_values<VECTORS>(pairs, value, runs * LANES, behind);
     for (int m = 0; m < queries; ++m) {

@@ -19,7 +19,7 @@ _SOURCES = (
 _HEADERS = (
     "attend.h", "attend_pairs.h", "attend_tiles.h", "decoder.h", "draw.h", "element.h",
     "lane_products.h", "lanes.h", "linear.h", "philox.h", "rows.h", "segment.h",
-    "tile_products.h", "tiles.h",
+    "softmax.h", "tile_products.h", "tiles.h",
 )  # fmt: skip
 # GCC 12 warns of its own AVX-512 intrinsics, hence -w.
 _FLAGS = (

@@ -18,7 +18,8 @@ inline void linear_own(const void* rows, const uint16_t* weights, const float* b
                        int64_t count, int64_t outputs, int64_t width) {
   const auto* from = static_cast<const uint16_t*>(rows);
   const int64_t team = omp_get_num_threads(), own = omp_get_thread_num(), tiles = outputs / SIDE;
-  const int64_t end = tiles * (own + 1) / team, parts = (count + Products::ROWS - 1) / Products::ROWS;
+  const int64_t end = tiles * (own + 1) / team;
+  const int64_t parts = (count + Products::ROWS - 1) / Products::ROWS;
   alignas(64) float results[4][TILE / 2];
   Products products;
   for (int64_t n = tiles * own / team, columns; n < end; n += columns) {

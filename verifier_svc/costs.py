@@ -15,6 +15,9 @@ _AGING = 1 / 64
 _PROOF_GAIN = 0.7
 # So many observations are the first, of which none is taken for a disturbance.
 _FIRST = 8
+# So many answers of a drafter are the first. What is new is slow, and to believe it would end all
+# drafts for long: each of them counts as the fastest.
+_FIRST_ANSWERS = 5
 # How fast the cost of a prompt row does: it grows along a prompt, with the keys to attend to.
 _PROMPT_GAIN = 0.25
 # Fewer prompt rows tell more of the noise than of what a row costs.
@@ -146,6 +149,7 @@ class AnswerCost:
     def __init__(self) -> None:
         self._chain = LinearCost(slope_share=0.1)
         self._no_chain = LinearCost(slope_share=0.0)
+        self._first: list[float] = []
 
     def predict(self, length: int) -> float:
         """Expected time for chains of `length`; 0 where nothing is known."""
@@ -165,7 +169,12 @@ class AnswerCost:
         that drafts are cheap, never that they are dear.
         """
         line = self._chain if length else self._no_chain
-        if awaited:
+        if len(self._first) < _FIRST_ANSWERS:
+            self._first.append(time)
+            if len(self._first) == _FIRST_ANSWERS:
+                for _ in self._first:
+                    line.observe(length, min(self._first))
+        elif awaited:
             line.observe(length, time)
         else:
             line.lower(length, time)

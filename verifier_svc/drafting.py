@@ -234,6 +234,7 @@ class Drafting:
         self.gathering.settle_all()
         self.waited = Waited()
         self._unacknowledged.clear()
+        self._window = _FIRST_WINDOW_BYTES
         self._closes = []
         for feed in self._feeds.values():
             feed.sender.reset()

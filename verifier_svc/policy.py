@@ -59,7 +59,8 @@ class DraftLengthPolicy:
         self._plain_times = self._plain_rounds = 0
 
     def expect(self, rates: Items[float]) -> None:
-        """Take what a drafter that has come declares of its chains; nothing was seen of them."""
+        """Take what a drafter that has come declares of its chains; nothing was seen of it."""
+        self._draft = AnswerCost()
         self._shared.chain.expect(rates)
 
     def new_record(self) -> Record:

@@ -16,7 +16,8 @@ CHAIN, LOOKUP = DraftSource.CHAIN, DraftSource.LOOKUP
 class World:
     """Costs in seconds and the chance that a draft token is accepted after those before it.
 
-    A lookup finds something with chance `hits`; it waits for `draft`, and for no token.
+    A lookup finds something with chance `hits`; it waits for `draft`, and for no token. The first
+    answer is `late` by so many seconds.
     """
 
     verify: float = 0.030
@@ -25,6 +26,7 @@ class World:
     per_token: float = 0.001
     acceptance: float = 0.7
     jitter: float = 0.1
+    late: float = 0.0
     hits: float = 0.0
     lookup_acceptance: float = 0.0
 
@@ -48,6 +50,7 @@ class Simulation:
         self.policy = DraftLengthPolicy(self.max_length)
         self.records = [self.policy.new_record() for _ in range(self.sequences)]
         self.random = random.Random(self.seed)
+        self.late = self.world.late
 
     @property
     def lengths(self) -> list[int]:
@@ -103,7 +106,8 @@ class Simulation:
         return CHAIN, ask.chain
 
     def wait(self, longest: int, awaited: list[bool]) -> None:
-        seconds = self.world.draft + self.world.per_token * longest
+        seconds = self.world.draft + self.world.per_token * longest + self.late
+        self.late = 0.0
         if any(awaited):
             self.policy.observe_draft(longest, self.spend(seconds))
         else:

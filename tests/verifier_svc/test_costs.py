@@ -112,6 +112,17 @@ def test_answers_without_a_chain_have_a_cost_of_their_own() -> None:
     assert cost.predict(1) == pytest.approx(0.060)
 
 
+def test_the_first_answers_count_as_the_fastest_of_them() -> None:
+    cost = AnswerCost()
+    for seconds in (0.060, 0.006, 0.060, 0.050):
+        cost.observe(3, seconds, awaited=True)
+        assert cost.predict(3) == 0
+    cost.observe(3, 0.040, awaited=True)
+    assert cost.predict(3) == pytest.approx(0.006)
+    cost.observe(3, 0.009, awaited=True)
+    assert 0.006 < cost.predict(3) < 0.0066
+
+
 def test_noise_near_the_mean_does_not_turn_a_line() -> None:
     """Steps of 7 to 9 rows say nothing of a slope of 2 %, ones of 40 rows do."""
     cost, source = LinearCost(slope_share=0.03), random.Random(0)

@@ -162,7 +162,7 @@ class _FusedLayer:
         hidden, normed = kernels.add_norm(residual, attended, self._post_norm, self._eps)
         return hidden + self._down(kernels.gate(self._gate_up(normed)))
 
-    def weights(self, input_norm: Tensor) -> kernels.DecoderWeights | None:
+    def weights(self, input_norm: Tensor) -> kernels.LayerWeights | None:
         """The layer as kernels take it whole; None where they do not."""
         products = [
             product_of(linear) for linear in (self._qkv, self._o, self._gate_up, self._down)
@@ -172,7 +172,7 @@ class _FusedLayer:
             return None
         if self._qk_norm is not None or self._dim % _HEAD_STEP:
             return None
-        return kernels.DecoderWeights(
+        return kernels.LayerWeights(
             input_norm=input_norm,
             post_norm=self._post_norm,
             query_norm=None,

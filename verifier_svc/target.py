@@ -25,10 +25,11 @@ from specwire.kernels import Reach, Segment
 from specwire.settings import StartError
 from specwire.target import TargetSource
 from specwire.torch import pack_linears
-from verifier_svc.attention import NAME, AttentionPlan
+from verifier_svc.attention import NAME
 from verifier_svc.blocks import BLOCK_SIZE
+from verifier_svc.body import Kept
 from verifier_svc.cache import KVCache, Rows
-from verifier_svc.fuse import fuse, stack
+from verifier_svc.fuse import body_of, fuse
 from verifier_svc.head import Head
 from verifier_svc.identity import identity
 from verifier_svc.ranks import LedCache, Ranks
@@ -74,19 +75,14 @@ class Target:
         if ranks is not None:
             self.kv_heads //= ranks.world
             settle(model, ranks)
-        self._body: Any = model.get_decoder()
-        _check_standard_attention(model, self._body)
+        body: Any = model.get_decoder()
+        _check_standard_attention(model, body)
         self.aux_layers: tuple[int, ...] = default_aux_layers(self.num_layers)
-        fuse(self._body)
-        layers = list(self._body.layers[: self.num_layers])
-        for index, layer in enumerate(layers):
-            layer.register_forward_pre_hook(_keep_input(index), with_kwargs=True)
-        layers[-1].register_forward_hook(_keep_output(self.num_layers), with_kwargs=True)
-        if (whole := stack(layers)) is not None:
-            self._body.layers = torch.nn.ModuleList([whole])
+        fuse(body)
+        self._body = body_of(body, self.num_layers, self.kv_heads, self.head_dim)
         self.head = Head(model.get_output_embeddings(), config)
         self.vocab_size = self.head.vocab_size
-        pack_linears(self._body)
+        pack_linears(body)
 
     @property
     def shape(self) -> Shape:
@@ -154,9 +150,9 @@ class Target:
         order, as `head` takes them.
         """
         with cache.writing(works):
-            hidden, captured, slots = self._forward(works, cache, self.aux_layers)
-        features = torch.cat([captured[index] for index in self.aux_layers], -1)
-        cache.features.index_copy_(0, slots, features)
+            rows, reach = self._pack(works)
+            kept = Kept(self.aux_layers, cache.features, rows[2])
+            hidden = self._body.run(rows, reach, cache, kept)
         drawn: list[int] = []
         row = 0
         for work in works:
@@ -168,21 +164,24 @@ class Target:
 
     @torch.inference_mode()
     def states(
-        self, rows: Items[Rows], cache: KVCache, aux_layers: Iterable[int]
+        self, parts: Items[Rows], cache: KVCache, aux_layers: Iterable[int]
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
         """Run one packed batch for its states alone: write KV at its slots.
 
         Returns the final hidden states [rows, hidden_size] of all rows, after the final norm, and
         by layer the input to each of `aux_layers` [rows, hidden_size].
         """
-        with cache.writing(rows):
-            hidden, captured, _ = self._forward(rows, cache, aux_layers)
-        return hidden, captured
+        layers = tuple(aux_layers)
+        with cache.writing(parts):
+            rows, reach = self._pack(parts)
+            features = self._like.new_empty(rows.shape[1], len(layers) * self.hidden_size)
+            places = torch.arange(len(features), device=self.device)
+            hidden = self._body.run(rows, reach, cache, Kept(layers, features, places))
+        states = torch.split(features, self.hidden_size, -1) if layers else ()
+        return hidden, dict(zip(layers, states, strict=True))
 
-    def _forward(
-        self, parts: Items[Rows], cache: KVCache, aux_layers: Iterable[int]
-    ) -> tuple[torch.Tensor, dict[int, torch.Tensor], torch.Tensor]:
-        """Final states of all rows, captured states by layer, and the slot of each row."""
+    def _pack(self, parts: Items[Rows]) -> tuple[torch.Tensor, Reach]:
+        """Tokens, positions and slots of all rows, int64 [3, rows], and what they attend to."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -193,41 +192,8 @@ class Target:
             tokens += part.tokens
             positions += range(part.position, part.position + count)
             slots += range(base + part.position, base + part.position + count)
-        slot_index = torch.tensor(slots, device=self.device)
-        reach = Reach(segments, block=BLOCK_SIZE)
-        plan = AttentionPlan(reach, slot_index, cache.keys, cache.values)
-        # What a forward captures travels with it: two of them may run at once.
-        captured = dict.fromkeys(aux_layers, self._like)
-        hidden: torch.Tensor = self._body(
-            input_ids=torch.tensor([tokens], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
-            use_cache=False,
-            plan=plan,
-            captured=captured,
-        ).last_hidden_state[0]
-        return hidden, captured, slot_index
-
-
-def _keep_input(index: int) -> Any:
-    """A hook that keeps the input to layer `index` where the forward wants it."""
-
-    def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if index in kwargs["captured"]:
-            state = args[0] if args else kwargs["hidden_states"]
-            kwargs["captured"][index] = state[0]
-
-    return hook
-
-
-def _keep_output(index: int) -> Any:
-    """A hook on the last layer that keeps what leaves it, under the number behind its own."""
-
-    def hook(_: torch.nn.Module, __: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if index in kwargs["captured"]:
-            state = output[0] if isinstance(output, tuple) else output
-            kwargs["captured"][index] = state[0]
-
-    return hook
+        rows = torch.tensor([tokens, positions, slots], device=self.device)
+        return rows, Reach(segments, block=BLOCK_SIZE)
 
 
 def default_aux_layers(num_layers: int) -> tuple[int, ...]:

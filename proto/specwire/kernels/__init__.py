@@ -4,7 +4,7 @@ Every function takes tensors of any device and gives the same result either way,
 """
 
 from specwire.kernels.attention import Reach, Segment, attend
-from specwire.kernels.decoder import Decoder, DecoderMemory, DecoderWeights
+from specwire.kernels.decoder import Decoder, DecoderMemory, DecoderWeights, LayerWeights
 from specwire.kernels.drafter import Drafter, DrafterWeights
 from specwire.kernels.drawing import Noise, draw, shares
 from specwire.kernels.layer import add_norm, gate, join, norm, rotate
@@ -19,6 +19,7 @@ __all__ = [
     "DecoderWeights",
     "Drafter",
     "DrafterWeights",
+    "LayerWeights",
     "Noise",
     "Product",
     "Reach",

@@ -1,4 +1,4 @@
-"""Decoder layers of Llama's form as one kernel."""
+"""A decoder of Llama's form as one kernel, from tokens to the final norm."""
 
 from __future__ import annotations
 
@@ -27,10 +27,26 @@ class Layer(ctypes.Structure):
     )
 
 
-class _Memory(ctypes.Structure):
-    """`Memory` of decoder.cpp."""
+class _Decoder(ctypes.Structure):
+    """`Decoder` of decoder.cpp."""
 
-    _fields_ = (("keys", _POINTER), ("values", _POINTER), ("input", _POINTER))
+    _fields_ = (
+        ("layers", ctypes.POINTER(Layer)),
+        *((name, _LONG) for name in ("count", "vocabulary", "positions")),
+        *((name, _POINTER) for name in ("embedding", "cosines", "sines", "final_norm")),
+        ("eps", _FLOAT),
+    )
+
+
+class _Batch(ctypes.Structure):
+    """`Batch` of decoder.cpp."""
+
+    _fields_ = (
+        *((name, _LONG) for name in ("rows", "segments", "prompts", "captures", "width")),
+        *((name, _POINTER) for name in ("tokens", "positions", "slots", "feature_rows")),
+        *((name, _POINTER) for name in ("table", "captured", "memories")),
+        *((name, _POINTER) for name in ("features", "out", "room")),
+    )
 
 
 class Places(ctypes.Structure):
@@ -43,7 +59,7 @@ class Places(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True)
-class DecoderWeights:
+class LayerWeights:
     """A layer's norms [hidden] and [dim] in bf16, those of heads or none; products; its shape."""
 
     input_norm: torch.Tensor
@@ -63,58 +79,93 @@ class DecoderWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class DecoderMemory:
-    """A layer's keys and values [slots, kv_heads, dim], and where its input [rows, hidden] goes."""
+class DecoderWeights:
+    """What a decoder reads.
 
-    keys: torch.Tensor
-    values: torch.Tensor
-    input: torch.Tensor | None
+    `embedding` is [vocab, hidden]; cosines and sines [positions, dim] are as `rotate` takes them;
+    `final_norm` is [hidden].
+    """
+
+    layers: Sequence[LayerWeights]
+    embedding: torch.Tensor
+    cosines: torch.Tensor
+    sines: torch.Tensor
+    final_norm: torch.Tensor
+    eps: float
+
+
+class DecoderMemory:
+    """Keys and values per layer, each [slots, kv_heads, dim], as the kernel finds them."""
+
+    def __init__(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+        self._pools = keys, values
+        pairs = zip(keys, values, strict=True)
+        self.table = torch.tensor([(key.data_ptr(), value.data_ptr()) for key, value in pairs])
 
 
 class Decoder:
-    """Layers with bf16 weights on a CPU, one behind the other."""
+    """A decoder with bf16 weights on a CPU."""
 
-    def __init__(self, layers: Sequence[DecoderWeights]) -> None:
-        self._weights = tuple(layers)
-        self._layers = (Layer * len(layers))(*map(layer_struct, layers))
+    def __init__(self, weights: DecoderWeights) -> None:
+        self._weights = w = weights
+        self._layers = (Layer * len(w.layers))(*map(layer_struct, w.layers))
+        read = (w.embedding, w.cosines, w.sines, w.final_norm)
+        sizes = len(w.layers), len(w.embedding), len(w.cosines)
+        self._decoder = _Decoder(
+            self._layers, *sizes, *(tensor.data_ptr() for tensor in read), w.eps
+        )
         # What a row leaves between the steps of a layer.
-        self._row_elements = max(map(row_elements, layers))
+        self._row_elements = len(w.final_norm) + max(map(row_elements, w.layers))
 
     def run(
         self,
-        states: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-        slots: torch.Tensor,
+        rows: torch.Tensor,
         reach: Reach,
-        memories: Sequence[DecoderMemory],
+        memory: DecoderMemory,
+        captured: torch.Tensor,
+        features: torch.Tensor,
+        feature_rows: torch.Tensor,
     ) -> torch.Tensor | None:
-        """Map states [rows, hidden], and write keys and values at `slots`, int64 [rows].
+        """Run tokens through all layers, and keep their keys and values.
 
-        The rotation is what `rotate` takes. Returns [rows, hidden], or None if the kernel does not
-        take this shape.
+        Args:
+            rows: int64 [3, n], contiguous: tokens, positions, and slots.
+            reach: of the rows.
+            memory: written at the slots.
+            captured: int64 [captures, 2]: a layer whose input is kept, or the number of layers
+                for what leaves the last one, and the column of `features` from which on it is.
+            features: [*, width], written.
+            feature_rows: int64 [n]: the row of `features` that each row takes.
+
+        Returns normed states [n, hidden], or None if the kernel does not take this shape.
+
+        Raises:
+            IndexError: a token or a position is out of range.
         """
-        kernels = kernels_for(states)
+        kernels = kernels_for(features, self._weights.embedding)
         if kernels is None:
             return None
-        out = states.clone(memory_format=torch.contiguous_format)
-        scratch = states.new_empty(len(slots) * self._row_elements)
-        tables = (kept.data_ptr() for kept in (*rotation, slots, reach.table))
-        places = (_Memory * len(memories))(
-            *(_Memory(m.keys.data_ptr(), m.values.data_ptr(), _address(m.input)) for m in memories)
+        count, width = rows.shape[1], len(self._weights.final_norm)
+        out = features.new_empty(count, width)
+        room = features.new_empty(count * self._row_elements)
+        at, row_bytes = rows.data_ptr(), count * rows.element_size()
+        others = (feature_rows, reach.table, captured, memory.table, features, out, room)
+        batch = _Batch(
+            count,
+            len(reach.parts),
+            len(reach.prompts),
+            len(captured),
+            features.shape[1],
+            *(at, at + row_bytes, at + 2 * row_bytes),
+            *(tensor.data_ptr() for tensor in others),
         )
-        done = kernels.hc_decode(
-            self._layers,
-            places,
-            len(memories),
-            ctypes.byref(Places(len(slots), len(reach.parts), len(reach.prompts), *tables)),
-            out.data_ptr(),
-            scratch.data_ptr(),
-            threads(),
-        )
+        done = kernels.hc_decode(ctypes.byref(self._decoder), ctypes.byref(batch), threads())
+        if done < 0:
+            raise IndexError("a token or a position is out of range")
         return out if done else None
 
 
-def layer_struct(w: DecoderWeights) -> Layer:
+def layer_struct(w: LayerWeights) -> Layer:
     """A layer as the kernels read it, whose tensors must be kept."""
     norms = (w.input_norm, w.post_norm, w.query_norm, w.key_norm)
     products = (w.qkv, w.out, w.gate_up, w.down)
@@ -127,7 +178,7 @@ def layer_struct(w: DecoderWeights) -> Layer:
     return Layer(*pointers, *shape, w.eps, w.head_eps, w.scale)
 
 
-def row_elements(w: DecoderWeights) -> int:
+def row_elements(w: LayerWeights) -> int:
     """Elements that a row leaves between the steps of a layer."""
     heads = 2 * w.heads + 2 * w.kv_heads
     return 2 * len(w.input_norm) + heads * w.dim + 3 * w.down.inputs

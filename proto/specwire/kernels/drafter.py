@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from specwire.kernels.attention import Reach
-from specwire.kernels.decoder import DecoderWeights, Layer, Places, layer_struct, row_elements
+from specwire.kernels.decoder import Layer, LayerWeights, Places, layer_struct, row_elements
 from specwire.kernels.drawing import Noise
 from specwire.kernels.library import kernels_for, threads
 from specwire.kernels.linear import Product
@@ -61,7 +61,7 @@ class DrafterWeights:
     normed or not.
     """
 
-    layer: DecoderWeights
+    layer: LayerWeights
     embedding: torch.Tensor
     fuse_norm: torch.Tensor | None
     fuse: Product

@@ -27,7 +27,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     ],
     "hc_linear": [*[_POINTER] * 4, *[_LONG] * 3, _INT],
     "hc_start_tiles": [],
-    "hc_decode": [_POINTER, _POINTER, _LONG, *[_POINTER] * 3, _INT],
+    "hc_decode": [_POINTER, _POINTER, _INT],
     "hc_entries": [_POINTER, _POINTER, _INT],
     "hc_chain": [_POINTER, _POINTER, _INT],
     "hc_join": [

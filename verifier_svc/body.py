@@ -1,0 +1,177 @@
+"""A target's decoder over packed rows: transformers' own layers, or all of them as one kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+
+from specwire.kernels import Decoder, DecoderMemory, DecoderWeights, LayerWeights, Reach
+from specwire.torch import PackedLinear
+from verifier_svc.attention import AttentionPlan
+from verifier_svc.cache import KVCache
+from verifier_svc.fused import FusedAttention, FusedMLP, FusedNorm
+
+# Halves of a head are turned sixteen elements at a time.
+_HEAD_STEP = 32
+_PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Where states are kept: those of `layers` side by side in `features` [*, width].
+
+    A state is the input to the layer of that number, or the output of the last one under the number
+    of layers. Each row of a batch takes the row of `features` that `rows`, int64 [n], says.
+    """
+
+    layers: tuple[int, ...]
+    features: torch.Tensor
+    rows: torch.Tensor
+
+
+class Body(Protocol):
+    """From tokens to final states, keys and values kept in a cache."""
+
+    def run(self, rows: torch.Tensor, reach: Reach, cache: KVCache, kept: Kept) -> torch.Tensor:
+        """Run int64 [3, n], tokens, positions and slots. Returns normed states [n, hidden]."""
+
+
+class ModuleBody:
+    """The decoder of transformers, of standard attention, whose layers' hooks capture."""
+
+    def __init__(self, module: Any, num_layers: int) -> None:
+        self._module = module
+        for index, layer in enumerate(module.layers[:num_layers]):
+            layer.register_forward_pre_hook(_keep_input(index), with_kwargs=True)
+        last = module.layers[num_layers - 1]
+        last.register_forward_hook(_keep_output(num_layers), with_kwargs=True)
+
+    def run(self, rows: torch.Tensor, reach: Reach, cache: KVCache, kept: Kept) -> torch.Tensor:
+        """See `Body`."""
+        # What a forward captures travels with it: two of them may run at once.
+        captured: dict[int, torch.Tensor] = dict.fromkeys(kept.layers, kept.features)
+        hidden: torch.Tensor = self._module(
+            input_ids=rows[:1],
+            position_ids=rows[1:2],
+            use_cache=False,
+            plan=AttentionPlan(reach, rows[2], cache.keys, cache.values),
+            captured=captured,
+        ).last_hidden_state[0]
+        if captured:
+            features = torch.cat([captured[index] for index in kept.layers], -1)
+            kept.features.index_copy_(0, kept.rows, features)
+        return hidden
+
+
+class KernelBody:
+    """A decoder of Llama's form on a CPU, in bf16, as one kernel."""
+
+    def __init__(self, decoder: Decoder, num_layers: int, width: int) -> None:
+        self._decoder = decoder
+        self._width = width
+        self._memories: WeakKeyDictionary[KVCache, DecoderMemory] = WeakKeyDictionary()
+        self._captured: dict[tuple[int, ...], torch.Tensor] = {}
+
+    @classmethod
+    def of(cls, module: Any, num_layers: int) -> KernelBody | None:
+        """The form of a decoder whose parts are fused; None if the kernel cannot run it."""
+        layers = module.layers[:num_layers]
+        parts = [each for layer in layers if (each := _layer_weights(layer)) is not None]
+        norm, rotary = getattr(module, "norm", None), getattr(module, "rotary_emb", None)
+        embedding = getattr(module, "embed_tokens", None)
+        if len(parts) < num_layers or not isinstance(norm, FusedNorm):
+            return None
+        if rotary is None or not isinstance(embedding, torch.nn.Embedding):
+            return None
+        positions = torch.arange(module.config.max_position_embeddings)[None]
+        cosines, sines = (table[0] for table in rotary(norm.weight[None, None], positions))
+        half = cosines.shape[-1] // 2
+        weights = DecoderWeights(
+            layers=parts,
+            embedding=embedding.weight.detach(),
+            cosines=cosines.contiguous(),
+            sines=torch.cat([-sines[:, :half], sines[:, half:]], -1),
+            final_norm=norm.weight,
+            eps=norm.eps,
+        )
+        return cls(Decoder(weights), num_layers, len(norm.weight))
+
+    def run(self, rows: torch.Tensor, reach: Reach, cache: KVCache, kept: Kept) -> torch.Tensor:
+        """See `Body`.
+
+        Raises:
+            NotImplementedError: the kernel does not take this shape.
+        """
+        if (memory := self._memories.get(cache)) is None:
+            memory = self._memories[cache] = DecoderMemory(cache.keys, cache.values)
+        if (captured := self._captured.get(kept.layers)) is None:
+            columns = [(layer, i * self._width) for i, layer in enumerate(kept.layers)]
+            captured = self._captured[kept.layers] = torch.tensor(columns)
+        hidden = self._decoder.run(rows, reach, memory, captured, kept.features, kept.rows)
+        if hidden is None:
+            raise NotImplementedError("no kernel takes heads of this shape.")
+        return hidden
+
+
+def _keep_input(index: int) -> Any:
+    """A hook that keeps the input to layer `index` where the forward wants it."""
+
+    def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if index in kwargs["captured"]:
+            state = args[0] if args else kwargs["hidden_states"]
+            kwargs["captured"][index] = state[0]
+
+    return hook
+
+
+def _keep_output(index: int) -> Any:
+    """A hook on the last layer that keeps what leaves it, under the number behind its own."""
+
+    def hook(_: torch.nn.Module, __: Any, kwargs: dict[str, Any], output: Any) -> None:
+        if index in kwargs["captured"]:
+            state = output[0] if isinstance(output, tuple) else output
+            kwargs["captured"][index] = state[0]
+
+    return hook
+
+
+def _layer_weights(layer: Any) -> LayerWeights | None:
+    """A layer's weights as the kernel takes them; None if it is of another form."""
+    if {name for name, _ in layer.named_children()} != _PARTS:
+        return None
+    attention, mlp = layer.self_attn, layer.mlp
+    norms = layer.input_layernorm, layer.post_attention_layernorm
+    if not (
+        isinstance(attention, FusedAttention)
+        and isinstance(mlp, FusedMLP)
+        and all(isinstance(norm, FusedNorm) for norm in norms)
+        and norms[0].eps == norms[1].eps
+        and attention.width % _HEAD_STEP == 0
+    ):
+        return None
+    linears = (attention.qkv, attention.out, mlp.gate_up, mlp.down)
+    products = [each.product for each in linears if isinstance(each, PackedLinear)]
+    tiled = [product for product in products if product is not None]
+    heads = [norm for norm in attention.norms if isinstance(norm, FusedNorm)]
+    if len(tiled) < len(linears) or (any(attention.norms) and len(heads) < 2):
+        return None
+    qkv, out, gate_up, down = tiled
+    return LayerWeights(
+        input_norm=norms[0].weight,
+        post_norm=norms[1].weight,
+        query_norm=heads[0].weight if heads else None,
+        key_norm=heads[1].weight if heads else None,
+        qkv=qkv,
+        out=out,
+        gate_up=gate_up,
+        down=down,
+        heads=attention.heads,
+        kv_heads=attention.kv_heads,
+        dim=attention.width,
+        eps=norms[0].eps,
+        head_eps=heads[0].eps if heads else 0.0,
+        scale=attention.scale,
+    )

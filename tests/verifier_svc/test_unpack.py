@@ -42,7 +42,7 @@ def test_it_is_the_same_target(
     monkeypatch.delattr("verifier_svc.unpack._write")  # once is enough
     assert unpacked(packed, dtype, tmp_path) == kept
 
-    for fused in ("fuse", "stack", "pack_linears"):  # the weights as they were loaded
+    for fused in ("fuse", "pack_linears"):  # the weights as they were loaded
         monkeypatch.setattr(f"verifier_svc.target.{fused}", lambda module: None)
     one, other = load(packed, dtype), load(kept, dtype)
     expected, got = (dict(target.model.named_parameters()) for target in (one, other))

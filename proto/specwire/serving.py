@@ -16,7 +16,7 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from specwire import logs
+from specwire import cpus, logs
 from specwire.guard import Guard
 from specwire.settings import StartError
 
@@ -148,6 +148,7 @@ async def serve(
 
 def run(program: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a service to its end and exit: 0, or 2 with one sentence where it could not start."""
+    cpus.take_all()
     try:
         # Wakes for a message of another thread or process sooner than asyncio's own loop.
         uvloop.run(main())

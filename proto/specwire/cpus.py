@@ -1,0 +1,18 @@
+"""The CPUs of this process.
+
+An OpenMP runtime that binds its threads takes the one that loads it for the first of them: all
+others that the process starts would share that one's CPU. Packages whose programs load torch
+import this first, and `take_all` gives the main thread back what it had.
+"""
+
+from __future__ import annotations
+
+import os
+
+_ALL = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+
+
+def take_all() -> None:
+    """Let the calling thread, and those that it starts, run wherever the process could."""
+    if _ALL is not None:
+        os.sched_setaffinity(0, _ALL)

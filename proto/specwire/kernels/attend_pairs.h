@@ -1,6 +1,7 @@
 // Attention of single rows on products of bf16 pairs.
 //
-// Keys are read as they lie; values are paired, those of two keys in a lane, once for all queries.
+// Once for all queries, pairs of a key's elements are spread over lanes, a key in each, and values
+// are paired, those of two keys in a lane.
 #pragma once
 #include "segment.h"
 #include "softmax.h"
@@ -33,9 +34,49 @@ inline Ints vector_at(const bf16* from) {
   return out;
 }
 
+// Scores of so many queries with runs of keys, whose pairs of elements lie as `spread_keys` leaves
+// them.
+template <int Queries, int Runs, int Pairs>
+inline void score(const bf16* const* queries, const Ints (&spread)[RUNS][Pairs], float scale,
+                  Floats (*scores)[RUNS]) {
+  Floats sums[Queries][Runs] = {};
+  for (int p = 0; p < Pairs; ++p)
+    for (int m = 0; m < Queries; ++m) {
+      int32_t pair;
+      std::memcpy(&pair, queries[m] + 2 * p, sizeof pair);
+      for (int r = 0; r < Runs; ++r)
+        sums[m][r] = add_products(sums[m][r], spread[r][p], Ints{} + pair);
+    }
+  for (int m = 0; m < Queries; ++m)
+    for (int r = 0; r < Runs; ++r) scores[m][r] = sums[m][r] * scale;
+}
+
+// The same for any number of queries, of one to `Runs` runs.
+template <int Runs, int Pairs>
+void score_all(const bf16* const* queries, int count, int runs, const Ints (&spread)[RUNS][Pairs],
+               float scale, Floats (*scores)[RUNS]) {
+  if constexpr (Runs > 1)
+    if (runs < Runs) return score_all<Runs - 1>(queries, count, runs, spread, scale, scores);
+  int m = 0;
+  for (; m + 3 <= count; m += 3) score<3, Runs>(queries + m, spread, scale, scores + m);
+  for (; m < count; ++m) score<1, Runs>(queries + m, spread, scale, scores + m);
+}
+
 template <int Vectors>
 inline void fetch_row(const bf16* from) {
   for (int c = 0; c < Vectors; ++c) __builtin_prefetch(from + c * WIDTH, 0, 2);
+}
+
+// Pair p of a run's keys in the lanes of spread[p]. Rows so far behind are fetched meanwhile.
+template <int Vectors>
+inline void spread_keys(Ints (&spread)[LANES * Vectors], const bf16* const* rows, int64_t behind) {
+  for (int c = 0; c < Vectors; ++c) {
+    Ints lanes[LANES];
+    for (int j = 0; j < LANES; ++j) lanes[j] = vector_at(rows[j] + c * WIDTH);
+    transpose(lanes);
+    for (int p = 0; p < LANES; ++p) spread[c * LANES + p] = lanes[p];
+  }
+  for (int j = 0; j < LANES; ++j) fetch_row<Vectors>(rows[j] + behind);
 }
 
 // Values of pairs of keys, a vector's elements 0 to 3 of each eight and then 4 to 7. Rows so far
@@ -69,12 +110,12 @@ void attend_by_pairs(const bf16* query, const bf16* keys, const bf16* values, bf
   const int group = int(shape.heads / shape.kv_heads), queries = rows * group;
   const auto row = [&](int m) { return segment.row + first + m / group; };
   const auto place = [&](int m) { return (head * group + m % group) * D; };
-  Ints q[MAX_QUERIES][VECTORS], pairs[BLOCK / 2][SUMS];
+  const bf16* q[MAX_QUERIES];
+  Ints spread[RUNS][LANES * VECTORS], pairs[BLOCK / 2][SUMS];
   Floats acc[MAX_QUERIES][SUMS] = {}, norm[MAX_QUERIES] = {}, most[MAX_QUERIES];
   Floats weights[MAX_QUERIES][RUNS];
   for (int m = 0; m < queries; ++m) {
-    const bf16* from = query + row(m) * shape.query_stride + place(m);
-    for (int c = 0; c < VECTORS; ++c) q[m][c] = vector_at(from + c * WIDTH);
+    q[m] = query + row(m) * shape.query_stride + place(m);
     most[m] = Floats{} - INFINITY;
   }
   const int64_t stride = shape.slot_stride, from = segment.start * stride + head * D;
@@ -90,20 +131,11 @@ void attend_by_pairs(const bf16* query, const bf16* keys, const bf16* values, bf
       key[j] = keys + slot, value[j] = values + slot;
     }
     const int64_t behind = at + BLOCK < length ? BLOCK * stride : next - from - at * stride;
+    for (int r = 0; r < runs; ++r) spread_keys<VECTORS>(spread[r], key + r * LANES, behind);
+    score_all<RUNS>(q, queries, runs, spread, shape.scale, weights);
     for (int m = 0; m < queries; ++m) {
       const int64_t seen = base + m / group - at;
-      for (int r = 0; r < runs; ++r) {
-        Floats dots[LANES];
-        if (!m)
-          for (int j = 0; j < LANES; ++j) fetch_row<VECTORS>(key[r * LANES + j] + behind);
-        for (int j = 0; j < LANES; ++j) {
-          const bf16* k = key[r * LANES + j];
-          dots[j] = add_products(Floats{}, q[m][0], vector_at(k));
-          for (int c = 1; c < VECTORS; ++c)
-            dots[j] = add_products(dots[j], q[m][c], vector_at(k + c * WIDTH));
-        }
-        weights[m][r] = visible(sums_of(dots) * shape.scale, r, seen);
-      }
+      for (int r = 0; r < runs; ++r) weights[m][r] = visible(weights[m][r], r, seen);
       weigh(weights[m], runs, most[m], norm[m], acc[m]);
     }
     pair_values<VECTORS>(pairs, value, runs * LANES, behind);

@@ -37,7 +37,7 @@ class ArrivalSettings(MeasuringSettings):
     streams: int = setting(8, "Streams that decode.", ge=1)
     tokens: int = setting(4000, "Tokens of the prompt that arrives, about.", ge=1)
     before: int = setting(64, "Tokens of every stream before it arrives.", ge=2)
-    max_tokens: int = setting(2048, "Room of each stream, which ends with the prefill.", ge=4)
+    max_tokens: int = setting(6144, "Room of each stream, which ends with the prefill.", ge=4)
     repeats: int = setting(5, "Times that it arrives.", ge=1)
     speculation: bool = setting(True, "Of all requests.")
 

@@ -50,7 +50,7 @@ async def test_streams_are_slower_while_a_prompt_is_prefilled(
     # All tokens of both but the first of each, and at least that of the one that was later.
     assert 18 <= len(trial["before"]) < 60
     assert {body["speculation"] for body in behaviour.bodies} == {False}
-    assert [body["max_tokens"] for body in behaviour.bodies] == 2 * [2048, 2048, 4]
+    assert [body["max_tokens"] for body in behaviour.bodies] == 2 * [6144, 6144, 4]
 
 
 async def test_a_stream_that_ends_too_early_is_no_measurement(measure: Measure) -> None:

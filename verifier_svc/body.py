@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -69,11 +70,10 @@ class ModuleBody:
 class KernelBody:
     """A decoder of Llama's form on a CPU, in bf16, as one kernel."""
 
-    def __init__(self, decoder: Decoder, num_layers: int, width: int) -> None:
+    def __init__(self, decoder: Decoder, width: int) -> None:
         self._decoder = decoder
         self._width = width
         self._memories: WeakKeyDictionary[KVCache, DecoderMemory] = WeakKeyDictionary()
-        self._captured: dict[tuple[int, ...], torch.Tensor] = {}
 
     @classmethod
     def of(cls, module: Any, num_layers: int) -> KernelBody | None:
@@ -97,7 +97,7 @@ class KernelBody:
             final_norm=norm.weight,
             eps=norm.eps,
         )
-        return cls(Decoder(weights), num_layers, len(norm.weight))
+        return cls(Decoder(weights), len(norm.weight))
 
     def run(self, rows: torch.Tensor, reach: Reach, cache: KVCache, kept: Kept) -> torch.Tensor:
         """See `Body`.
@@ -107,13 +107,18 @@ class KernelBody:
         """
         if (memory := self._memories.get(cache)) is None:
             memory = self._memories[cache] = DecoderMemory(cache.keys, cache.values)
-        if (captured := self._captured.get(kept.layers)) is None:
-            columns = [(layer, i * self._width) for i, layer in enumerate(kept.layers)]
-            captured = self._captured[kept.layers] = torch.tensor(columns)
+        captured = _columns(kept.layers, self._width)
         hidden = self._decoder.run(rows, reach, memory, captured, kept.features, kept.rows)
         if hidden is None:
             raise NotImplementedError("no kernel takes heads of this shape.")
         return hidden
+
+
+@lru_cache(maxsize=16)
+def _columns(layers: tuple[int, ...], width: int) -> torch.Tensor:
+    """Each layer with the column where its state begins: int64 [layers, 2]."""
+    pairs = [(layer, i * width) for i, layer in enumerate(layers)]
+    return torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
 
 
 def _keep_input(index: int) -> Any:

@@ -17,7 +17,7 @@ _PROOF_GAIN = 0.7
 _FIRST = 8
 # So many answers of a drafter are the first. What is new is slow, and to believe it would end all
 # drafts for long: each of them counts as the fastest.
-_FIRST_ANSWERS = 5
+_FIRST_ANSWERS = 4
 # How fast the cost of a prompt row does: it grows along a prompt, with the keys to attend to.
 _PROMPT_GAIN = 0.25
 # Fewer prompt rows tell more of the noise than of what a row costs.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, replace
-from statistics import median
 
 import pytest
 
@@ -198,16 +197,12 @@ def test_a_strong_drafter_comes_close_to_its_best(name: str, size: int, rounds: 
 
 @pytest.mark.parametrize("change", ["the drafter became good", "the drafter became fast"])
 def test_speculation_comes_back(change: str) -> None:
-    reached = []
-    for seed in range(3):
-        batch = Batch(WORLDS["dead" if "good" in change else "slow"], 4, seed=seed)
-        batch.run(60)
-        assert batch.run(240) > 0.97
-        assert max(batch.choices[-50:]) == 0
-        batch.world = STRONG["CPU"]
-        batch.run(700)
-        reached.append((batch.run(100) - 1) / (batch.best() - 1))
-    assert median(reached) > 0.7
+    batch = Batch(WORLDS["dead" if "good" in change else "slow"], 4)
+    assert batch.run(300) > 0.97
+    assert max(batch.choices[-50:]) == 0
+    batch.world = STRONG["CPU"]
+    batch.run(700)
+    assert batch.run(100) > 1 + 0.7 * (batch.best() - 1)
 
 
 def test_speculation_comes_back_when_the_machine_is_quiet_again() -> None:

@@ -5,7 +5,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from specwire import codec
 from specwire.draft import Ack, Proposals
+from specwire.frames import Frames
+from specwire.round import Numbering
+from specwire.v1 import drafter_pb2 as pb
 
 # Bulk messages of a link that may wait for the engine; more are not read from the connection.
 _BULK_WAITING = 32
@@ -36,12 +40,23 @@ class Outbox(Generic[T]):
 
 @dataclass(slots=True, eq=False)
 class Link:
-    """One verifier: its Draft stream, and its Bulk stream where that is open."""
+    """One verifier: its Draft stream, and its Bulk stream where that is open.
+
+    `frames` carry the rounds and their answers in place of the Draft stream, where both ends are
+    on the same host.
+    """
 
     id: int
     proposals: Outbox[Proposals] = field(default_factory=Outbox)
+    numbers: Numbering = field(default_factory=lambda: Numbering(1))
+    frames: Frames | None = None
     acks: Outbox[Ack] | None = None
     bulk_room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_BULK_WAITING))
+
+    def encode(self, answer: Proposals) -> pb.DraftResponse:
+        """The next message of answers."""
+        number = self.numbers.take()
+        return codec.encode_proposals(number, answer.drafts, answer.needs, answer.cost)
 
     def deliver(self, answer: Proposals | Ack) -> None:
         """Pass an answer of the engine on to its stream."""

@@ -1,6 +1,8 @@
 """DrafterService over gRPC: decodes, calls the engine, encodes."""
 
 import asyncio
+import secrets
+import socket
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from functools import partial
 from typing import Any
@@ -10,9 +12,10 @@ from torch import Tensor
 
 from drafter_svc.engine import Engine
 from drafter_svc.links import Link, Outbox
-from specwire import codec, handshake, logs
+from specwire import codec, frames, handshake, logs
 from specwire.draft import Ack, Extend, Proposals
 from specwire.errors import InvalidRequest, Unavailable
+from specwire.frames import Frames
 from specwire.round import Numbering
 from specwire.torch import unpack
 from specwire.v1 import drafter_pb2 as pb
@@ -31,9 +34,17 @@ _log = logs.get(__name__)
 class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
     """Serves one engine to any number of verifiers. Lives on one event loop."""
 
-    def __init__(self, engine: Engine, description: pb.DescribeResponse) -> None:
+    def __init__(
+        self, engine: Engine, description: pb.DescribeResponse, *, same_host: bool = False
+    ) -> None:
+        """Take the engine, what the drafter is, and whether rounds may come by a Unix socket."""
         self._engine = engine
-        self._description = description
+        self._loop = asyncio.get_running_loop()
+        self._description = pb.DescribeResponse()
+        self._description.CopyFrom(description)
+        self._listener: socket.socket | None = None
+        if same_host:
+            self._listen()
         self._width = len(description.aux_layer_ids) * description.target_hidden_size
         self._shape = handshake.announced(codec.decode_welcome(description))
         self._links: dict[int, Link] = {}
@@ -47,6 +58,8 @@ class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
     async def drain(self) -> None:
         """Answer what has come, then end all streams; verifiers go on without this drafter."""
         self._draining = True
+        if self._listener is not None:
+            frames.stop(self._listener)
         await self._flushed()
         for link in self._links.values():
             link.end(Unavailable("The drafter is draining."))
@@ -59,13 +72,10 @@ class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
     ) -> AsyncIterator[pb.DraftResponse]:
         link = self._open(_hello(await anext(requests, None)))
         reader = asyncio.create_task(self._read(link.proposals, self._rounds(requests, link)))
-        numbering = Numbering(1)
         try:
             yield pb.DraftResponse(welcome=self._description)
             async for answer in link.proposals:
-                yield codec.encode_proposals(
-                    numbering.take(), answer.drafts, answer.needs, answer.cost
-                )
+                yield link.encode(answer)
         finally:
             reader.cancel()
             self._close(link)
@@ -88,6 +98,15 @@ class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
             reader.cancel()
             link.acks = None
 
+    def _listen(self) -> None:
+        name = f"holdcourse-{secrets.token_hex(16)}"
+        try:
+            self._listener = frames.serve(name, self._serve)
+        except OSError as error:
+            _log.warning("rounds from this host come by gRPC", reason=str(error))
+            return
+        self._description.same_host = name
+
     async def _read(self, outbox: Outbox[Any], reading: Coroutine[Any, Any, None]) -> None:
         """Read a stream to its end; what stops it ends the answers as well."""
         try:
@@ -100,13 +119,35 @@ class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
     async def _rounds(self, requests: AsyncIterator[pb.DraftRequest], link: Link) -> None:
         numbering = Numbering(1)
         async for request in requests:
-            if request.WhichOneof("message") != "round":
-                raise InvalidRequest("draft: only rounds may follow the hello.")
-            message = request.round
-            numbering.expect(message.number)
-            extends = [self._decode(extend) for extend in message.extends]
-            features = self._features(message, extends)
-            self._engine.round(link.id, extends, features, tuple(message.closes))
+            self._round(request, link, numbering)
+
+    def _round(self, request: pb.DraftRequest, link: Link, numbering: Numbering) -> None:
+        if request.WhichOneof("message") != "round":
+            raise InvalidRequest("draft: only rounds may follow the hello.")
+        message = request.round
+        numbering.expect(message.number)
+        extends = [self._decode(extend) for extend in message.extends]
+        features = self._features(message, extends)
+        self._engine.round(link.id, extends, features, tuple(message.closes))
+
+    def _serve(self, connection: Frames) -> None:
+        """Take the rounds of a link from the same host, until either end closes or one is bad."""
+        link: Link | None = None
+        error: Exception = Unavailable("The link's socket was closed.")
+        try:
+            link = self._links.get(_hello(connection.receive(pb.DraftRequest)).link_id)
+            if link is None or link.frames is not None:
+                raise InvalidRequest("hello: link_id names no Draft stream without a socket.")
+            link.frames = connection
+            numbering = Numbering(1)
+            while (request := connection.receive(pb.DraftRequest)) is not None:
+                self._round(request, link, numbering)
+        except Exception as caught:
+            error = caught
+        if link is None or link.frames is not connection:
+            connection.close()
+        elif self._links.get(link.id) is link:
+            self._loop.call_soon_threadsafe(link.end, error)
 
     async def _extends(self, requests: AsyncIterator[pb.BulkRequest], link: Link) -> None:
         async for request in requests:
@@ -148,22 +189,29 @@ class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
         if hello.link_id in self._links:
             raise InvalidRequest("hello: link_id is that of an open link.")
         link = self._links[hello.link_id] = Link(hello.link_id)
-        loop = asyncio.get_running_loop()
-        self._engine.open_link(link.id, partial(_pass_on, loop, link))
+        self._engine.open_link(link.id, partial(self._pass_on, link))
         _log.info("link opened", link=link.id)
         return link
 
     def _close(self, link: Link) -> None:
         del self._links[link.id]
+        if link.frames is not None:
+            link.frames.close()
         link.end(Unavailable("The link's Draft stream has ended."))
         self._engine.close_link(link.id)
         _log.info("link closed", link=link.id)
 
+    def _pass_on(self, link: Link, answer: Proposals | Ack) -> None:
+        """Take an answer from the engine's thread."""
+        if link.frames is not None and isinstance(answer, Proposals):
+            link.frames.send(link.encode(answer))
+        else:
+            self._loop.call_soon_threadsafe(link.deliver, answer)
+
     async def _flushed(self) -> None:
         """Wait until the engine has answered all that it was given."""
-        loop = asyncio.get_running_loop()
         done = asyncio.Event()
-        self._engine.flush(partial(loop.call_soon_threadsafe, done.set))
+        self._engine.flush(partial(self._loop.call_soon_threadsafe, done.set))
         await done.wait()
 
 
@@ -171,7 +219,3 @@ def _hello(first: pb.DraftRequest | pb.BulkRequest | None) -> pb.Hello:
     if first is None or first.WhichOneof("message") != "hello":
         raise InvalidRequest("hello: must be the first message of the stream.")
     return first.hello
-
-
-def _pass_on(loop: asyncio.AbstractEventLoop, link: Link, answer: Proposals | Ack) -> None:
-    loop.call_soon_threadsafe(link.deliver, answer)

@@ -46,6 +46,9 @@ class DrafterSettings(Settings):
         "2", "Last tokens that must have occurred before for a lookup to propose what followed "
         "them, in place of the chain; or off.", pattern=r"^(off|[1-9]|1[0-6])$",
     )  # fmt: skip
+    same_host: bool = setting(
+        True, "Take rounds of verifiers on the same host by a Unix socket, faster than by gRPC."
+    )
     metrics_port: Port = setting(
         9102, "Port of Prometheus metrics; 0 serves none.", env="HOLDCOURSE_DRAFTER_METRICS_PORT"
     )

@@ -20,6 +20,7 @@ from specwire.round import Numbering
 from specwire.torch import pack
 from specwire.v1 import drafter_pb2 as pb
 from specwire.v1.drafter_pb2_grpc import DrafterServiceStub
+from verifier_svc.same_host import SameHost
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +52,12 @@ class DrafterClient:
         self._bulks: asyncio.Queue[pb.BulkRequest] = asyncio.Queue()
         self._numbers = Numbering(1)
         self._link = 0
+        # For rounds, where the drafter is on this host.
+        self._near: SameHost | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self, deliver: Callable[[DraftEvent], None]) -> None:
-        """Connect, and deliver events from the loop's thread from now on."""
+        """Connect, and deliver events from other threads than the caller's from now on."""
         self._deliver = deliver
         self._task = asyncio.create_task(self._keep_linked())
 
@@ -76,6 +79,9 @@ class DrafterClient:
         message = pb.Round(extends=map(codec.encode_extend, extends), closes=closes)
         if features:
             message.features.CopyFrom(pack(*features))
+        if (near := self._near) is not None and near.link == link:
+            near.send(message)
+            return
         self._loop.call_soon_threadsafe(self._put_round, link, message)
 
     def bulk(self, link: int, extend: Extend, features: torch.Tensor) -> None:
@@ -127,21 +133,30 @@ class DrafterClient:
         ):
             drafts = DrafterServiceStub(channel).Draft(self._draft_requests(hello))
             answers = aiter(drafts)
-            welcome = self._check(_whole(await anext(answers, None)).welcome)
+            announced = _whole(await anext(answers, None)).welcome
+            welcome = self._check(announced)
             bulk = DrafterServiceStub(bulk_channel).Bulk(self._bulk_requests(hello))
             acks = aiter(bulk)
             _whole(await anext(acks, None))
-            logger.info("drafter linked: checkpoint %s", welcome.checkpoint_hash[:12])
+            near = self._near = SameHost.reach(announced.same_host, hello)
+            way = "gRPC" if near is None else "a Unix socket"
+            logger.info("drafter linked by %s: checkpoint %s", way, welcome.checkpoint_hash[:12])
             self._deliver(Linked(self._link, welcome))
             readers = [
                 asyncio.create_task(self._read_drafts(answers)),
                 asyncio.create_task(self._read_acks(acks)),
             ]
+            if near is not None:
+                readers.append(asyncio.create_task(asyncio.to_thread(self._read_near, near)))
             try:
                 done, _ = await asyncio.wait(readers, return_when=asyncio.FIRST_COMPLETED)
                 for reader in done:
                     reader.result()
             finally:
+                self._near = None
+                if near is not None:
+                    near.close()
+                    await asyncio.wait(readers[2:])
                 for reader in readers:
                     reader.cancel()
                 await asyncio.gather(*readers, return_exceptions=True)
@@ -161,9 +176,16 @@ class DrafterClient:
     async def _read_drafts(self, answers: AsyncIterator[pb.DraftResponse]) -> None:
         numbers = Numbering(1)
         async for answer in answers:
-            proposals = _whole(answer).proposals
-            numbers.expect(proposals.number)
-            self._deliver(codec.decode_proposals(proposals, self._shape.vocab_size))
+            self._take(_whole(answer), numbers)
+
+    def _read_near(self, near: SameHost) -> None:
+        numbers = Numbering(1)
+        while (answer := near.receive()) is not None:
+            self._take(answer, numbers)
+
+    def _take(self, answer: pb.DraftResponse, numbers: Numbering) -> None:
+        numbers.expect(answer.proposals.number)
+        self._deliver(codec.decode_proposals(answer.proposals, self._shape.vocab_size))
 
     async def _read_acks(self, acks: AsyncIterator[pb.BulkResponse]) -> None:
         async for ack in acks:

@@ -116,7 +116,6 @@ class Stack:
             without="Without it nothing is generated.",
             listen=self._verifier,
             target=self._target,
-            bound=True,
             metrics_port=self._metrics["verifier"],
             **drafter,
         )
@@ -143,7 +142,6 @@ class Stack:
         without: str,
         after: tuple[str, ...] = (),
         secrets: dict[str, str] | None = None,  # not as flags, which every user sees
-        bound: bool = False,
         **flags: object,
     ) -> Part:
         grace = self._settings.drain_grace_s
@@ -157,7 +155,7 @@ class Stack:
             probe=probe,
             after=after,
             without=without,
-            environment=with_threads(os.environ, bound=bound)
+            environment=with_threads(os.environ)
             | {
                 "HOLDCOURSE_DRAIN_GRACE_S": str(grace),
                 "HOLDCOURSE_CACHE": str(self._settings.cache_folder),

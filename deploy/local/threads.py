@@ -19,11 +19,10 @@ WAITING = {
 BINDING = {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
 
 
-def with_threads(environment: Mapping[str, str], *, bound: bool) -> dict[str, str]:
-    """The environment for a process that runs torch, whose team may be `bound` to the cores.
+def with_threads(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a process that runs torch.
 
-    Only one of those that share them: the others' threads go where it leaves room. A team that
-    does not take all cores stays free, as another of its kind would be bound to the same ones.
+    Teams that do not take all cores stay free: they would all be bound to the same ones.
     """
-    binding = BINDING if bound and "OMP_NUM_THREADS" not in environment else {}
+    binding = {} if "OMP_NUM_THREADS" in environment else BINDING
     return {**WAITING, **binding, **environment}

@@ -14,6 +14,7 @@ from drafter_svc.engine import Engine
 from drafter_svc.service import NAME, DrafterService
 from specwire import codec
 from specwire.draft import Ack, Draft, Extend, Need, Proposals
+from specwire.frames import Frames, connect
 from specwire.serving import ServiceServer
 from specwire.torch import pack
 from specwire.v1 import drafter_pb2 as pb
@@ -32,6 +33,7 @@ class Running:
     parts: Parts
     service: DrafterService
     channel: grpc.aio.Channel
+    same_host: bool
 
     def stub(self) -> Any:
         return drafter_pb2_grpc.DrafterServiceStub(self.channel)
@@ -40,7 +42,10 @@ class Running:
         verifier = Verifier(self, link, self.stub().Draft())
         await verifier.call.write(pb.DraftRequest(hello=hello(link_id=link)))
         first = await verifier.call.read()
-        assert first.welcome == DESCRIPTION
+        assert without_name(first.welcome) == DESCRIPTION
+        if self.same_host:
+            verifier.frames = connect(first.welcome.same_host)
+            await verifier.write(pb.DraftRequest(hello=hello(link_id=link)))
         return verifier
 
 
@@ -52,6 +57,13 @@ class Verifier:
     link: int
     call: Any
     number: int = field(default=0)
+    frames: Frames | None = None
+
+    async def write(self, request: pb.DraftRequest) -> None:
+        if self.frames is None:
+            await self.call.write(request)
+        else:
+            self.frames.send(request)
 
     async def send(self, *sent: Sent, closes: Sequence[int] = ()) -> None:
         self.number += 1
@@ -60,10 +72,13 @@ class Verifier:
         )
         if sent:
             message.features.CopyFrom(pack(torch.cat([rows for _, rows in sent])))
-        await self.call.write(pb.DraftRequest(round=message))
+        await self.write(pb.DraftRequest(round=message))
 
     async def receive(self) -> Proposals:
-        message = await self.call.read()
+        if self.frames is None:
+            message = await self.call.read()
+        else:
+            message = await asyncio.to_thread(self.frames.receive, pb.DraftResponse)
         assert isinstance(message, pb.DraftResponse), message
         return codec.decode_proposals(message.proposals, 128)
 
@@ -74,8 +89,16 @@ class Verifier:
     async def bulk(self) -> Any:
         call = self.running.stub().Bulk()
         await call.write(pb.BulkRequest(hello=hello(link_id=self.link)))
-        assert (await call.read()).welcome == DESCRIPTION
+        assert without_name((await call.read()).welcome) == DESCRIPTION
         return call
+
+
+def without_name(welcome: pb.DescribeResponse) -> pb.DescribeResponse:
+    """What a drafter announces, but for the socket's name, which is its own."""
+    plain = pb.DescribeResponse()
+    plain.CopyFrom(welcome)
+    plain.ClearField("same_host")
+    return plain
 
 
 def hello(**changes: Any) -> pb.Hello:
@@ -101,14 +124,15 @@ async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
 Serve = Callable[[Parts], Awaitable[Running]]
 
 
-@pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
-    async with _Servers() as servers:
+@pytest.fixture(params=[False, True], ids=["gRPC", "same host"])
+async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
+    async with _Servers(request.param) as servers:
         yield servers.start
 
 
 class _Servers:
-    def __init__(self) -> None:
+    def __init__(self, same_host: bool) -> None:
+        self._same_host = same_host
         self._stops: list[Callable[[], Awaitable[None]]] = []
 
     async def __aenter__(self) -> "_Servers":
@@ -117,7 +141,7 @@ class _Servers:
     async def start(self, parts: Parts) -> Running:
         engine = Engine(parts.worker, on_failure=lambda: pytest.fail("engine failed"))
         engine.start()
-        service = DrafterService(engine, DESCRIPTION)
+        service = DrafterService(engine, DESCRIPTION, same_host=self._same_host)
         server = ServiceServer(
             NAME, lambda to: drafter_pb2_grpc.add_DrafterServiceServicer_to_server(service, to)
         )
@@ -126,11 +150,12 @@ class _Servers:
 
         async def stop() -> None:
             await channel.close()
+            await service.drain()
             await server.stop(0)
             engine.stop()
 
         self._stops.append(stop)
-        return Running(parts, service, channel)
+        return Running(parts, service, channel, self._same_host)
 
     async def __aexit__(self, *_: object) -> None:
         for stop in self._stops:
@@ -143,7 +168,9 @@ async def running(serve: Serve) -> Running:
 
 
 async def test_describe(running: Running) -> None:
-    assert await running.stub().Describe(pb.DescribeRequest()) == DESCRIPTION
+    described = await running.stub().Describe(pb.DescribeRequest())
+    assert without_name(described) == DESCRIPTION
+    assert bool(described.same_host) == running.same_host
 
 
 async def test_rounds_are_answered_in_order(running: Running) -> None:
@@ -213,7 +240,7 @@ BAD_ROUNDS = {
 @pytest.mark.parametrize("name", BAD_ROUNDS)
 async def test_a_bad_round_ends_its_own_stream_only(running: Running, name: str) -> None:
     good, bad = await running.link(1), await running.link(2)
-    await bad.call.write(pb.DraftRequest(round=BAD_ROUNDS[name]))
+    await bad.write(pb.DraftRequest(round=BAD_ROUNDS[name]))
     code, sentence = await refusal(bad.call)
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert sentence.endswith(".")
@@ -229,7 +256,7 @@ async def test_a_gap_in_the_numbers_is_data_loss(
 ) -> None:
     verifier = await running.link()
     for number in numbers:
-        await verifier.call.write(pb.DraftRequest(round=pb.Round(number=number)))
+        await verifier.write(pb.DraftRequest(round=pb.Round(number=number)))
     assert (await refusal(verifier.call))[0] == grpc.StatusCode.DATA_LOSS
 
 
@@ -260,10 +287,11 @@ async def test_garbage_amid_a_stream_frees_the_link(running: Running) -> None:
 
 
 async def test_a_link_id_is_taken_once(running: Running) -> None:
-    await running.link(7)
+    first = await running.link(7)
     call = running.stub().Draft()
     await call.write(pb.DraftRequest(hello=hello(link_id=7)))
     assert (await refusal(call))[0] == grpc.StatusCode.INVALID_ARGUMENT
+    assert not first.call.done()
 
 
 async def test_links_have_sequence_ids_of_their_own(running: Running) -> None:
@@ -366,6 +394,7 @@ async def test_a_lost_link_frees_its_sequences(running: Running) -> None:
     assert not running.parts.cache.bytes_used
 
 
+@pytest.mark.parametrize("serve", [False], indirect=True)
 async def test_the_end_of_requests_ends_the_stream_after_the_answers(running: Running) -> None:
     verifier = await running.link()
     text = random_text(20, 1)
@@ -374,6 +403,52 @@ async def test_the_end_of_requests_ends_the_stream_after_the_answers(running: Ru
     check(running, (await verifier.receive()).drafts[0], text, 9, 4)
     assert await verifier.call.read() is grpc.aio.EOF
     assert await verifier.call.code() == grpc.StatusCode.OK
+
+
+@pytest.fixture
+async def near(serve: Serve) -> Running:
+    """A drafter on this host."""
+    return await serve(Parts())
+
+
+@pytest.mark.parametrize("serve", [True], indirect=True)
+class TestSameHost:
+    async def test_a_closed_socket_ends_its_link_and_frees_what_it_had(self, near: Running) -> None:
+        verifier, bystander = await near.link(1), await near.link(2)
+        text = random_text(20, 1)
+        await verifier.ask(text.extend(5, 0, 9, 4))
+        assert verifier.frames is not None
+        verifier.frames.close()
+        assert (await refusal(verifier.call))[0] == grpc.StatusCode.UNAVAILABLE
+        assert near.service.links == 1
+        check(near, (await bystander.ask(text.extend(5, 0, 9, 4))).drafts[0], text, 9, 4)
+        await near.link(1)
+
+    async def test_the_end_of_the_stream_closes_the_socket(self, near: Running) -> None:
+        verifier = await near.link()
+        assert verifier.frames is not None
+        verifier.call.cancel()
+        assert await asyncio.to_thread(verifier.frames.receive, pb.DraftResponse) is None
+
+    async def test_a_socket_belongs_to_an_open_link_without_one(self, near: Running) -> None:
+        verifier = await near.link(7)
+        name = (await near.stub().Describe(pb.DescribeRequest())).same_host
+        for request in (
+            pb.DraftRequest(hello=hello(link_id=7)),  # it has one
+            pb.DraftRequest(hello=hello(link_id=8)),
+            pb.DraftRequest(round=pb.Round(number=1)),
+        ):
+            stranger = connect(name)
+            assert stranger is not None
+            stranger.send(request)
+            assert await asyncio.to_thread(stranger.receive, pb.DraftResponse) is None
+        text = random_text(20, 1)
+        check(near, (await verifier.ask(text.extend(5, 0, 9, 4))).drafts[0], text, 9, 4)
+
+    async def test_drained_it_takes_no_more(self, near: Running) -> None:
+        name = (await near.stub().Describe(pb.DescribeRequest())).same_host
+        await near.service.drain()
+        assert connect(name) is None
 
 
 async def test_drain_answers_and_ends_all_streams(running: Running) -> None:

@@ -52,6 +52,7 @@ class Cluster:
     target: Path
     checkpoint: Path
     redis_url: str
+    same_host: str = "on"
     verifier: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
     drafter: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
     gateway_port: int = field(default_factory=free_port)
@@ -65,7 +66,7 @@ class Cluster:
         self._start(
             "drafter", "drafter_svc", "--listen", self.drafter, "--checkpoint",
             str(self.checkpoint), "--target", str(self.target), "--dtype", "float32",
-            "--metrics-port", "0",
+            "--metrics-port", "0", "--same-host", self.same_host,
         )  # fmt: skip
 
     def start_verifier(self, *flags: str) -> None:
@@ -151,14 +152,18 @@ def tiny_checkpoint(
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["on", "off"], ids=["same host", "gRPC"])
 def cluster(
-    tiny_llama: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tiny_llama: Path,
+    tiny_checkpoint: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Cluster]:
+    """All services, whose rounds travel by a Unix socket or by gRPC."""
     folder = tmp_path_factory.mktemp("cluster")
     server = Valkey(tmp_path_factory.mktemp("vk"))
     server.start()
-    running = Cluster(folder, tiny_llama, tiny_checkpoint, server.url)
+    running = Cluster(folder, tiny_llama, tiny_checkpoint, server.url, same_host=request.param)
     try:
         running.start_drafter()
         running.start_verifier()

@@ -80,9 +80,11 @@ def linked(stub: VerifierServiceStub) -> bool:
 
 
 def test_speculation_over_the_wire_gives_the_targets_text(
-    stub: VerifierServiceStub, expected: list[int]
+    cluster: Cluster, stub: VerifierServiceStub, expected: list[int]
 ) -> None:
     wait_until(lambda: linked(stub), "a drafted round")
+    way = "a Unix socket" if cluster.same_host == "on" else "gRPC"
+    assert f"drafter linked by {way}" in (cluster.folder / "verifier.log").read_text()
     tokens, rounds, finish = collect(stub.Generate(request()))
     assert tokens == expected
     usage = finish.usage

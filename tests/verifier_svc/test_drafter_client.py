@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -11,7 +12,7 @@ import grpc.aio
 import pytest
 import torch
 
-from specwire import codec
+from specwire import codec, frames
 from specwire.draft import (
     Ack,
     Draft,
@@ -23,6 +24,7 @@ from specwire.draft import (
     Unlinked,
     Wish,
 )
+from specwire.frames import Frames
 from specwire.handshake import Shape
 from specwire.torch import unpack
 from specwire.v1 import drafter_pb2 as pb
@@ -49,6 +51,7 @@ class Drafter(DrafterServiceServicer):
         self.welcome.CopyFrom(WELCOME)
         self.hellos: list[pb.Hello] = []
         self.rounds: list[pb.Round] = []
+        self.sockets: list[Frames] = []
         self.bulks: list[pb.BulkExtend] = []
         self.silent = False
         self.proposals: Callable[[int], pb.DraftResponse] = lambda number: codec.encode_proposals(
@@ -68,8 +71,20 @@ class Drafter(DrafterServiceServicer):
             return
         yield pb.DraftResponse(welcome=self.welcome)
         async for request in requests:
-            self.rounds.append(request.round)
-            yield self.proposals(request.round.number)
+            yield self.answer(request)
+
+    def take(self, socket: Frames) -> None:
+        """Serve a link by a socket, on a thread."""
+        self.sockets.append(socket)
+        first = socket.receive(pb.DraftRequest)
+        assert first is not None
+        self.hellos.append(first.hello)
+        while (request := socket.receive(pb.DraftRequest)) is not None:
+            socket.send(self.answer(request))
+
+    def answer(self, request: pb.DraftRequest) -> pb.DraftResponse:
+        self.rounds.append(request.round)
+        return self.proposals(request.round.number)
 
     async def Bulk(  # noqa: N802
         self, requests: AsyncIterator[pb.BulkRequest], context: Any
@@ -88,6 +103,11 @@ class Events:
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[DraftEvent] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+
+    def post(self, event: DraftEvent) -> None:
+        """Take an event from any thread."""
+        self._loop.call_soon_threadsafe(self.queue.put_nowait, event)
 
     async def next(self, kind: type[Any]) -> Any:
         """The next event of a kind; what comes before it is dropped."""
@@ -95,6 +115,19 @@ class Events:
             while not isinstance(event := await self.queue.get(), kind):
                 pass
         return event
+
+
+@pytest.fixture(params=[False, True], ids=["gRPC", "same host"])
+def drafter(request: pytest.FixtureRequest) -> Iterator[Drafter]:
+    """A drafter that takes rounds by gRPC alone, or by a socket as well."""
+    drafter = Drafter()
+    if not request.param:
+        yield drafter
+        return
+    drafter.welcome.same_host = f"test-{secrets.token_hex(8)}"
+    listener = frames.serve(drafter.welcome.same_host, drafter.take)
+    yield drafter
+    frames.stop(listener)
 
 
 @asynccontextmanager
@@ -120,7 +153,7 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
     @asynccontextmanager
     async def connected(port: int) -> AsyncIterator[tuple[DrafterClient, Events]]:
         client, events = DrafterClient(f"127.0.0.1:{port}", SHAPE), Events()
-        client.start(events.queue.put_nowait)
+        client.start(events.post)
         try:
             yield client, events
         finally:
@@ -135,15 +168,20 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def test_rounds_bulk_rows_and_their_answers_travel(connect: Connect) -> None:
-    drafter, port = Drafter(), free_port()
+async def test_rounds_bulk_rows_and_their_answers_travel(
+    connect: Connect, drafter: Drafter
+) -> None:
+    port = free_port()
     async with serving(drafter, port), connect(port) as (client, events):
         linked = await events.next(Linked)
         assert linked.welcome == codec.decode_welcome(WELCOME)
+        sockets = int(bool(drafter.welcome.same_host))
+        await until(lambda: len(drafter.hellos) == 2 + sockets)
+        assert len(drafter.sockets) == sockets
         hello = pb.Hello(
             link_id=linked.link, target_fingerprint="f" * 64, vocab_size=97, hidden_size=32
         )
-        assert drafter.hellos == [hello, hello]
+        assert drafter.hellos == [hello] * (2 + sockets)
         rows = torch.randn(3, 64)
         extend, other = Extend(1, 4, (7, 8), Wish(3, 5)), Extend(2, 9, (6,), Wish(1))
         client.round(linked.link, [extend, other], [rows[:2], rows[2:]], [44])
@@ -161,8 +199,10 @@ async def test_rounds_bulk_rows_and_their_answers_travel(connect: Connect) -> No
         assert drafter.rounds[1].number == 2
 
 
-async def test_what_is_meant_for_an_earlier_link_is_dropped(connect: Connect) -> None:
-    drafter, port = Drafter(), free_port()
+async def test_what_is_meant_for_an_earlier_link_is_dropped(
+    connect: Connect, drafter: Drafter
+) -> None:
+    port = free_port()
     async with serving(drafter, port), connect(port) as (client, events):
         linked = await events.next(Linked)
         client.round(linked.link - 1, (), (), (1,))
@@ -223,15 +263,54 @@ def broken_tensor(drafter: Drafter) -> None:
 
 @pytest.mark.parametrize("fault", [skipped_number, wrong_frame, broken_tensor])
 async def test_a_broken_answer_ends_the_link_and_a_new_one_is_made(
-    connect: Connect, fault: Callable[[Drafter], None]
+    connect: Connect, drafter: Drafter, fault: Callable[[Drafter], None]
 ) -> None:
-    drafter, port = Drafter(), free_port()
+    port = free_port()
     fault(drafter)
     async with serving(drafter, port), connect(port) as (client, events):
         first = await events.next(Linked)
         client.round(first.link, (), (), (1,))
         await events.next(Unlinked)
         assert (await events.next(Linked)).link != first.link
+
+
+@pytest.mark.parametrize("drafter", [True], indirect=True)
+class TestSameHost:
+    async def test_a_socket_that_closes_ends_the_link_and_a_new_one_is_made(
+        self, connect: Connect, drafter: Drafter
+    ) -> None:
+        port = free_port()
+        async with serving(drafter, port), connect(port) as (client, events):
+            first = await events.next(Linked)
+            await until(lambda: drafter.sockets)
+            drafter.sockets[0].close()
+            await events.next(Unlinked)
+            client.round(first.link, (), (), (1,))  # for nobody any more
+            again = await events.next(Linked)
+            client.round(again.link, (), (), (2,))
+            assert await events.next(Proposals)
+            assert [list(each.closes) for each in drafter.rounds] == [[2]]
+
+    async def test_the_end_of_the_stream_closes_the_socket(
+        self, connect: Connect, drafter: Drafter
+    ) -> None:
+        port = free_port()
+        async with connect(port) as (_, events):
+            async with serving(drafter, port):
+                await events.next(Linked)
+                await until(lambda: drafter.sockets)
+            await events.next(Unlinked)
+            assert await asyncio.to_thread(drafter.sockets[0].receive, pb.DraftRequest) is None
+
+
+async def test_a_socket_of_another_host_leaves_rounds_to_grpc(connect: Connect) -> None:
+    drafter, port = Drafter(), free_port()
+    drafter.welcome.same_host = "nowhere-on-this-host"
+    async with serving(drafter, port), connect(port) as (client, events):
+        linked = await events.next(Linked)
+        client.round(linked.link, (), (), (1,))
+        assert await events.next(Proposals)
+        assert drafter.sockets == []
 
 
 async def test_a_drafter_that_hangs_up_without_a_word_is_tried_again(connect: Connect) -> None:

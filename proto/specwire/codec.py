@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from specwire import tensor
 from specwire.draft import (
     Ack,
     Draft,
@@ -124,7 +123,7 @@ def encode_proposals(
                     seq=draft.seq,
                     base=draft.base,
                     tokens=draft.tokens,
-                    confidence=tensor.pack_floats(draft.confidence),
+                    confidence=draft.confidence,
                     source=SOURCES[draft.source],
                 )
                 for draft in drafts
@@ -154,15 +153,14 @@ def _decode_draft(message: pb.Draft, vocab_size: int) -> Draft:
     if source is None:
         raise DataLoss(f"draft: its source {message.source} is not known.")
     tokens = tuple(message.tokens)
-    confidence = tensor.unpack_floats(message.confidence, "confidence")
+    confidence = tuple(message.confidence)
     expected = len(tokens) if source is DraftSource.CHAIN else 0
-    if confidence.shape != (expected,):
-        raise DataLoss(f"draft of {len(tokens)} tokens: {confidence.shape} confidences.")
-    if not all(0 <= each <= 1 for each in confidence.tolist()):  # nor is NaN
-        raise DataLoss(f"draft: confidence must be between 0 and 1, got {confidence.tolist()}.")
+    if len(confidence) != expected:
+        raise DataLoss(f"draft of {len(tokens)} tokens: {len(confidence)} confidences.")
+    if not all(0 <= each <= 1 for each in confidence):  # nor is NaN
+        raise DataLoss(f"draft: confidence must be between 0 and 1, got {list(confidence)}.")
     valid = next((i for i, t in enumerate(tokens) if t >= vocab_size), len(tokens))
-    confidences = tuple(confidence[:valid].tolist())
-    return Draft(message.seq, message.base, tokens[:valid], confidences, source)
+    return Draft(message.seq, message.base, tokens[:valid], confidence[:valid], source)
 
 
 def encode_ack(ack: Ack) -> pb.BulkResponse:

@@ -252,16 +252,16 @@ def wrong_frame(drafter: Drafter) -> None:
     drafter.proposals = lambda number: pb.DraftResponse(welcome=WELCOME)
 
 
-def broken_tensor(drafter: Drafter) -> None:
+def missing_confidence(drafter: Drafter) -> None:
     def proposals(number: int) -> pb.DraftResponse:
         message = codec.encode_proposals(number, [Draft(1, 4, (5,), (0.5,))], [], DraftCost())
-        message.proposals.drafts[0].confidence.data = b"abc"
+        message.proposals.drafts[0].confidence.pop()
         return message
 
     drafter.proposals = proposals
 
 
-@pytest.mark.parametrize("fault", [skipped_number, wrong_frame, broken_tensor])
+@pytest.mark.parametrize("fault", [skipped_number, wrong_frame, missing_confidence])
 async def test_a_broken_answer_ends_the_link_and_a_new_one_is_made(
     connect: Connect, drafter: Drafter, fault: Callable[[Drafter], None]
 ) -> None:

@@ -441,8 +441,8 @@ class Draft(_message.Message):
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
-    def confidence(self) -> _tensor_pb2.Tensor:
-        """fp32 [len(tokens)]: the chain's probability of each, at temperature 1; a lookup has none: [0]."""
+    def confidence(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The chain's probability of each token, at temperature 1; a lookup has none."""
 
     def __init__(
         self,
@@ -450,10 +450,10 @@ class Draft(_message.Message):
         seq: _builtins.int = ...,
         base: _builtins.int = ...,
         tokens: _abc.Iterable[_builtins.int] | None = ...,
-        confidence: _tensor_pb2.Tensor | None = ...,
+        confidence: _abc.Iterable[_builtins.float] | None = ...,
         source: Global___DraftSource.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "confidence", b"confidence", "seq", b"seq", "source", b"source", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...

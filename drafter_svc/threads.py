@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
+from specwire import cpus
+
 
 def limit_threads(count: int) -> None:
     """Run the operators that this thread calls on `count` threads; other threads keep theirs."""
@@ -22,11 +24,13 @@ def half_the_threads() -> Iterator[None]:
     """Run the operators that this thread calls on half of its threads, one at least.
 
     For work that nobody waits for: a team that has all cores would stop a target on the same ones,
-    and wait itself for the thread that the target does not let run.
+    and wait itself for the thread that the target does not let run. The calling thread is not held
+    on its core meanwhile, but goes where the target's threads have done their share of a step.
     """
     count = torch.get_num_threads()
     torch.set_num_threads(max(1, count // 2))
     try:
-        yield
+        with cpus.unbound():
+            yield
     finally:
         torch.set_num_threads(count)

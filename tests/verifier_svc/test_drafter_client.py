@@ -75,10 +75,10 @@ class Drafter(DrafterServiceServicer):
 
     def take(self, socket: Frames) -> None:
         """Serve a link by a socket, on a thread."""
-        self.sockets.append(socket)
         first = socket.receive(pb.DraftRequest)
         assert first is not None
         self.hellos.append(first.hello)
+        self.sockets.append(socket)
         while (request := socket.receive(pb.DraftRequest)) is not None:
             socket.send(self.answer(request))
 

@@ -107,10 +107,10 @@ def test_speculation_over_the_wire_gives_the_targets_text(
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_speculation_changes_no_token(stub: VerifierServiceStub, temperature: float) -> None:
     drawn = {"temperature": temperature, "seed": 2**63 + 5, "top_p": 0.9, "presence_penalty": 0.5}
-    fast = request(**drawn)
-    plain = request(**drawn)
+    fast = request(LENGTH, **drawn)
+    plain = request(LENGTH, **drawn)
     plain.speculation.disabled = True
-    capped = request(**drawn)
+    capped = request(LENGTH, **drawn)
     capped.speculation.max_draft_tokens = 1
     texts = [collect(stub.Generate(r)) for r in (fast, plain, capped)]
     assert texts[0][0] == texts[1][0] == texts[2][0]

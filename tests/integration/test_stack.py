@@ -106,6 +106,7 @@ def test_speculation_over_the_wire_gives_the_targets_text(
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_speculation_changes_no_token(stub: VerifierServiceStub, temperature: float) -> None:
+    wait_until(lambda: linked(stub), "a drafted round")
     drawn = {"temperature": temperature, "seed": 2**63 + 5, "top_p": 0.9, "presence_penalty": 0.5}
     fast = request(LENGTH, **drawn)
     plain = request(LENGTH, **drawn)

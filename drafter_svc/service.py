@@ -43,12 +43,12 @@ class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
         self._description = pb.DescribeResponse()
         self._description.CopyFrom(description)
         self._listener: socket.socket | None = None
-        if same_host:
-            self._listen()
         self._width = len(description.aux_layer_ids) * description.target_hidden_size
         self._shape = handshake.announced(codec.decode_welcome(description))
         self._links: dict[int, Link] = {}
         self._draining = False
+        if same_host:
+            self._listen()
 
     @property
     def links(self) -> int:

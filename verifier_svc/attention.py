@@ -17,6 +17,10 @@ NAME = "holdcourse"
 _NOT_SERVED = ("softcap", "sliding_window", "s_aux", "position_bias")
 
 
+class Unsupported(Exception):
+    """A layer asks for more, or has another shape, than what runs it can serve."""
+
+
 @dataclass(slots=True)
 class AttentionPlan:
     """What a packed batch writes to and reads from the cache.
@@ -78,11 +82,11 @@ def packed_attention(
     follows from the plan.
 
     Raises:
-        NotImplementedError: the layer asks for more than standard attention.
+        Unsupported: the layer asks for more than standard attention.
     """
     for extra in _NOT_SERVED:
         if kwargs.get(extra) is not None:
-            raise NotImplementedError(f"{type(module).__name__} asks for {extra}.")
+            raise Unsupported(f"{type(module).__name__} asks for {extra}.")
     layer: int = module.layer_idx  # type: ignore[assignment]
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = (state[0].transpose(0, 1) for state in (query, key, value))

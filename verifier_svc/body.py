@@ -11,7 +11,7 @@ import torch
 
 from specwire.kernels import Decoder, DecoderMemory, DecoderWeights, LayerWeights, Reach
 from specwire.torch import PackedLinear
-from verifier_svc.attention import AttentionPlan
+from verifier_svc.attention import AttentionPlan, Unsupported
 from verifier_svc.cache import KVCache
 from verifier_svc.fused import FusedAttention, FusedMLP, FusedNorm
 
@@ -103,14 +103,14 @@ class KernelBody:
         """See `Body`.
 
         Raises:
-            NotImplementedError: the kernel does not take this shape.
+            Unsupported: the kernel does not take this shape.
         """
         if (memory := self._memories.get(cache)) is None:
             memory = self._memories[cache] = DecoderMemory(cache.keys, cache.values)
         captured = _columns(kept.layers, self._width)
         hidden = self._decoder.run(rows, reach, memory, captured, kept.features, kept.rows)
         if hidden is None:
-            raise NotImplementedError("no kernel takes heads of this shape.")
+            raise Unsupported("no kernel takes heads of this shape.")
         return hidden
 
 

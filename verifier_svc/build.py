@@ -10,6 +10,7 @@ from specwire import kernels, logs
 from specwire.draft import DraftPort
 from specwire.settings import StartError
 from specwire.target import TargetSource
+from verifier_svc.attention import Unsupported
 from verifier_svc.blocks import BLOCK_SIZE, BlockPool, blocks_for
 from verifier_svc.cache import KVCache
 from verifier_svc.drafting import Drafting
@@ -122,7 +123,7 @@ def build_engine(
     _log.info("warming up", cached_tokens=len(cache.features))
     try:
         warm_up(target, cache)
-    except (NotImplementedError, TypeError) as error:
+    except (Unsupported, TypeError) as error:
         raise StartError(f"target: its attention is not standard: {error}") from None
     policy = DraftLengthPolicy(settings.max_draft_tokens, settings.fixed_draft_length)
     return Engine(

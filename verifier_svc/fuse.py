@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from specwire.kernels import Reach, Segment
-from verifier_svc.attention import AttentionPlan
+from verifier_svc.attention import AttentionPlan, Unsupported
 from verifier_svc.blocks import BLOCK_SIZE
 from verifier_svc.body import Body, Kept, KernelBody, ModuleBody
 from verifier_svc.cache import KVCache
@@ -74,7 +74,7 @@ def _left_by(
     reach = Reach([Segment(0, rows.shape[1], 0, 1)], block=BLOCK_SIZE)
     try:
         hidden = body.run(rows, reach, cache, Kept(layers, cache.features, rows[2]))
-    except NotImplementedError:
+    except Unsupported:
         return None
     return [hidden, *torch.split(cache.features, len(like), -1), *cache.keys, *cache.values]
 
@@ -136,7 +136,7 @@ def _same(
     rows = torch.randn(1, 3, weight.shape[-1], generator=generator).to(weight)
     try:
         expected, got = (_first(m(rows, **surroundings)) for m in (module, fused))
-    except (NotImplementedError, TypeError):
+    except (Unsupported, TypeError):
         return None
     return fused if _near(got, expected) else None
 

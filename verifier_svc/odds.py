@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-#: The chance of what nothing is known of.
-NOTHING_KNOWN = 0.5
 # Weight, in outcomes, of what is assumed before any: a few unlucky ones must not end drafting, and
 # sequences differ less than their first drafts do.
 _PRIOR = 32.0
@@ -34,20 +32,12 @@ class Odds:
         """What is assumed before any outcome."""
         if self._prior is not None:
             return self._prior
-        return self.similar.rate if self.similar else NOTHING_KNOWN
+        return self.similar.rate if self.similar else 0.5
 
     @property
     def rate(self) -> float:
         """The chance."""
-        return self.given(self.prior)
-
-    def assumed(self, similar: float) -> float:
-        """What is assumed before any outcome if `similar` is the chance of similar things."""
-        return similar if self._prior is None else self._prior
-
-    def given(self, prior: float) -> float:
-        """The chance if `prior` was assumed before any outcome."""
-        return (self.hits + self.weight * prior) / (self.tries + self.weight)
+        return (self.hits + self.weight * self.prior) / (self.tries + self.weight)
 
     def expect(self, rate: float | None) -> None:
         """Start anew from this chance; None: nothing is known of it."""

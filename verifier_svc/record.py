@@ -9,7 +9,7 @@ import numpy as np
 
 from specwire.draft import DraftSource, Wish
 from verifier_svc.confidence import Calibration, Floats
-from verifier_svc.odds import NOTHING_KNOWN, Odds
+from verifier_svc.odds import Odds
 
 # Draft tokens of a chain that is a probe: it also tells what longer chains cost and bring.
 PROBE_LENGTH = 4
@@ -49,25 +49,12 @@ class Acceptance:
 
     def rates(self) -> Floats:
         """Chance of each position to be accepted if all before it were."""
-        rates: Floats = self.stack([self])[0]
-        return rates
-
-    def _priors(self) -> list[float]:
-        """What is assumed of each position, in one pass: each `Odds.prior` asks all before it."""
-        if self._shared is not None:
-            pairs = zip(self._shared._odds, self._shared._priors(), strict=True)
-            return [odds.given(prior) for odds, prior in pairs]
-        priors: list[float] = []
-        before = NOTHING_KNOWN
-        for odds in self._odds:
-            priors.append(odds.assumed(before))
-            before = odds.given(priors[-1])
-        return priors
+        return np.array([odds.rate for odds in self._odds])
 
     @staticmethod
     def stack(parts: Items[Acceptance]) -> Floats:
         """The rates of several that share one profile: [parts, positions]."""
-        prior = np.array(parts[0]._priors())
+        prior = np.array([odds.prior for odds in parts[0]._odds])
         seen = np.array([[(o.weight, o.tries, o.hits) for o in part._odds] for part in parts])
         weight, tries, hits = seen.transpose(2, 0, 1)
         stacked: Floats = (hits + weight * prior) / (tries + weight)

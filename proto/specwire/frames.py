@@ -1,8 +1,8 @@
 """Messages between processes of one host, over a Unix socket.
 
-gRPC's threads take a millisecond to pass a round on right after a forward, when the cores' caches
-hold nothing that they need. These take a fifth of that. A name is one of Linux's abstract ones:
-it needs no file, and is found from within one network namespace only.
+Right after a forward the cores' caches hold nothing that gRPC's many threads need to pass a round
+on; here one thread reads, and who sends writes. A name is one of Linux's abstract ones: it needs no
+file, and is found from within one network namespace only.
 """
 
 from __future__ import annotations
@@ -94,11 +94,12 @@ class Frames:
                     return
 
     def _read(self, count: int) -> bytes | None:
-        try:
-            data = self._socket.recv(count, socket.MSG_WAITALL)
-        except OSError:
-            return None
-        return data if len(data) == count else None
+        data = bytearray(count)
+        rest = memoryview(data)
+        with contextlib.suppress(OSError):
+            while rest and (read := self._socket.recv_into(rest)):
+                rest = rest[read:]
+        return None if rest else bytes(data)
 
 
 def serve(name: str, take: Callable[[Frames], None]) -> socket.socket:

@@ -1,8 +1,7 @@
 """The service over a real gRPC server on loopback."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -10,156 +9,30 @@ import grpc.aio
 import pytest
 import torch
 
-from drafter_svc.engine import Engine
-from drafter_svc.service import NAME, DrafterService
+from drafter_svc.service import NAME
 from specwire import codec
-from specwire.draft import Ack, Draft, Extend, Need, Proposals
-from specwire.frames import Frames, connect
-from specwire.serving import ServiceServer
+from specwire.draft import Ack, Draft, Need
 from specwire.torch import pack
 from specwire.v1 import drafter_pb2 as pb
-from specwire.v1 import drafter_pb2_grpc, tensor_pb2
-from tests.drafter_svc.parts import DESCRIPTION, Parts, Text, greedy, random_text
-
-HELLO = pb.Hello(link_id=7, target_fingerprint="feed", vocab_size=128, hidden_size=16)
-
-Sent = tuple[Extend, torch.Tensor]
-
-
-@dataclass
-class Running:
-    """A served tiny drafter and a channel to it."""
-
-    parts: Parts
-    service: DrafterService
-    channel: grpc.aio.Channel
-    same_host: bool
-
-    def stub(self) -> Any:
-        return drafter_pb2_grpc.DrafterServiceStub(self.channel)
-
-    async def link(self, link: int = 7) -> "Verifier":
-        verifier = Verifier(self, link, self.stub().Draft())
-        await verifier.call.write(pb.DraftRequest(hello=hello(link_id=link)))
-        first = await verifier.call.read()
-        assert without_name(first.welcome) == DESCRIPTION
-        if self.same_host:
-            verifier.frames = connect(first.welcome.same_host)
-            await verifier.write(pb.DraftRequest(hello=hello(link_id=link)))
-        return verifier
-
-
-@dataclass
-class Verifier:
-    """The other end of one link."""
-
-    running: Running
-    link: int
-    call: Any
-    number: int = field(default=0)
-    frames: Frames | None = None
-
-    async def write(self, request: pb.DraftRequest) -> None:
-        if self.frames is None:
-            await self.call.write(request)
-        else:
-            self.frames.send(request)
-
-    async def send(self, *sent: Sent, closes: Sequence[int] = ()) -> None:
-        self.number += 1
-        message = pb.Round(
-            number=self.number, extends=[codec.encode_extend(e) for e, _ in sent], closes=closes
-        )
-        if sent:
-            message.features.CopyFrom(pack(torch.cat([rows for _, rows in sent])))
-        await self.write(pb.DraftRequest(round=message))
-
-    async def receive(self) -> Proposals:
-        if self.frames is None:
-            message = await self.call.read()
-        else:
-            message = await asyncio.to_thread(self.frames.receive, pb.DraftResponse)
-        assert isinstance(message, pb.DraftResponse), message
-        return codec.decode_proposals(message.proposals, 128)
-
-    async def ask(self, *sent: Sent) -> Proposals:
-        await self.send(*sent)
-        return await self.receive()
-
-    async def bulk(self) -> Any:
-        call = self.running.stub().Bulk()
-        await call.write(pb.BulkRequest(hello=hello(link_id=self.link)))
-        assert without_name((await call.read()).welcome) == DESCRIPTION
-        return call
-
-
-def without_name(welcome: pb.DescribeResponse) -> pb.DescribeResponse:
-    """What a drafter announces, but for the socket's name, which is its own."""
-    plain = pb.DescribeResponse()
-    plain.CopyFrom(welcome)
-    plain.ClearField("same_host")
-    return plain
-
-
-def hello(**changes: Any) -> pb.Hello:
-    message = pb.Hello()
-    message.CopyFrom(HELLO)
-    for name, value in changes.items():
-        setattr(message, name, value)
-    return message
-
-
-def check(running: Running, draft: Draft, text: Text, base: int, length: int) -> None:
-    assert draft.base == base
-    assert list(draft.tokens) == running.parts.slow_draft(text, base, length, greedy).tokens
-
-
-async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        while await call.read() is not grpc.aio.EOF:
-            pass
-    return caught.value.code(), caught.value.details() or ""
-
+from specwire.v1 import tensor_pb2
+from tests.drafter_svc.parts import DESCRIPTION, Parts, random_text
+from tests.drafter_svc.served import (
+    HELLO,
+    Running,
+    Servers,
+    check,
+    hello,
+    refusal,
+    without_name,
+)
 
 Serve = Callable[[Parts], Awaitable[Running]]
 
 
 @pytest.fixture(params=[False, True], ids=["gRPC", "same host"])
 async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Serve]:
-    async with _Servers(request.param) as servers:
+    async with Servers(request.param) as servers:
         yield servers.start
-
-
-class _Servers:
-    def __init__(self, same_host: bool) -> None:
-        self._same_host = same_host
-        self._stops: list[Callable[[], Awaitable[None]]] = []
-
-    async def __aenter__(self) -> "_Servers":
-        return self
-
-    async def start(self, parts: Parts) -> Running:
-        engine = Engine(parts.worker, on_failure=lambda: pytest.fail("engine failed"))
-        engine.start()
-        service = DrafterService(engine, DESCRIPTION, same_host=self._same_host)
-        server = ServiceServer(
-            NAME, lambda to: drafter_pb2_grpc.add_DrafterServiceServicer_to_server(service, to)
-        )
-        port = await server.start("127.0.0.1:0")
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-
-        async def stop() -> None:
-            await channel.close()
-            await service.drain()
-            await server.stop(0)
-            engine.stop()
-
-        self._stops.append(stop)
-        return Running(parts, service, channel, self._same_host)
-
-    async def __aexit__(self, *_: object) -> None:
-        for stop in self._stops:
-            await stop()
 
 
 @pytest.fixture
@@ -403,52 +276,6 @@ async def test_the_end_of_requests_ends_the_stream_after_the_answers(running: Ru
     check(running, (await verifier.receive()).drafts[0], text, 9, 4)
     assert await verifier.call.read() is grpc.aio.EOF
     assert await verifier.call.code() == grpc.StatusCode.OK
-
-
-@pytest.fixture
-async def near(serve: Serve) -> Running:
-    """A drafter on this host."""
-    return await serve(Parts())
-
-
-@pytest.mark.parametrize("serve", [True], indirect=True)
-class TestSameHost:
-    async def test_a_closed_socket_ends_its_link_and_frees_what_it_had(self, near: Running) -> None:
-        verifier, bystander = await near.link(1), await near.link(2)
-        text = random_text(20, 1)
-        await verifier.ask(text.extend(5, 0, 9, 4))
-        assert verifier.frames is not None
-        verifier.frames.close()
-        assert (await refusal(verifier.call))[0] == grpc.StatusCode.UNAVAILABLE
-        assert near.service.links == 1
-        check(near, (await bystander.ask(text.extend(5, 0, 9, 4))).drafts[0], text, 9, 4)
-        await near.link(1)
-
-    async def test_the_end_of_the_stream_closes_the_socket(self, near: Running) -> None:
-        verifier = await near.link()
-        assert verifier.frames is not None
-        verifier.call.cancel()
-        assert await asyncio.to_thread(verifier.frames.receive, pb.DraftResponse) is None
-
-    async def test_a_socket_belongs_to_an_open_link_without_one(self, near: Running) -> None:
-        verifier = await near.link(7)
-        name = (await near.stub().Describe(pb.DescribeRequest())).same_host
-        for request in (
-            pb.DraftRequest(hello=hello(link_id=7)),  # it has one
-            pb.DraftRequest(hello=hello(link_id=8)),
-            pb.DraftRequest(round=pb.Round(number=1)),
-        ):
-            stranger = connect(name)
-            assert stranger is not None
-            stranger.send(request)
-            assert await asyncio.to_thread(stranger.receive, pb.DraftResponse) is None
-        text = random_text(20, 1)
-        check(near, (await verifier.ask(text.extend(5, 0, 9, 4))).drafts[0], text, 9, 4)
-
-    async def test_drained_it_takes_no_more(self, near: Running) -> None:
-        name = (await near.stub().Describe(pb.DescribeRequest())).same_host
-        await near.service.drain()
-        assert connect(name) is None
 
 
 async def test_drain_answers_and_ends_all_streams(running: Running) -> None:

@@ -14,7 +14,7 @@ from specwire import kernels
 from specwire.kernels import Reach
 from tests.support.running_engine import target_of
 from tests.support.tiny_llama import write_tiny_llama
-from verifier_svc.attention import AttentionPlan, packed_attention
+from verifier_svc.attention import AttentionPlan, Unsupported, packed_attention
 from verifier_svc.blocks import BLOCK_SIZE, Extent, blocks_for
 from verifier_svc.cache import KVCache
 from verifier_svc.generation import Generation, Sampling
@@ -165,5 +165,5 @@ def test_only_the_sequences_own_slots_are_written(target: Target, cache: KVCache
 def test_what_changes_who_attends_to_whom_is_refused_by_name(extra: str) -> None:
     module, rows = torch.nn.Linear(1, 1), torch.zeros(1, 1, 1, 4)
     plan = AttentionPlan(Reach([]), torch.zeros(0, dtype=torch.long), (), ())
-    with pytest.raises(NotImplementedError, match=f"Linear asks for {extra}"):
+    with pytest.raises(Unsupported, match=f"Linear asks for {extra}"):
         packed_attention(module, rows, rows, rows, None, plan=plan, **{extra: 4})

@@ -15,6 +15,8 @@ from verifier_svc.attention import AttentionPlan, Unsupported
 from verifier_svc.cache import KVCache
 from verifier_svc.fused import FusedAttention, FusedMLP, FusedNorm
 
+# Few rows at a time run first uses of all operators.
+_WARM = (1, 2, 4, 8, 16)
 # Halves of a head are turned sixteen elements at a time.
 _HEAD_STEP = 32
 _PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -34,7 +36,12 @@ class Kept:
 
 
 class Body(Protocol):
-    """From tokens to final states, keys and values kept in a cache."""
+    """From tokens to final states, keys and values kept in a cache.
+
+    Batches of `sizes` rows are worth running before the first request.
+    """
+
+    sizes: tuple[int, ...]
 
     def run(self, rows: torch.Tensor, reach: Reach, cache: KVCache, kept: Kept) -> torch.Tensor:
         """Run int64 [3, n], tokens, positions and slots. Returns normed states [n, hidden]."""
@@ -42,6 +49,8 @@ class Body(Protocol):
 
 class ModuleBody:
     """The decoder of transformers, of standard attention, whose layers' hooks capture."""
+
+    sizes: tuple[int, ...] = _WARM
 
     def __init__(self, module: Any, num_layers: int) -> None:
         self._module = module
@@ -69,6 +78,8 @@ class ModuleBody:
 
 class KernelBody:
     """A decoder of Llama's form on a CPU, in bf16, as one kernel."""
+
+    sizes: tuple[int, ...] = _WARM
 
     def __init__(self, decoder: Decoder, width: int) -> None:
         self._decoder = decoder

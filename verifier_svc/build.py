@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 
 import torch
@@ -120,9 +121,8 @@ def build_engine(
     """
     max_model_len = model_length(settings, target)
     cache = build_cache(settings, target, max_model_len)
-    _log.info("warming up", cached_tokens=len(cache.features))
     try:
-        warm_up(target, cache)
+        warm_up(target, cache, settings.max_sequences * (1 + settings.max_draft_tokens))
     except (Unsupported, TypeError) as error:
         raise StartError(f"target: its attention is not standard: {error}") from None
     policy = DraftLengthPolicy(settings.max_draft_tokens, settings.fixed_draft_length)
@@ -148,9 +148,20 @@ def build_engine(
     )
 
 
-def warm_up(target: Target, cache: KVCache) -> None:
-    """Run shapes that occur, so that the first request does not pay for first uses."""
+def warm_up(target: Target, cache: KVCache, most_rows: int) -> None:
+    """Run shapes that occur, so that the first request does not pay for first uses.
+
+    `most_rows` is what decoding sequences may have at once.
+    """
+    _log.info("warming up", cached_tokens=len(cache.features))
     sequence = Sequence(0, Generation("", (0,) * 16, 16, Sampling()), frozenset(), 16)
     sequence.extent = BlockPool(1).take(1)
-    for count in (16, 8, 4, 2, 1, 1):
-        target.run([Work(sequence, 16 - count, (0,) * count, count)], cache)
+    needed = bisect_left(target.sizes, most_rows) + 1
+    # Large ones first: the memory of a recorded one is used again by those that need less.
+    for size in reversed(target.sizes[:needed]):
+        # As sequences with drafts, and without.
+        for count in (16, 1):
+            rest = size % count
+            counts = [count] * (size // count) + [rest] * bool(rest)
+            target.run([Work(sequence, 16 - n, (0,) * n, n) for n in counts], cache)
+        _log.debug("warmed up", rows=size)

@@ -31,7 +31,8 @@ class KVCache:
     """Keys and values per layer, each [slots, kv_heads, head_dim], and features [slots, width].
 
     Slots hold finite numbers from the start, since masked ones are read. Memory is really taken
-    only as slots are first written.
+    only as slots are first written. Keys and values have one slot more, `spare`: that of rows that
+    only fill a batch up.
     """
 
     def __init__(
@@ -45,14 +46,14 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        slots = blocks * BLOCK_SIZE
+        slots = self.spare = blocks * BLOCK_SIZE
 
         def pool(*shape: int) -> torch.Tensor:
-            return torch.zeros(slots, *shape, dtype=dtype, device=device)
+            return torch.zeros(*shape, dtype=dtype, device=device)
 
-        self.keys = tuple(pool(kv_heads, head_dim) for _ in range(layers))
-        self.values = tuple(pool(kv_heads, head_dim) for _ in range(layers))
-        self.features = pool(feature_width)
+        self.keys = tuple(pool(slots + 1, kv_heads, head_dim) for _ in range(layers))
+        self.values = tuple(pool(slots + 1, kv_heads, head_dim) for _ in range(layers))
+        self.features = pool(slots, feature_width)
 
     def resize_features(self, width: int) -> None:
         """Keep rows of another width from now on; what was kept is lost."""

@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from specwire.kernels import Reach, Segment
 from verifier_svc.attention import AttentionPlan, Unsupported
 from verifier_svc.blocks import BLOCK_SIZE
-from verifier_svc.body import Body, Kept, KernelBody, ModuleBody
-from verifier_svc.cache import KVCache
 from verifier_svc.fused import FusedAttention, FusedMLP, FusedNorm
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
@@ -30,53 +28,6 @@ def fuse(module: torch.nn.Module) -> None:
             fuse(child)
         else:
             setattr(module, name, fused)
-
-
-@torch.inference_mode()
-def body_of(module: Any, num_layers: int, kv_heads: int, head_dim: int) -> Body:
-    """A decoder whose parts have been fused, as one kernel if that gives the same."""
-    whole, parts = KernelBody.of(module, num_layers), ModuleBody(module, num_layers)
-    if whole is None:
-        return parts
-    # Positions far off may turn heads another way for those that come after them.
-    last = module.config.max_position_embeddings - 1
-    for positions in ((0, 1, 2), (last // 2, last - 1, last), (0, 1, 2)):
-        tokens = [position % len(module.embed_tokens.weight) for position in positions]
-        rows = torch.tensor([tokens, positions, (0, 1, 2)])
-        left = [
-            _left_by(body, rows, num_layers, kv_heads, head_dim, module.norm.weight)
-            for body in (parts, whole)
-        ]
-        if left[1] is None or not all(map(_near, left[1], left[0] or ())):
-            return parts
-    return whole
-
-
-def _left_by(
-    body: Body,
-    rows: torch.Tensor,
-    num_layers: int,
-    kv_heads: int,
-    head_dim: int,
-    like: torch.Tensor,
-) -> list[torch.Tensor] | None:
-    """What rows of one sequence leave: final states, those before each norm, keys and values."""
-    layers = tuple(range(num_layers + 1))
-    cache = KVCache(
-        blocks=1,
-        layers=num_layers,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        feature_width=len(layers) * len(like),
-        dtype=like.dtype,
-        device=like.device,
-    )
-    reach = Reach([Segment(0, rows.shape[1], 0, 1)], block=BLOCK_SIZE)
-    try:
-        hidden = body.run(rows, reach, cache, Kept(layers, cache.features, rows[2]))
-    except Unsupported:
-        return None
-    return [hidden, *torch.split(cache.features, len(like), -1), *cache.keys, *cache.values]
 
 
 def _hooked(module: torch.nn.Module) -> bool:
@@ -138,10 +89,11 @@ def _same(
         expected, got = (_first(m(rows, **surroundings)) for m in (module, fused))
     except (Unsupported, TypeError):
         return None
-    return fused if _near(got, expected) else None
+    return fused if near(got, expected) else None
 
 
-def _near(got: torch.Tensor, wanted: torch.Tensor) -> bool:
+def near(got: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether two tensors differ by no more than rounding."""
     far = F.mse_loss(got.float(), wanted.float()).sqrt()
     return bool(far <= 2 * torch.finfo(wanted.dtype).eps * wanted.float().square().mean().sqrt())
 

@@ -21,15 +21,16 @@ from transformers import (
 )
 
 from specwire.handshake import Shape
-from specwire.kernels import Reach, Segment
+from specwire.kernels import Reach, Segment, put
 from specwire.settings import StartError
 from specwire.target import TargetSource
 from specwire.torch import pack_linears
 from verifier_svc.attention import NAME
 from verifier_svc.blocks import BLOCK_SIZE
+from verifier_svc.bodies import body_of
 from verifier_svc.body import Kept
 from verifier_svc.cache import KVCache, Rows
-from verifier_svc.fuse import body_of, fuse
+from verifier_svc.fuse import fuse
 from verifier_svc.head import Head
 from verifier_svc.identity import identity
 from verifier_svc.ranks import LedCache, Ranks
@@ -79,7 +80,8 @@ class Target:
         _check_standard_attention(model, body)
         self.aux_layers: tuple[int, ...] = default_aux_layers(self.num_layers)
         fuse(body)
-        self._body = body_of(body, self.num_layers, self.kv_heads, self.head_dim)
+        shape = self.num_layers, self.kv_heads, self.head_dim
+        self._body = body_of(body, *shape, alone=ranks is None)
         self.head = Head(model.get_output_embeddings(), config)
         self.vocab_size = self.head.vocab_size
         pack_linears(body)
@@ -88,6 +90,11 @@ class Target:
     def shape(self) -> Shape:
         """What a drafter must have been made for."""
         return Shape(self.fingerprint, self.vocab_size, self.hidden_size)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of batches that are worth running before the first request, in rising order."""
+        return self._body.sizes
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -149,18 +156,17 @@ class Target:
         Returns the final hidden states [draws, hidden_size] of the rows that are drawn from, in
         order, as `head` takes them.
         """
-        with cache.writing(works):
-            rows, reach = self._pack(works)
-            kept = Kept(self.aux_layers, cache.features, rows[2])
-            hidden = self._body.run(rows, reach, cache, kept)
         drawn: list[int] = []
         row = 0
         for work in works:
             row += len(work.tokens)
             drawn += range(row - work.draws, row)
-        if len(drawn) != row:
-            hidden = hidden[torch.tensor(drawn, device=self.device, dtype=torch.long)]
-        return hidden
+        with cache.writing(works):
+            rows, reach = self._pack(works)
+            picked = put(drawn, self.device, torch.long) if len(drawn) != row else None
+            kept = Kept(self.aux_layers, cache.features, rows[2])
+            hidden = self._body.run(rows, reach, cache, kept)
+        return hidden if picked is None else hidden[picked]
 
     @torch.inference_mode()
     def states(
@@ -192,7 +198,7 @@ class Target:
             tokens += part.tokens
             positions += range(part.position, part.position + count)
             slots += range(base + part.position, base + part.position + count)
-        rows = torch.tensor([tokens, positions, slots], device=self.device)
+        rows = put([tokens, positions, slots], self.device)
         return rows, Reach(segments, block=BLOCK_SIZE)
 
 

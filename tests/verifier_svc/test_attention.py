@@ -12,12 +12,14 @@ from transformers import AutoModelForCausalLM
 
 from specwire import kernels
 from specwire.kernels import Reach
+from tests.support.flash import record_bodies
 from tests.support.running_engine import target_of
 from tests.support.tiny_llama import write_tiny_llama
 from verifier_svc.attention import AttentionPlan, Unsupported, packed_attention
 from verifier_svc.blocks import BLOCK_SIZE, Extent, blocks_for
 from verifier_svc.cache import KVCache
 from verifier_svc.generation import Generation, Sampling
+from verifier_svc.graph import GraphBody
 from verifier_svc.scheduler import Work
 from verifier_svc.sequence import Sequence as Generating
 from verifier_svc.target import Target
@@ -25,13 +27,19 @@ from verifier_svc.target import Target
 BLOCKS = 40
 
 
-@pytest.fixture(scope="module", params=["auto", "off"])
+@pytest.fixture(scope="module", params=["auto", "off", "graphs"])
 def folder(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """A target whose heads the compiled kernels take, with them and without."""
-    kernels.prepare(request.param)
-    yield write_tiny_llama(tmp_path_factory.mktemp("target"), hidden_size=64)
+    """A target whose heads the compiled kernels take: with them, without, and as on a GPU."""
+    folder = write_tiny_llama(tmp_path_factory.mktemp("target"), hidden_size=64)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "graphs":
+            record_bodies(patch)
+            assert isinstance(target_of(folder)._body, GraphBody)
+        else:
+            kernels.prepare(request.param)
+        yield folder
     kernels.prepare("off")
 
 
@@ -154,7 +162,7 @@ def test_only_the_sequences_own_slots_are_written(target: Target, cache: KVCache
     before = [pool.clone() for pool in (*cache.keys, *cache.values)]
     text = text_of(20, 4)
     run(target, cache, (sequence(text, 5), 0, text))
-    own = torch.zeros(BLOCKS * BLOCK_SIZE, dtype=torch.bool)
+    own = torch.zeros(cache.spare + 1, dtype=torch.bool)
     own[5 * BLOCK_SIZE : 5 * BLOCK_SIZE + 20] = True
     for pool, old in zip((*cache.keys, *cache.values), before, strict=True):
         same = (pool == old).flatten(1).all(1)

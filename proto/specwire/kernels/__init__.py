@@ -3,13 +3,17 @@
 Every function takes tensors of any device and gives the same result either way, up to rounding.
 """
 
-from specwire.kernels.attention import Reach, Segment, attend
+from specwire.kernels.attention import Reach, attend
 from specwire.kernels.decoder import Decoder, DecoderMemory, DecoderWeights, LayerWeights
 from specwire.kernels.drafter import Drafter, DrafterWeights
 from specwire.kernels.drawing import Noise, draw, shares
+from specwire.kernels.flash import Spans, flash_serves, span_table
+from specwire.kernels.graph import Record, Recorder, called
 from specwire.kernels.layer import add_norm, gate, join, norm, rotate
 from specwire.kernels.library import Compile, prepare
 from specwire.kernels.linear import ROUNDING, Product, best, linear, tileable, tiled
+from specwire.kernels.segment import Segment
+from specwire.kernels.transfer import put
 
 __all__ = [
     "ROUNDING",
@@ -23,18 +27,25 @@ __all__ = [
     "Noise",
     "Product",
     "Reach",
+    "Record",
+    "Recorder",
     "Segment",
+    "Spans",
     "add_norm",
     "attend",
     "best",
+    "called",
     "draw",
+    "flash_serves",
     "gate",
     "join",
     "linear",
     "norm",
     "prepare",
+    "put",
     "rotate",
     "shares",
+    "span_table",
     "tileable",
     "tiled",
 ]

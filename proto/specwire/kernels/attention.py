@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from specwire.kernels.flash import Spans, flash_attend, flash_serves, span_table
 from specwire.kernels.library import kernels_for, threads
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Rows [row, row + count) of a batch, of one sequence.
-
-    The first one attends to the slots [start, start + length), each further one to one more.
-    Rows of a prompt take the steps of matrix products, however the prompt is cut: where kernels
-    serve them, a row comes out bit by bit as in any other cut. Others take those of single rows.
-    """
-
-    row: int
-    count: int
-    start: int
-    length: int
-    prompt: bool = False
+from specwire.kernels.segment import Segment
+from specwire.kernels.transfer import put
 
 
 class Reach:
@@ -39,12 +25,31 @@ class Reach:
         behind it. Such slots must hold finite numbers.
         """
         self.rows = segments[-1].row + segments[-1].count if segments else 0
+        self.segments = segments
+        #: Rows of a segment at most.
+        self.longest = max((segment.count for segment in segments), default=0)
         self.prompts = [s for s in segments if s.prompt]
         # As the kernels take them.
         self.parts = self.prompts + [s for s in segments if not s.prompt]
         self.table = torch.tensor([(s.row, s.count, s.start, s.length) for s in self.parts])
         self._block = block
         self._masks: dict[Segment, torch.Tensor | None] = {}
+        self._spans: Spans | None = None
+
+    @classmethod
+    def recorded(cls, rows: int, spans: Spans) -> Reach:
+        """That of `rows` rows whose segments are read from the device as they are by then."""
+        reach = cls(())
+        reach.rows, reach._spans = rows, spans
+        return reach
+
+    def spans(self, device: torch.device) -> Spans:
+        """The segments on a GPU."""
+        if self._spans is None:
+            table = span_table(self.segments, self.rows, len(self.segments), 0)
+            keys = max(segment.length + segment.count - 1 for segment in self.segments)
+            self._spans = Spans.of(put(table, device, torch.int32), self.longest, keys)
+        return self._spans
 
     def mask(self, part: Segment, group: int, like: torch.Tensor) -> torch.Tensor | None:
         """What is added to the scores [group * count, slots] of a segment; None where nothing is.
@@ -87,6 +92,9 @@ def attend(
     Returns [rows, heads, d], contiguous.
     """
     _, heads, d = query.shape
+    device = query.device
+    if flash_serves(device, query.dtype, heads, keys.shape[1], d):
+        return flash_attend(query, keys, values, reach.spans(device), scale)
     out = query.new_empty(reach.rows, heads, d)
     for part in _attend_by_kernel(query, keys, values, reach, scale, out):
         mask = reach.mask(part, heads // keys.shape[1], query)

@@ -1,0 +1,119 @@
+"""Attention of packed rows on a GPU: torch's FlashAttention, which reads keys where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from specwire import logs
+from specwire.kernels.segment import Segment
+
+_log = logs.get(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Segments in order of their rows, int32 on the rows' device.
+
+    `starts` [segments + 1] is where the rows of each begin, and the number of rows; `slots`
+    [segments + 1] where its keys do (the last one has no meaning); `lengths` [segments] counts the
+    keys that its last row attends to. No segment has more rows than `rows` or more keys than
+    `keys`.
+    """
+
+    starts: torch.Tensor
+    slots: torch.Tensor
+    lengths: torch.Tensor
+    rows: int
+    keys: int
+
+    @classmethod
+    def of(cls, table: torch.Tensor, rows: int, keys: int) -> Spans:
+        """Views of `span_table`'s rows; `rows` and `keys` are the most of any segment."""
+        return cls(table[0], table[1], table[2, :-1], rows, keys)
+
+
+def span_table(segments: Sequence[Segment], rows: int, count: int, spare: int) -> list[list[int]]:
+    """The fields of `Spans`, [3, count + 1], filled up to `rows` rows and `count` segments.
+
+    Rows that no segment has attend to the slot `spare` alone, each as a segment of its own; the
+    segments that are then left have no rows.
+    """
+    starts = [segment.row for segment in segments]
+    slots = [segment.start for segment in segments]
+    lengths = [segment.length + segment.count - 1 for segment in segments]
+    filling = range(segments[-1].row + segments[-1].count if segments else 0, rows)
+    empty = count + 1 - len(segments) - len(filling)
+    starts += [*filling, *[rows] * empty]
+    slots += [spare] * (len(filling) + empty)
+    lengths += [*[1] * len(filling), *[0] * empty]
+    return [starts, slots, lengths]
+
+
+def flash_attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, spans: Spans, scale: float
+) -> torch.Tensor:
+    """Attend packed rows [rows, heads, d] to pools [slots, kv_heads, d]: [rows, heads, d].
+
+    The keys of a segment lie side by side in the pool, wherever those of the others do.
+    """
+    # Imported here since it brings torch's compiler with it, which takes seconds.
+    from torch.nn.attention.varlen import varlen_attn
+
+    out: Any = varlen_attn(
+        query,
+        keys,
+        values,
+        spans.starts,
+        spans.slots,
+        spans.rows,
+        spans.keys,
+        scale=scale,
+        window_size=(-1, 0),
+        enable_gqa=query.shape[1] > keys.shape[1],
+        seqused_k=spans.lengths,
+    )
+    attended: torch.Tensor = out
+    return attended
+
+
+@cache
+def flash_serves(
+    device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int
+) -> bool:
+    """Whether FlashAttention attends on this device as is wanted, which is tried."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    try:
+        same = _tried(device, dtype, heads, kv_heads, dim)
+        reason = "it attends otherwise than wanted"
+    except (RuntimeError, ValueError, TypeError) as error:
+        same, reason = False, str(error).partition("\n")[0]
+    if not same:
+        _log.warning("no FlashAttention; sequences attend one by one", reason=reason)
+    return same
+
+
+def _tried(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> bool:
+    """Whether segments in no order of their slots, filled up, get what plain attention gives."""
+    generator = torch.Generator().manual_seed(0)
+    shape = kv_heads, dim
+    query = torch.randn(5, heads, dim, generator=generator).to(device, dtype)
+    keys, values = (torch.randn(96, *shape, generator=generator).to(device, dtype) for _ in "kv")
+    segments = [Segment(0, 3, 64, 18), Segment(3, 1, 8, 33)]
+    table = torch.tensor(span_table(segments, 5, 5, 0), dtype=torch.int32, device=device)
+    got = flash_attend(query, keys, values, Spans.of(table, 3, 96), dim**-0.5).float()
+    wanted = torch.empty_like(got)
+    for row, (start, length) in enumerate(((64, 18), (64, 19), (64, 20), (8, 33), (0, 1))):
+        key, value = (
+            pool[start : start + length].float().transpose(0, 1) for pool in (keys, values)
+        )
+        asked = query[row, :, None].float()
+        wanted[row] = F.scaled_dot_product_attention(asked, key, value, enable_gqa=True)[:, 0]
+    far = F.mse_loss(got, wanted).sqrt()
+    return bool(far <= 2 * torch.finfo(dtype).eps * wanted.square().mean().sqrt())

@@ -1,0 +1,17 @@
+"""Small numbers on their way to a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+def put(
+    values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """A tensor of `values` on `device`. To a GPU it travels without waiting for what runs there."""
+    if device.type != "cuda":
+        return torch.tensor(values, device=device, dtype=dtype)
+    return torch.tensor(values, dtype=dtype).pin_memory().to(device, non_blocking=True)

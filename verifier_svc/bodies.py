@@ -1,0 +1,83 @@
+"""Which form of a decoder runs: as one kernel, as recorded graphs, or layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from specwire.kernels import Reach, Segment
+from verifier_svc.attention import Unsupported
+from verifier_svc.blocks import BLOCK_SIZE
+from verifier_svc.body import Body, Kept, KernelBody, ModuleBody
+from verifier_svc.cache import KVCache
+from verifier_svc.fuse import near
+from verifier_svc.graph import GraphBody
+
+
+@torch.inference_mode()
+def body_of(
+    module: Any, num_layers: int, kv_heads: int, head_dim: int, *, alone: bool = True
+) -> Body:
+    """A decoder whose parts have been fused, in a faster form if that gives the same.
+
+    Only one that runs `alone`, not as one of several ranks, is recorded.
+    """
+    parts = ModuleBody(module, num_layers)
+    like = next(module.parameters()).new_empty(module.config.hidden_size)
+
+    def room() -> KVCache:
+        return KVCache(
+            blocks=1,
+            layers=num_layers,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            feature_width=(num_layers + 1) * len(like),
+            dtype=like.dtype,
+            device=like.device,
+        )
+
+    kernel = KernelBody.of(module, num_layers)
+    if kernel is not None and _same(parts, kernel, module.config, room):
+        return kernel
+    graphs = GraphBody.of(parts, module.config, like, kv_heads, head_dim) if alone else None
+    # Compared as it fills batches up: by their sizes products are rounded in other ways.
+    if graphs is not None and _same(graphs.unrecorded(), graphs, module.config, room):
+        return graphs
+    return parts
+
+
+def _same(plain: Body, fast: Body, config: Any, room: Callable[[], KVCache]) -> bool:
+    """Whether `fast` leaves what `plain` leaves, near and far."""
+    # Positions far off may turn heads another way for those that come after them.
+    last = config.max_position_embeddings - 1
+    for positions in ((0, 1, 2), (last // 2, last - 1, last), (0, 1, 2)):
+        tokens = [position % config.vocab_size for position in positions]
+        try:
+            wanted, got = (_left_by(body, tokens, positions, room()) for body in (plain, fast))
+        except Unsupported:
+            return False
+        if not all(map(near, got, wanted)):
+            return False
+    return True
+
+
+def _left_by(
+    body: Body, tokens: list[int], positions: tuple[int, ...], cache: KVCache
+) -> list[torch.Tensor]:
+    """What three rows and a single one behind them leave: final states, features, and KV."""
+    layers = tuple(range(len(cache.keys) + 1))
+    device = cache.features.device
+    left: list[torch.Tensor] = []
+    for batch, segment in (
+        ((tokens, positions, (0, 1, 2)), Segment(0, 3, 0, 1)),
+        ((tokens[:1], positions[:1], (3,)), Segment(0, 1, 0, 4)),
+    ):
+        rows = torch.tensor(batch, device=device)
+        reach = Reach([segment], block=BLOCK_SIZE)
+        hidden = body.run(rows, reach, cache, Kept(layers, cache.features, rows[2]))
+        left.append(hidden.clone())
+    width = cache.features.shape[1] // len(layers)
+    kv = (pool[: cache.spare] for pool in (*cache.keys, *cache.values))
+    return [*left, *torch.split(cache.features, width, -1), *kv]

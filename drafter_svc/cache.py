@@ -35,7 +35,8 @@ class Slot:
 class KvCache:
     """Slots by key, in order of last use; those of sequences that have ended are evicted first.
 
-    ``keys`` and ``values`` hold ``[budget_rows, kv_heads, d]`` for each layer.
+    ``keys`` and ``values`` hold ``[budget_rows + 1, kv_heads, d]`` for each layer; the last row,
+    ``spare``, is that of chains that only fill a batch up.
     """
 
     def __init__(
@@ -49,11 +50,11 @@ class KvCache:
     ) -> None:
         """Take the shape of a row, and the bytes that all rows may take."""
         self._row_bytes = 2 * layers * kv_heads * head_dim * dtype.itemsize
-        self.budget_rows = budget // self._row_bytes
+        self.budget_rows = self.spare = budget // self._row_bytes
         # A CPU's memory is really taken only as rows are first written.
         self.keys, self.values = (
             tuple(
-                torch.empty(self.budget_rows, kv_heads, head_dim, dtype=dtype, device=device)
+                torch.empty(self.spare + 1, kv_heads, head_dim, dtype=dtype, device=device)
                 for _ in range(layers)
             )
             for _ in range(2)

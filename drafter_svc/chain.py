@@ -6,7 +6,7 @@ RoPE position i, and so does the guess that would become entry i.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +15,11 @@ from torch import Tensor
 from drafter_svc.cache import KvCache, Slot
 from drafter_svc.drawing import DraftVocabulary, Penalties, noise_of
 from drafter_svc.fused import Attend, FusedDrafter
+from drafter_svc.graph import ChainGraphs, Chains, Drawn
+from drafter_svc.steps import Step, device_steps, host_steps, segments_of
 from specwire import kernels
 from specwire.draft import Opening
-from specwire.kernels import Reach, Segment
-
-# Entries of one sequence from which on they take the steps of a prompt's rows, which are faster.
-_MANY = 33
+from specwire.kernels import Reach, Record, fetch, put
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,14 @@ class Guess:
 class Chain:
     """The drafter with its vocabulary. All calls come from one thread."""
 
-    def __init__(self, drafter: FusedDrafter, vocabulary: DraftVocabulary, cache: KvCache) -> None:
+    def __init__(
+        self,
+        drafter: FusedDrafter,
+        vocabulary: DraftVocabulary,
+        cache: KvCache,
+        record: Record | None = None,
+    ) -> None:
+        """Take the parts, and what records the work of a device that can do so."""
         self._drafter = drafter
         self._vocabulary = vocabulary
         self._cache = cache
@@ -69,6 +75,12 @@ class Chain:
         self._scale = drafter.config.head_dim**-0.5
         self._window = drafter.config.sliding_window
         self._whole = drafter.whole(vocabulary.target_ids)
+        self._graphs = None if record is None else ChainGraphs(self._on_device, record)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Chains of batches that are worth running before the first request."""
+        return (1,) if self._graphs is None else self._graphs.sizes
 
     def prepare(self, features: Tensor | None) -> Tensor:
         """Features of any dtype and device as `Rows` take them; None stands for no rows."""
@@ -96,11 +108,11 @@ class Chain:
         slots = [
             rows.slot.start + rows.start + i for rows in batch for i in range(len(rows.tokens))
         ]
-        rows = torch.tensor([tokens, positions, slots], device=self._drafter.device)
+        rows = put([tokens, positions, slots], self._drafter.device)
         pieces = [rows.features for rows in batch]
         features = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         spans = [(part.slot.start, part.start, len(part.tokens)) for part in batch]
-        reach = Reach(_segments(spans, self._window))
+        reach = Reach(segments_of(spans, self._window))
         hidden = self._run(features, rows, reach, keys_only)
         at = 0
         for appended in batch:
@@ -129,21 +141,29 @@ class Chain:
         order = sorted(range(len(requests)), key=lambda i: -requests[i].length)
         batch = [requests[i] for i in order]
         lengths = [request.length for request in batch]
-        hidden = torch.stack([r.slot.hidden for r in batch if r.slot.hidden is not None])
-        starts = [r.base - 1 for r in batch], [r.slot.start for r in batch]
-        rows = torch.tensor(starts, device=self._drafter.device)
+        places = [r.base - 1 for r in batch], [r.slot.start for r in batch], lengths
         noise = self._noise(batch)
+        hidden = torch.stack([r.slot.hidden for r in batch if r.slot.hidden is not None])
+        chains = Chains(hidden, put(places, self._drafter.device), lengths[0], noise)
         drawn = None
-        if self._whole is not None and not any(r.penalties for r in batch):
-            kv = self._cache.keys[0], self._cache.values[0]
-            drawn = self._whole.draft(hidden, lengths, rows, noise, *kv)
+        if not any(r.penalties for r in batch):
+            drawn = self._at_once(chains, lengths)
         if drawn is None:
-            drawn = self._step_by_step(batch, hidden, rows, noise)
-        winners, shares = (part.tolist() for part in drawn)
+            drawn = self._step_by_step(batch, chains)
+        winners, shares = (part.tolist() for part in fetch(*drawn))
         guesses: list[Guess] = [Guess((), ())] * len(order)
         for row, (request, length) in enumerate(zip(order, lengths, strict=True)):
             guesses[request] = self._guess(winners, shares, row, length)
         return guesses
+
+    def _at_once(self, chains: Chains, lengths: Sequence[int]) -> Drawn | None:
+        """All steps by one call, of a kernel or a graph; None where there is none."""
+        if self._whole is not None:
+            kv = self._cache.keys[0], self._cache.values[0]
+            rows = chains.places[:2]
+            if drawn := self._whole.draft(chains.hidden, lengths, rows, chains.noise, *kv):
+                return drawn
+        return None if self._graphs is None else self._graphs.draft(chains)
 
     def _guess(
         self, winners: list[list[int]], shares: list[list[float]], row: int, length: int
@@ -155,32 +175,48 @@ class Chain:
             tuple(0.0 if math.isnan(s := step[row]) else min(s, 1.0) for step in shares[:length]),
         )
 
-    def _step_by_step(
-        self,
-        batch: Sequence[ChainRequest],
-        hidden: Tensor,
-        rows: Tensor,
-        noise: kernels.Noise | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Draft ids int64 ``[longest, n]`` and their shares, zeros behind a chain's end."""
+    def _step_by_step(self, batch: Sequence[ChainRequest], chains: Chains) -> Drawn:
+        """What chains draw, called operator by operator."""
         penalties = [r.penalties.fork() if r.penalties else None for r in batch]
-        positions, slabs = rows
-        winners = torch.zeros(batch[0].length, len(batch), dtype=torch.int64, device=rows.device)
-        shares = torch.zeros(winners.shape, device=rows.device)
-        state, logits = self._drafter.finish(hidden)
-        active = len(batch)
-        for step in range(batch[0].length):
-            if step:
-                active = sum(request.length > step for request in batch)
-                positions, slabs = positions[:active] + 1, slabs[:active]
-                tokens = self._vocabulary.target_ids[winners[step - 1, :active].clamp(min=0)]
-                spans = [(r.slot.start, r.base - 1 + step, 1) for r in batch[:active]]
-                attend = self._attend(Reach(_segments(spans, self._window)), slabs + positions)
-                hidden = self._drafter.layer(tokens, state[:active], positions, attend)
-                state, logits = self._drafter.finish(hidden)
-            ids = self._choose(logits, penalties[:active], _advanced(noise, step, active))
-            winners[step, :active] = ids
-            shares[step, :active] = kernels.shares(logits, ids)
+        bases, slabs = [r.base for r in batch], [r.slot.start for r in batch]
+        lengths = [r.length for r in batch]
+        steps = host_steps(bases, slabs, lengths, self._window, chains.places)
+
+        def choose(logits: Tensor, step: int) -> Tensor:
+            active = len(logits)
+            return self._choose(logits, penalties[:active], _advanced(chains.noise, step, active))
+
+        return self._run_steps(chains, steps, choose)
+
+    def _on_device(self, chains: Chains) -> Drawn:
+        """What chains draw, without a wait for the device: work that can be recorded."""
+        steps = device_steps(chains.places, chains.longest, self._window, self._cache.spare)
+
+        def choose(logits: Tensor, step: int) -> Tensor:
+            noise = _advanced(chains.noise, step, len(logits))
+            return kernels.draw(logits, noise, self._vocabulary.target_ids)
+
+        return self._run_steps(chains, steps, choose)
+
+    def _run_steps(
+        self, chains: Chains, steps: Iterable[Step], choose: Callable[[Tensor, int], Tensor]
+    ) -> Drawn:
+        """Draw each chain's first token, then run its steps; zeros behind its end."""
+        shape = chains.longest, len(chains.hidden)
+        winners = torch.zeros(shape, dtype=torch.int64, device=chains.hidden.device)
+        shares = torch.zeros(shape, device=chains.hidden.device)
+        state, logits = self._drafter.finish(chains.hidden)
+        ids = choose(logits, 0)
+        winners[0], shares[0] = ids, kernels.shares(logits, ids)
+        for number, step in enumerate(steps, 1):
+            active = step.active
+            tokens = self._vocabulary.target_ids[ids[:active].clamp(min=0)]
+            attend = self._attend(step.reach, step.slots)
+            hidden = self._drafter.layer(tokens, state[:active], step.positions, attend)
+            state, logits = self._drafter.finish(hidden)
+            ids = choose(logits, number)
+            winners[number, :active] = ids
+            shares[number, :active] = kernels.shares(logits, ids)
         return winners, shares
 
     def _noise(self, batch: Sequence[ChainRequest]) -> kernels.Noise | None:
@@ -219,24 +255,6 @@ class Chain:
             return kernels.attend(queries, keys, values, reach, self._scale).flatten(1)
 
         return attend
-
-
-def _segments(spans: Sequence[tuple[int, int, int]], window: int | None) -> list[Segment]:
-    """What rows attend to: what their slab holds up to themselves.
-
-    ``spans`` are (slab, position of the first row, rows) of one sequence after the other.
-    """
-    segments: list[Segment] = []
-    row = 0
-    for slab, position, count in spans:
-        if window is None:
-            segments.append(Segment(row, count, slab, position + 1, count >= _MANY))
-        else:
-            for at in range(position, position + count):
-                start = max(0, at + 1 - window)
-                segments.append(Segment(row + at - position, 1, slab + start, at + 1 - start))
-        row += count
-    return segments
 
 
 def _advanced(noise: kernels.Noise | None, step: int, active: int) -> kernels.Noise | None:

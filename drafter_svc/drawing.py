@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from specwire.draft import Opening
-from specwire.kernels import Noise
+from specwire.kernels import Noise, put
 from specwire.noise import signed64
 
 
@@ -96,6 +96,6 @@ def noise_of(
     seeds = [signed64(opening.seed) for opening in openings]
     choices = [opening.choice_index for opening in openings]
     temperatures = [opening.temperature * draft_temperature for opening in openings]
-    keys = torch.tensor([seeds, list(positions), choices], device=device)
-    scales = torch.tensor(temperatures, dtype=torch.float32, device=device)
+    keys = put([seeds, list(positions), choices], device)
+    scales = put(temperatures, device, torch.float32)
     return Noise(keys[0], keys[1], keys[2], scales)

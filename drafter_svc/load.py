@@ -61,8 +61,10 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
         raise StartError(f"The drafter's --kv-memory: {settings.kv_memory} bytes hold no sequence.")
     fused = FusedDrafter(loaded.module, embedding, max_length + settings.max_draft_tokens)
     vocabulary = DraftVocabulary(loaded.target_ids, config.vocab_size)
+    heads = config.num_attention_heads, *row[1:]
+    record = kernels.Recorder() if kernels.flash_serves(device, dtype, *heads) else None
     worker = Worker(
-        Chain(fused, vocabulary, cache),
+        Chain(fused, vocabulary, cache, record),
         cache,
         Sequences(_SEQUENCES_PER_LINK, max_length, settings.lookup_match),
         settings.max_draft_tokens,

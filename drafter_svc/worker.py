@@ -32,6 +32,22 @@ class _Batch:
     wishes: dict[Key, tuple[Held, int]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class _Features:
+    """Rows of features, and the sum of each, which tells whether it is finite."""
+
+    rows: Tensor
+    sums: list[float]
+
+    @classmethod
+    def of(cls, rows: Tensor) -> "_Features":
+        """One look at all rows of a message: a device is waited for once."""
+        return cls(rows, rows.sum(-1, dtype=torch.float32).tolist())
+
+    def __getitem__(self, rows: slice) -> "_Features":
+        return _Features(self.rows[rows], self.sums[rows])
+
+
 class Worker:
     """Sequences, their KV and penalties, kept in step. All calls come from one thread."""
 
@@ -45,12 +61,16 @@ class Worker:
         self._penalties: dict[Key, Penalties | None] = {}
 
     def warm_up(self) -> None:
-        """Run a short chain, greedy and drawn, so that no request pays for first calls."""
-        slot, _ = self._cache.reserve(_WARM_UP, 8, set())
+        """Run chains, greedy and drawn, so that no request pays for first calls."""
+        slot, _ = self._cache.reserve(_WARM_UP, 4 + self._scratch, set())
         self._chain.append([Rows(slot, 0, [0] * 4, self._chain.zeros(4))])
-        for temperature in (0.0, 1.0):
-            opening = Opening(0, 1, temperature=temperature)
-            self._chain.draft([ChainRequest(slot, 4, 3, opening)])
+        # Large batches first: the memory of a recorded one is used again by those that need less.
+        for size in reversed(self._chain.sizes):
+            for length in range(self._scratch, 0, -1):
+                for temperature in (0.0, 1.0):
+                    opening = Opening(0, 1, temperature=temperature)
+                    self._chain.draft([ChainRequest(slot, 4, length, opening)] * size)
+            _log.debug("warmed up", chains=size)
         self._cache.free(_WARM_UP)
 
     def report(self) -> None:
@@ -88,7 +108,7 @@ class Worker:
         for message in rounds:
             for seq in message.closes:
                 self._end((message.link, seq))
-            features = self._chain.prepare(message.features)
+            features = _Features.of(self._chain.prepare(message.features))
             at = 0
             for extend in message.extends:
                 piece = features[at : at + len(extend.tokens)]
@@ -109,7 +129,8 @@ class Worker:
                 acks.append(None)
                 continue
             extend = piece.extend
-            taken = self._take(piece.link, extend, self._chain.prepare(piece.features), batch)
+            features = _Features.of(self._chain.prepare(piece.features))
+            taken = self._take(piece.link, extend, features, batch)
             if isinstance(taken, Need):
                 real_len = taken.real_len
             else:
@@ -118,7 +139,7 @@ class Worker:
         self._append(batch, "bulk")
         return acks
 
-    def _take(self, link: int, extend: Extend, features: Tensor, batch: _Batch) -> Held | Need:
+    def _take(self, link: int, extend: Extend, features: _Features, batch: _Batch) -> Held | Need:
         """Stage the new rows of ``extend`` and its wish."""
         taken = self._sequences.extend(link, extend)
         if isinstance(taken, Need):
@@ -132,7 +153,7 @@ class Worker:
             return held
         known = fresh.start - extend.start
         tokens, features = extend.tokens[known:], features[known:]
-        if not math.isfinite(features.sum(dtype=torch.float32).item()):
+        if not math.isfinite(sum(features.sums)):
             self._refuse(held, "its features are not finite")
             return held
         try:
@@ -145,7 +166,7 @@ class Worker:
         if held.source is not None:
             self._inherit(held, held.source, fresh.start, slot, batch)
         if tokens:
-            batch.rows.append(Rows(slot, fresh.start, tokens, features))
+            batch.rows.append(Rows(slot, fresh.start, tokens, features.rows))
             self._penalize(held, tokens)
         return held
 

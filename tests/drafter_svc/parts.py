@@ -18,6 +18,7 @@ from drafter_svc.fused import FusedDrafter
 from drafter_svc.sequences import Sequences
 from drafter_svc.worker import Worker
 from specwire.draft import Extend, Opening, Wish
+from specwire.kernels import Record
 from specwire.v1 import drafter_pb2 as pb
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 
@@ -42,6 +43,8 @@ Choose = Callable[[Tensor, list[int]], int]
 class Parts:
     """A drafter over random embeddings; draft ids are every third target id."""
 
+    record: Record | None = None
+
     def __init__(self, rows: int = 4096, lookup_match: int = 0, **changes: Any) -> None:
         self.config = tiny_config(vocab_size=128, **changes)
         self.module: EagleDrafter = tiny_drafter(self.config).eval().requires_grad_(False)
@@ -53,7 +56,7 @@ class Parts:
         row = layers, self.config.num_key_value_heads, head_dim
         row_bytes = 2 * math.prod(row) * 4
         self.cache = KvCache(*row, torch.float32, torch.device("cpu"), rows * row_bytes)
-        self.chain = Chain(fused, self.vocabulary, self.cache)
+        self.chain = Chain(fused, self.vocabulary, self.cache, self.record)
         sequences = Sequences(8, MAX_LENGTH, lookup_match)
         self.worker = Worker(self.chain, self.cache, sequences, 16)
 

@@ -14,6 +14,15 @@ from specwire.draft import Opening
 from specwire.noise import signed64
 from specwire.torch import exponentials
 from tests.drafter_svc.parts import GREEDY, Choose, Parts, Text, greedy, random_text
+from tests.support.flash import serve_flash
+
+
+@pytest.fixture(autouse=True, params=["operators", "graphs"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains operator by operator, and recorded as on a GPU."""
+    if request.param == "graphs":
+        serve_flash(monkeypatch)
+        monkeypatch.setattr(Parts, "record", staticmethod(kernels.called))
 
 
 def append(parts: Parts, text: Text, slot: Slot, start: int, stop: int) -> Rows:

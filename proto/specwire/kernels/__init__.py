@@ -13,7 +13,7 @@ from specwire.kernels.layer import add_norm, gate, join, norm, rotate
 from specwire.kernels.library import Compile, prepare
 from specwire.kernels.linear import ROUNDING, Product, best, linear, tileable, tiled
 from specwire.kernels.segment import Segment
-from specwire.kernels.transfer import put
+from specwire.kernels.transfer import fetch, put
 
 __all__ = [
     "ROUNDING",
@@ -36,6 +36,7 @@ __all__ = [
     "best",
     "called",
     "draw",
+    "fetch",
     "flash_serves",
     "gate",
     "join",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from specwire import logs
 from specwire.kernels import Reach, Segment
 from verifier_svc.attention import Unsupported
 from verifier_svc.blocks import BLOCK_SIZE
@@ -14,6 +15,8 @@ from verifier_svc.body import Body, Kept, KernelBody, ModuleBody
 from verifier_svc.cache import KVCache
 from verifier_svc.fuse import near
 from verifier_svc.graph import GraphBody
+
+_log = logs.get(__name__)
 
 
 @torch.inference_mode()
@@ -42,9 +45,12 @@ def body_of(
     if kernel is not None and _same(parts, kernel, module.config, room):
         return kernel
     graphs = GraphBody.of(parts, module.config, like, kv_heads, head_dim) if alone else None
+    if graphs is None:
+        return parts
     # Compared as it fills batches up: by their sizes products are rounded in other ways.
-    if graphs is not None and _same(graphs.unrecorded(), graphs, module.config, room):
+    if _same(graphs.unrecorded(), graphs, module.config, room):
         return graphs
+    _log.warning("recorded graphs give something else; operators are called one by one")
     return parts
 
 

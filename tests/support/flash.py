@@ -28,13 +28,14 @@ def varlen_attn(
     seqused_k: torch.Tensor,
 ) -> torch.Tensor:
     """Rows of a sequence see its keys but for as many as rows follow: causal from the end."""
-    assert window_size == (-1, 0)
+    assert window_size == ((-1, 0) if max_q > 1 else (-1, -1))
     assert enable_gqa == (query.shape[1] > key.shape[1])
     assert {t.dtype for t in (cu_seq_q, cu_seq_k, seqused_k)} == {torch.int32}
     assert all(t.is_contiguous() for t in (cu_seq_q, cu_seq_k, seqused_k, key, value))
     assert len(cu_seq_q) == len(cu_seq_k) == len(seqused_k) + 1
     assert cu_seq_q[0] == 0
     assert cu_seq_q[-1] == len(query)
+    assert max_q > 1 or (cu_seq_q.diff() == 1).all(), "it takes one row of each"
     # What no sequence asks for holds whatever was in memory.
     out = torch.full_like(query, torch.nan)
     for sequence, length in enumerate(seqused_k.tolist()):

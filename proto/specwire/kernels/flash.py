@@ -60,7 +60,8 @@ def flash_attend(
 ) -> torch.Tensor:
     """Attend packed rows [rows, heads, d] to pools [slots, kv_heads, d]: [rows, heads, d].
 
-    The keys of a segment lie side by side in the pool, wherever those of the others do.
+    The keys of a segment lie side by side in the pool, wherever those of the others do. Where no
+    segment has more than one row, each has one.
     """
     # Imported here since it brings torch's compiler with it, which takes seconds.
     from torch.nn.attention.varlen import varlen_attn
@@ -74,7 +75,8 @@ def flash_attend(
         spans.rows,
         spans.keys,
         scale=scale,
-        window_size=(-1, 0),
+        # A single row sees all keys, and FlashAttention shares them among more of the device.
+        window_size=(-1, 0) if spans.rows > 1 else (-1, -1),
         enable_gqa=query.shape[1] > keys.shape[1],
         seqused_k=spans.lengths,
     )
@@ -92,7 +94,7 @@ def flash_serves(
     try:
         same = _tried(device, dtype, heads, kv_heads, dim)
         reason = "it attends otherwise than wanted"
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
         same, reason = False, str(error).partition("\n")[0]
     if not same:
         _log.warning("no FlashAttention; sequences attend one by one", reason=reason)
@@ -105,15 +107,22 @@ def _tried(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, 
     shape = kv_heads, dim
     query = torch.randn(5, heads, dim, generator=generator).to(device, dtype)
     keys, values = (torch.randn(96, *shape, generator=generator).to(device, dtype) for _ in "kv")
-    segments = [Segment(0, 3, 64, 18), Segment(3, 1, 8, 33)]
-    table = torch.tensor(span_table(segments, 5, 5, 0), dtype=torch.int32, device=device)
-    got = flash_attend(query, keys, values, Spans.of(table, 3, 96), dim**-0.5).float()
-    wanted = torch.empty_like(got)
-    for row, (start, length) in enumerate(((64, 18), (64, 19), (64, 20), (8, 33), (0, 1))):
-        key, value = (
-            pool[start : start + length].float().transpose(0, 1) for pool in (keys, values)
-        )
-        asked = query[row, :, None].float()
-        wanted[row] = F.scaled_dot_product_attention(asked, key, value, enable_gqa=True)[:, 0]
-    far = F.mse_loss(got, wanted).sqrt()
-    return bool(far <= 2 * torch.finfo(dtype).eps * wanted.square().mean().sqrt())
+    drafts, single = [Segment(0, 3, 64, 18), Segment(3, 1, 8, 33)], [Segment(0, 1, 64, 18)]
+    for segments, reaches in (
+        (drafts, [(64, 18), (64, 19), (64, 20), (8, 33), (0, 1)]),
+        (single, [(64, 18), (0, 1)]),
+    ):
+        rows = len(reaches)
+        table = torch.tensor(span_table(segments, rows, rows, 0), dtype=torch.int32, device=device)
+        spans = Spans.of(table, segments[0].count, 96)
+        got = flash_attend(query[:rows], keys, values, spans, dim**-0.5).float()
+        wanted = torch.empty_like(got)
+        for row, (start, length) in enumerate(reaches):
+            read = slice(start, start + length)
+            key, value = (pool[read].float().transpose(0, 1) for pool in (keys, values))
+            asked = query[row, :, None].float()
+            wanted[row] = F.scaled_dot_product_attention(asked, key, value, enable_gqa=True)[:, 0]
+        far = F.mse_loss(got, wanted).sqrt()
+        if far > 2 * torch.finfo(dtype).eps * wanted.square().mean().sqrt():
+            return False
+    return True

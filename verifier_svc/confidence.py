@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 
-import numpy as np
-from numpy.typing import NDArray
-
 from verifier_svc.odds import Odds
-
-Floats = NDArray[np.float64]
 
 _BINS = 10
 # How much of the spread of confidences is kept from token to token.
@@ -45,15 +40,16 @@ class Calibration:
                 return i
         return len(confidence)
 
-    def profile(self) -> tuple[Floats, Floats]:
-        """Shares of tokens by confidence, which sum to 1, and their chances: [bins] each.
+    def profile(self) -> list[tuple[float, float]]:
+        """Shares of tokens by confidence, which sum to 1, with their chances.
 
         One share where nothing was seen.
         """
         if not self._seen:
-            return np.ones(1), np.ones(1)
-        spread = np.array(self._spread)
-        return spread / spread.sum(), np.array([odds.rate for odds in self._odds])
+            return [(1.0, 1.0)]
+        total = sum(self._spread)
+        pairs = zip(self._spread, self._odds, strict=True)
+        return [(share / total, odds.rate) for share, odds in pairs]
 
 
 def _bin(confidence: float) -> int:

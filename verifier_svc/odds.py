@@ -37,7 +37,11 @@ class Odds:
     @property
     def rate(self) -> float:
         """The chance."""
-        return (self.hits + self.weight * self.prior) / (self.tries + self.weight)
+        return self.given(self.prior)
+
+    def given(self, prior: float) -> float:
+        """The chance if `prior` was assumed before any outcome."""
+        return (self.hits + self.weight * prior) / (self.tries + self.weight)
 
     def expect(self, rate: float | None) -> None:
         """Start anew from this chance; None: nothing is known of it."""

@@ -1,105 +1,130 @@
-"""What drafts of a batch are expected to add, by length and source. Pure."""
+"""What drafts of a batch are expected to add, by length and source. Pure.
+
+Lists, not arrays: right after a forward the caches are cold, and each call into a library costs
+more than the few numbers of a sequence do.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from itertools import accumulate, takewhile
+from operator import mul
 
 from specwire.draft import Wish
-from verifier_svc.confidence import Floats
 from verifier_svc.record import Acceptance, Record
 
 
 @dataclass(frozen=True, slots=True)
-class Plans:
-    """Wishes of n sequences, one plan a column: lengths, expected tokens and rows [n, plans].
+class Plan:
+    """Lengths of chain and lookup by sequence; tokens and rows that all are expected to take.
 
-    `found` [plans] is the chance that lookups answer all wishes.
+    `found` is the chance that lookups answer all wishes; 1 where none asks for a chain.
     """
 
-    chain: NDArray[np.int64]
-    lookup: NDArray[np.int64]
-    tokens: Floats
-    rows: Floats
-    found: Floats
+    lengths: list[tuple[int, int]]
+    tokens: float
+    rows: float
+    found: float
 
-    def wishes(self, plan: int) -> list[Wish]:
-        """Those of one plan."""
-        pairs = zip(self.chain[:, plan].tolist(), self.lookup[:, plan].tolist(), strict=True)
-        return [Wish(*lengths) for lengths in pairs]
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to ask for."""
+        return any(chain or lookup for chain, lookup in self.lengths)
+
+    @property
+    def wishes(self) -> list[Wish]:
+        """What to ask for."""
+        return [Wish(*pair) for pair in self.lengths]
+
+
+@dataclass(frozen=True, slots=True)
+class _Promise:
+    """Of one sequence: tokens and rows that chains of 0, 1, .. add, and the best lookup."""
+
+    tokens: list[float]
+    rows: list[float]
+    lookup: int
+    lookup_tokens: float
+    found: float
 
 
 def plans(
     records: Items[Record], caps: Items[Wish], price: float, waits: Items[float]
-) -> Plans | None:
+) -> list[Plan]:
     """For each longest chain that all share, from none on, what each sequence should wish for.
 
     Of each source it is the leading positions that add more than `price`, in tokens a row; no
     lookup where the chain that it would replace is worth more. Of a chain only the tokens will be
     verified whose confidence promises more than that. `waits` is the price of chains by length, in
-    tokens, shared by all. None where no chain and no lookup is worth a row.
+    tokens, shared by all. Empty where no chain and no lookup is worth a row.
     """
-    chain_gains, verified = _cut(
-        _rates([record.chain for record in records], [cap.chain for cap in caps]),
-        records[0].calibration.profile(),
-        price,
-    )
-    lookup_rates = _rates([record.lookup for record in records], [cap.lookup for cap in caps])
-    lookup_gains = lookup_rates.cumprod(1)
-    found = Acceptance.stack([record.found for record in records])
-    most = _leading(verified > 0)
-    lookup = _leading(lookup_gains > price)
-    if not (most.any() or lookup.any()):
-        return None
-    chain = np.minimum(most, np.arange(most.max() + 1))
-    each = np.arange(len(records))[:, None]
-    of_chain = _cumulated(chain_gains)[each, chain]
-    rows = _cumulated(verified)[each, chain]
-    of_lookup = _cumulated(lookup_gains)[each, lookup]
-    run = (np.array(waits[: chain.shape[1]]) - waits[0]) / len(chain)
-    better = of_lookup - price * lookup > of_chain - price * rows - run
-    lookup = np.where(better, lookup, 0)
-    hits = np.where(lookup > 0, found, 0.0)
-    return Plans(
-        chain,
-        lookup,
-        1 + hits * of_lookup + (1 - hits) * of_chain,
-        1 + hits * lookup + (1 - hits) * rows,
-        np.where(chain > 0, hits, 1.0).prod(0),
-    )
+    profile = records[0].calibration.profile()
+    chains = Acceptance.rates_of([record.chain for record in records])
+    lookups = Acceptance.rates_of([record.lookup for record in records])
+    founds = Acceptance.rates_of([record.found for record in records])
+    promises: list[_Promise] = []
+    for chain, lookup, found, cap in zip(chains, lookups, founds, caps, strict=True):
+        gains = _worth(lookup[: cap.lookup], price)
+        cut = _cut(chain[: cap.chain], profile, price)
+        promises.append(_Promise(*cut, len(gains), sum(gains), found[0]))
+    longest = max(len(promise.tokens) for promise in promises) - 1
+    if not longest and not any(promise.lookup for promise in promises):
+        return []
+    run = [(wait - waits[0]) / len(records) for wait in waits]
+    return [_plan(promises, length, price, run[length]) for length in range(longest + 1)]
 
 
-def _rates(parts: Items[Acceptance], caps: Items[int]) -> Floats:
-    """Chance of each position after those before it [n, positions], none beyond the caps."""
-    rates = Acceptance.stack(parts)
-    allowed = np.arange(rates.shape[1]) < np.array(caps)[:, None]
-    return rates * allowed
+def _plan(promises: Items[_Promise], longest: int, price: float, run: float) -> Plan:
+    """What to wish for where no chain is longer than `longest`, for which each pays `run`."""
+    lengths: list[tuple[int, int]] = []
+    tokens, rows, found = 0.0, 0.0, 1.0
+    for promise in promises:
+        chain = min(longest, len(promise.tokens) - 1)
+        more, taken = promise.tokens[chain], promise.rows[chain]
+        lookup, hits = promise.lookup, 0.0
+        if lookup and promise.lookup_tokens - price * lookup > more - price * taken - run:
+            hits = promise.found
+            more += hits * (promise.lookup_tokens - more)
+            taken += hits * (lookup - taken)
+        else:
+            lookup = 0
+        lengths.append((chain, lookup))
+        tokens += 1 + more
+        rows += 1 + taken
+        if chain:
+            found *= hits
+    return Plan(lengths, tokens, rows, found)
 
 
-def _cut(rates: Floats, profile: tuple[Floats, Floats], price: float) -> tuple[Floats, Floats]:
-    """Expected tokens and rows of each position [n, positions] of chains cut by confidence.
+def _worth(rates: Items[float], price: float) -> list[float]:
+    """Chances of the leading positions that are accepted with one above `price`."""
+    return list(takewhile(lambda chance: chance > price, accumulate(rates, mul)))
+
+
+def _cut(
+    rates: Items[float], profile: Items[tuple[float, float]], price: float
+) -> tuple[list[float], list[float]]:
+    """Expected tokens and rows of chains of 0, 1, .. tokens that are cut by confidence.
 
     Confidences of a sequence spread as everyone's do, around its own rates. A position is verified
     where its chance, times what those before it have on the mean, is above `price`.
     """
-    shares, chances = profile
-    reach = rates.cumprod(1) / np.maximum(rates, 1e-9)
-    each = np.minimum(rates[:, :, None] * (chances / (shares @ chances)), 1.0)
-    kept = (each * reach[:, :, None] > price) * shares
-    return (each * kept).sum(2).cumprod(1), kept.sum(2).cumprod(1)
-
-
-def _cumulated(values: Floats) -> Floats:
-    """Sums of the first 0, 1, .. values of each row of [n, positions]."""
-    sums = np.zeros((len(values), values.shape[1] + 1))
-    values.cumsum(1, out=sums[:, 1:])
-    return sums
-
-
-def _leading(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """How many leading flags of each row of [n, positions] are set: [n, 1]."""
-    lengths: NDArray[np.int64] = np.logical_and.accumulate(flags, axis=1).sum(1, keepdims=True)
-    return lengths
+    mean = sum(share * chance for share, chance in profile)
+    tokens, rows = [0.0], [0.0]
+    reach = gain = verified = 1.0
+    for rate in rates:
+        likely = kept = 0.0
+        for share, chance in profile:
+            each = min(rate * chance / mean, 1.0)
+            if each * reach > price:
+                likely += each * share
+                kept += share
+        if not kept:
+            break
+        gain *= likely
+        verified *= kept
+        reach *= rate
+        tokens.append(tokens[-1] + gain)
+        rows.append(rows[-1] + verified)
+    return tokens, rows

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import replace
 
-import numpy as np
-
 from specwire.draft import NO_WISH, Wish
 from verifier_svc.costs import AnswerCost, StepCost
 from verifier_svc.outlook import plans
@@ -163,17 +161,15 @@ class DraftLengthPolicy:
         step = self._plain_step
         waits = [self._draft.predict(length) * step for length in range(self._max_length + 1)]
         price = self.step_cost.slope * speed
-        made = plans(records, caps, price, [speed * seconds for seconds in waits])
-        if made is None:
-            return [], 0.0
-        drafts = [f * waits[0] + (1 - f) * wait for f, wait in zip(made.found, waits, strict=False)]
-        if not made.lookup[:, 0].any():
-            drafts[0] = 0.0
-        sums = zip(made.tokens.sum(0), made.rows.sum(0), drafts, strict=True)
-        speeds = [self._speed(*each) for each in sums]
-        best = int(np.argmax(speeds))
-        return made.wishes(best), speeds[best]
+        best, most = None, 0.0
+        for plan, wait in zip(
+            plans(records, caps, price, [speed * seconds for seconds in waits]), waits, strict=False
+        ):
+            draft = plan.found * waits[0] + (1 - plan.found) * wait if plan.asks else 0.0
+            if (promised := self._speed(plan.tokens, plan.rows, draft)) > most:
+                best, most = plan, promised
+        return (best.wishes, most) if best else ([], 0.0)
 
     def _speed(self, tokens: float, rows: float, wait: float) -> float:
         """Tokens per second of the batch, the wait for drafts included."""
-        return float(tokens / max(self.step_cost.predict(rows) + wait, 1e-9))
+        return tokens / max(self.step_cost.predict(rows) + wait, 1e-9)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-import numpy as np
-
 from specwire.draft import DraftSource, Wish
-from verifier_svc.confidence import Calibration, Floats
+from verifier_svc.confidence import Calibration
 from verifier_svc.odds import Odds
 
 # Draft tokens of a chain that is a probe: it also tells what longer chains cost and bring.
@@ -47,18 +45,18 @@ class Acceptance:
         for odds in self._odds:
             odds.fade()
 
-    def rates(self) -> Floats:
+    def rates(self) -> list[float]:
         """Chance of each position to be accepted if all before it were."""
-        return np.array([odds.rate for odds in self._odds])
+        return self.rates_of([self])[0]
 
     @staticmethod
-    def stack(parts: Items[Acceptance]) -> Floats:
-        """The rates of several that share one profile: [parts, positions]."""
-        prior = np.array([odds.prior for odds in parts[0]._odds])
-        seen = np.array([[(o.weight, o.tries, o.hits) for o in part._odds] for part in parts])
-        weight, tries, hits = seen.transpose(2, 0, 1)
-        stacked: Floats = (hits + weight * prior) / (tries + weight)
-        return stacked
+    def rates_of(parts: Items[Acceptance]) -> list[list[float]]:
+        """The rates of several that share one profile."""
+        priors = [odds.prior for odds in parts[0]._odds]
+        return [
+            [odds.given(prior) for odds, prior in zip(part._odds, priors, strict=True)]
+            for part in parts
+        ]
 
 
 class Record:

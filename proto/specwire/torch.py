@@ -1,10 +1,11 @@
-"""What both ends share of torch: tensor codec, target fingerprint, noise, packed linears."""
+"""What both ends share of torch: devices, codec, target fingerprint, noise, packed linears."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
@@ -112,6 +113,19 @@ def vocabulary_exponentials(
 
 def _exponential(word: torch.Tensor) -> torch.Tensor:
     return -torch.log1p(-(word.double() + 0.5) * 2.0**-32)
+
+
+def deferred(device: torch.device) -> bool:
+    """Whether operators are queued there, so that to look at a value waits for all before it."""
+    return device.type != "cpu"
+
+
+def put(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`torch.tensor` on a device that is not waited for."""
+    if device.type != "cuda":
+        return torch.tensor(values, device=device, dtype=dtype)
+    # A copy out of memory that may be paged out would wait.
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
 
 
 def packable(weight: torch.Tensor) -> bool:

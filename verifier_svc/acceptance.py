@@ -7,43 +7,111 @@ draft tokens and one more: the correction, or the bonus token after a draft acce
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
-from verifier_svc.drawing import draw
+from specwire.kernels import put
+from specwire.torch import deferred
+from verifier_svc.drawing import NOT_FINITE, draw, settle
+from verifier_svc.generation import Logprobs
+from verifier_svc.logprobs import logprobs_of
+from verifier_svc.row import rows_of
 from verifier_svc.sequence import Sequence
 
 
-def accept_greedy(draft: Items[int], best: Items[int]) -> list[int]:
-    """The draws that count where each row's draw is its argmax, `best` [1 + draft length]."""
-    matches = next((j for j, token in enumerate(draft) if token != best[j]), len(draft))
-    return list(best[: matches + 1])
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The draws of a round that count for a sequence, with log-probabilities if it wants them."""
+
+    tokens: list[int]
+    logprobs: tuple[Logprobs, ...] = ()
 
 
-def accept_drawn(sequence: Sequence, logits: torch.Tensor) -> list[int]:
-    """The draws that count for a sequence, from fp32 logits [1 + draft length, vocab]."""
-    sampling, draft = sequence.sampling, sequence.draft
-    plain = sampling.plain_scores
-    prompt = () if plain else sequence.tokens[: sequence.output_start]
-    counts = Counter[int]() if plain else Counter(sequence.output_counts)
-    drawn: list[int] = []
-    for j, scores in enumerate(logits):
-        position = len(sequence) + j
-        early = position - sequence.output_start < sampling.min_tokens
-        drawn.append(
-            draw(
-                scores,
-                sampling,
-                position=position,
-                choice=sequence.generation.choice_index,
-                prompt=prompt,
-                output_counts=counts,
-                banned=sequence.end_tokens if early else (),
-            )
-        )
-        if j == len(draft) or drawn[j] != draft[j]:
+def accept(
+    sequences: Items[Sequence], best: torch.Tensor, logits: torch.Tensor
+) -> list[Accepted | None]:
+    """Accept the drafts of one round; None for a sequence whose logits are not finite.
+
+    Each sequence has a row for its last token and one for each token of its draft, in order:
+    those of plain greedy ones are in `best`, their argmax int64 [rows] as `kernels.draw` has it,
+    and those of the others in fp32 `logits` [rows, vocab].
+
+    An accelerator is waited for once, and once more for log-probabilities and for rows that it
+    leaves undecided.
+    """
+    draws = _draw_at_once if deferred(best.device) else _draw_in_turn
+    drawn = [
+        _agreeing(sequence.draft, tokens)
+        for sequence, tokens in zip(sequences, draws(sequences, best, logits), strict=True)
+    ]
+    logprobs = _logprobs(sequences, drawn, logits)
+    return [
+        None if tokens[-1] == NOT_FINITE else Accepted(tokens, found)
+        for tokens, found in zip(drawn, logprobs, strict=True)
+    ]
+
+
+def _agreeing(draft: Items[int], drawn: Iterable[int]) -> list[int]:
+    """What is drawn up to the first token that differs from the draft; no more is asked for."""
+    tokens: list[int] = []
+    for token in drawn:
+        tokens.append(token)
+        if len(tokens) > len(draft) or token != draft[len(tokens) - 1]:
             break
-        counts[drawn[j]] += 1
-    return drawn
+    return tokens
+
+
+def _draw_at_once(
+    sequences: Items[Sequence], best: torch.Tensor, logits: torch.Tensor
+) -> Iterator[list[int]]:
+    """Tokens of all rows of each sequence: what costs time is to wait, not to draw."""
+    sampled = [s for s in sequences if not s.sampling.plain_greedy]
+    rows = [row for sequence in sampled for row in rows_of(sequence)]
+    tokens = torch.cat([best, draw(logits, rows)] if rows else [best]).tolist()
+    greedy = iter(tokens[: len(best)])
+    others = iter(settle(tokens[len(best) :], logits, rows))
+    for sequence in sequences:
+        own = greedy if sequence.sampling.plain_greedy else others
+        yield list(islice(own, 1 + len(sequence.draft)))
+
+
+def _draw_in_turn(
+    sequences: Items[Sequence], best: torch.Tensor, logits: torch.Tensor
+) -> Iterator[Iterable[int]]:
+    """Tokens of each sequence, drawn as they are asked for: those not needed cost no time."""
+    greedy, scores = iter(best.tolist()), iter(logits[:, None])
+    for sequence in sequences:
+        count = 1 + len(sequence.draft)
+        if sequence.sampling.plain_greedy:
+            yield list(islice(greedy, count))
+        else:
+            yield _draw_rows(sequence, list(islice(scores, count)))
+
+
+def _draw_rows(sequence: Sequence, logits: Items[torch.Tensor]) -> Iterator[int]:
+    for row, scores in zip(rows_of(sequence), logits, strict=True):
+        yield from settle(draw(scores, [row]).tolist(), scores, [row])
+
+
+def _logprobs(
+    sequences: Items[Sequence], drawn: Items[Items[int]], logits: torch.Tensor
+) -> list[tuple[Logprobs, ...]]:
+    """Of what each sequence drew; empty where it does not ask for them."""
+    rows: list[int] = []
+    tokens: list[int] = []
+    tops: list[int] = []
+    counts: list[int] = []
+    row = 0
+    for sequence, own in zip(sequences, drawn, strict=True):
+        top = sequence.sampling.top_logprobs
+        counts.append(0 if top is None or own[-1] == NOT_FINITE else len(own))
+        rows += range(row, row + counts[-1])
+        tokens += own[: counts[-1]]
+        tops += [top or 0] * counts[-1]
+        row += 0 if sequence.sampling.plain_greedy else 1 + len(sequence.draft)
+    found = iter(logprobs_of(logits[put(rows, logits.device)], tokens, tops) if rows else ())
+    return [tuple(islice(found, count)) for count in counts]

@@ -15,6 +15,7 @@ from verifier_svc.attention import Unsupported
 from verifier_svc.blocks import BLOCK_SIZE, BlockPool, blocks_for
 from verifier_svc.cache import KVCache
 from verifier_svc.drafting import Drafting
+from verifier_svc.drawing import draw
 from verifier_svc.engine import Engine, Outbox
 from verifier_svc.features import FeatureRunner
 from verifier_svc.generation import Generation, Sampling
@@ -22,6 +23,7 @@ from verifier_svc.metrics import Metrics
 from verifier_svc.pace import Pace
 from verifier_svc.policy import DraftLengthPolicy
 from verifier_svc.ranks import Ranks
+from verifier_svc.row import Row
 from verifier_svc.scheduler import Scheduler, Work
 from verifier_svc.sequence import Sequence
 from verifier_svc.settings import VerifierSettings
@@ -163,5 +165,8 @@ def warm_up(target: Target, cache: KVCache, most_rows: int) -> None:
         for count in (16, 1):
             rest = size % count
             counts = [count] * (size // count) + [rest] * bool(rest)
-            target.run([Work(sequence, 16 - n, (0,) * n, n) for n in counts], cache)
+            hidden = target.run([Work(sequence, 16 - n, (0,) * n, n) for n in counts], cache)
+        _, logits = target.head.score(hidden, [False] * size)
+        for sampling in (Sampling(temperature=1.0), Sampling(temperature=1.0, top_p=0.9)):
+            draw(logits, [Row(sampling, 16)] * size)
         _log.debug("warmed up", rows=size)

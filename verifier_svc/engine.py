@@ -8,21 +8,19 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 
 from specwire.draft import DraftEvent, Linked, Unlinked
-from verifier_svc.acceptance import accept_drawn, accept_greedy
+from verifier_svc.acceptance import Accepted, accept
 from verifier_svc.cache import KVCache
 from verifier_svc.documents import Capture
 from verifier_svc.drafting import Drafting
-from verifier_svc.drawing import logprobs_of
 from verifier_svc.features import FeatureRunner
-from verifier_svc.generation import Emitted, Event, Failed, Finished, Generation, Logprobs
+from verifier_svc.generation import Emitted, Event, Failed, Finished, Generation
 from verifier_svc.metrics import Metrics
 from verifier_svc.policy import DraftLengthPolicy
 from verifier_svc.scheduler import Scheduler, Work
@@ -206,38 +204,32 @@ class Engine:
 
     def _commit(self, works: Items[Work], hidden: torch.Tensor) -> None:
         """Draw the tokens of every sequence that reached its last row, and accept drafts."""
-        greedy: list[int] = []
-        scored: list[int] = []
-        for work, rows in _rows_drawn(works):
-            (greedy if work.sequence.sampling.plain_greedy else scored).extend(rows)
-        head = self._target.head
-        best = iter(head.argmax(hidden[greedy] if scored else hidden) if greedy else ())
-        logits = iter(head.logits(hidden[scored] if greedy else hidden) if scored else ())
+        sequences: list[Sequence] = []
         for work in works:
-            sequence = work.sequence
-            if not work.draws:
-                sequence.computed += len(work.tokens)
-            elif sequence.sampling.plain_greedy:
-                drawn = accept_greedy(sequence.draft, list(islice(best, work.draws)))
-                self._accept(sequence, drawn, None)
+            if work.draws:
+                sequences.append(work.sequence)
             else:
-                scores = torch.stack(list(islice(logits, work.draws)))
-                self._accept(sequence, accept_drawn(sequence, scores), scores)
+                work.sequence.computed += len(work.tokens)
+        greedy = [s.sampling.plain_greedy for s in sequences for _ in range(1 + len(s.draft))]
+        best, logits = self._target.head.score(hidden, greedy)
+        for sequence, accepted in zip(sequences, accept(sequences, best, logits), strict=True):
+            if accepted is None:
+                self._fail(sequence, "The target's logits are not finite.")
+            else:
+                self._accept(sequence, accepted)
 
-    def _accept(self, sequence: Sequence, drawn: list[int], logits: torch.Tensor | None) -> None:
+    def _accept(self, sequence: Sequence, drawn: Accepted) -> None:
         """Commit what was drawn for a sequence, and emit it."""
-        proposed, accepted, start = len(sequence.draft), len(drawn) - 1, len(sequence)
-        kept = sequence.commit(drawn, accepted)
+        proposed, start = len(sequence.draft), len(sequence)
+        accepted = len(drawn.tokens) - 1
+        kept = sequence.commit(drawn.tokens, accepted)
         # Draft tokens beyond an end token were right and yet are not part of the output.
         accepted = min(accepted, len(kept))
         source = sequence.draft_source
         sequence.usage.count_round(source, proposed, accepted)
         self._drafting.observe(sequence.id)
         self._metrics.count_round(source, proposed, accepted, len(kept))
-        top = sequence.sampling.top_logprobs
-        logprobs: tuple[Logprobs, ...] = ()
-        if top is not None and logits is not None:
-            logprobs = tuple(logprobs_of(logits[j], token, top) for j, token in enumerate(kept))
+        logprobs = drawn.logprobs[: len(kept)]
         self._emit(sequence, Emitted(start, kept, proposed, accepted, source, logprobs))
 
     def _emit(self, sequence: Sequence, event: Event) -> None:
@@ -258,8 +250,11 @@ class Engine:
 
     def _fail_running(self, reason: str) -> None:
         for sequence in self._scheduler.running:
-            self._emit(sequence, Failed(reason))
-            self._forget([sequence.id], failed=True)
+            self._fail(sequence, reason)
+
+    def _fail(self, sequence: Sequence, reason: str) -> None:
+        self._emit(sequence, Failed(reason))
+        self._forget([sequence.id], failed=True)
 
     def _account_wait(self, now: float) -> None:
         """Charge the wait for drafts to the sequences that waited."""
@@ -291,11 +286,3 @@ class Engine:
                 sequence.first_token = drawn
                 sequence.timings.prefill = drawn - sequence.admitted
         self._metrics.observe_step(rows, ran - started, self._scheduler)
-
-
-def _rows_drawn(works: Items[Work]) -> Iterator[tuple[Work, range]]:
-    """Each work with the rows of the target's output that its draws take."""
-    row = 0
-    for work in works:
-        yield work, range(row, row + work.draws)
-        row += work.draws

@@ -40,10 +40,10 @@ class Sampling:
             or self.repetition_penalty != 1.0
         )
 
-    @property
-    def truncates(self) -> bool:
-        """Whether unlikely tokens are left out of the draw."""
-        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+    def truncates(self, vocab: int) -> bool:
+        """Whether unlikely tokens of so many are left out of the draw."""
+        limited = 0 < self.top_k < vocab or self.top_p < 1 or self.min_p > 0
+        return limited and self.temperature > 0
 
     @property
     def plain_greedy(self) -> bool:

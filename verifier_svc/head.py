@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Items
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from specwire import kernels
+from specwire.kernels import put
 from specwire.torch import PackedLinear, packable
 
 
@@ -30,6 +32,17 @@ class Head:
             self._weight = self._weight.float()
         self.vocab_size: int = weight.shape[0]
 
+    def score(self, hidden: torch.Tensor, greedy: Items[bool]) -> tuple[torch.Tensor, torch.Tensor]:
+        """`argmax` of the rows that are `greedy` and `logits` of the others, in order."""
+        if all(greedy):
+            best = self.argmax(hidden) if greedy else hidden.new_empty(0, dtype=torch.int64)
+            return best, hidden.new_empty(0, self.vocab_size, dtype=torch.float32)
+        if not any(greedy):
+            return hidden.new_empty(0, dtype=torch.int64), self.logits(hidden)
+        first = put([row for row, yes in enumerate(greedy) if yes], hidden.device)
+        others = put([row for row, yes in enumerate(greedy) if not yes], hidden.device)
+        return self.argmax(hidden[first]), self.logits(hidden[others])
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """fp32 logits [rows, vocab]."""
         if self._weight.dtype == torch.float32:
@@ -41,19 +54,16 @@ class Head:
             logits = logits * (self._factor / self._divisor)
         return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
 
-    def argmax(self, hidden: torch.Tensor) -> list[int]:
+    def argmax(self, hidden: torch.Tensor) -> torch.Tensor:
         """The most likely token of each row by its fp32 logits, ties to the lowest id.
 
-        Raises:
-            ValueError: a logit is not a number, or none is finite.
+        Returns int64 [rows] on their device. -1 stands for a row that has a NaN, or none that is
+        finite among its largest logits.
         """
         if self._rough is None:
-            return self.logits(hidden).argmax(-1).tolist()
+            return kernels.draw(self.logits(hidden))
         if self._rough.product is not None:
-            best = kernels.best(hidden, self._rough.product).tolist()
-            if min(best) < 0:
-                raise ValueError("the target's logits are not finite")
-            return best
+            return kernels.best(hidden, self._rough.product)
         # bf16 logits tell which tokens can be the argmax; only those are scored in fp32.
         rough = self._rough(hidden).float()
         top = rough.amax(-1, keepdim=True)
@@ -64,4 +74,4 @@ class Head:
         for row, token, score in zip(rows.tolist(), tokens.tolist(), exact.tolist(), strict=True):
             if row not in winners or score > winners[row][0]:
                 winners[row] = (score, token)
-        return [winners[row][1] for row in range(len(hidden))]
+        return torch.tensor([winners.get(row, (0.0, -1))[1] for row in range(len(hidden))])

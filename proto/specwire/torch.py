@@ -1,4 +1,4 @@
-"""What both ends share of torch: tensor codec, target fingerprint, noise, packed linears."""
+"""What both ends share of torch: devices, codec, target fingerprint, noise, packed linears."""
 
 from __future__ import annotations
 
@@ -114,6 +114,11 @@ def vocabulary_exponentials(
 
 def _exponential(word: torch.Tensor) -> torch.Tensor:
     return -torch.log1p(-(word.double() + 0.5) * 2.0**-32)
+
+
+def deferred(device: torch.device) -> bool:
+    """Whether operators are queued there, so that to look at a value waits for all before it."""
+    return device.type != "cpu"
 
 
 def packable(weight: torch.Tensor) -> bool:

@@ -20,8 +20,9 @@ from drafter_svc.drawing import noise_of
 from specwire import kernels
 from specwire.draft import Opening
 from specwire.torch import exponentials
-from verifier_svc.drawing import draw
+from tests.verifier_svc.drawing_parts import draw_one
 from verifier_svc.generation import Sampling
+from verifier_svc.row import Row
 
 VOCAB, DRAWS = 97, 20_000
 CONTEXTS = 4
@@ -44,7 +45,7 @@ def target_draws(logits: torch.Tensor, position: int) -> npt.NDArray[np.int64]:
     noise = exponentials(torch.arange(DRAWS)[:, None], position, torch.arange(VOCAB), 0)
     drawn: npt.NDArray[np.int64] = (noise * torch.exp(-logits.double())).argmin(-1).numpy()
     for seed in range(0, DRAWS, 400):
-        assert drawn[seed] == draw(logits, Sampling(seed=seed), position=position, choice=0)
+        assert drawn[seed] == draw_one(logits, Row(Sampling(seed=seed), position))
     return drawn
 
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from specwire import kernels
 from specwire.torch import exponentials
-from verifier_svc.acceptance import accept_drawn
+from verifier_svc.acceptance import accept
 from verifier_svc.generation import Generation, Sampling
 from verifier_svc.sequence import Sequence
 
@@ -128,7 +128,9 @@ DRAFTERS = {"good": good, "random": random_drafter, "adversarial": adversarial}
 
 def exact(sequence: Sequence, logits: torch.Tensor, seed: int) -> list[int]:
     """The rule that is served."""
-    return accept_drawn(sequence, logits)
+    (accepted,) = accept([sequence], torch.empty(0, dtype=torch.int64), logits)
+    assert accepted is not None
+    return accepted.tokens
 
 
 @dataclass
@@ -226,7 +228,7 @@ def test_a_drafter_does_not_even_change_the_texts(world: World) -> None:
                 sequence = Sequence(seed, generation, frozenset(), 100)
                 sequence.draft = draft
                 rows = [world.row((*text, *draft[:j])) for j in range(len(draft) + 1)]
-                text = (*text, *accept_drawn(sequence, torch.stack(rows)))
+                text = (*text, *exact(sequence, torch.stack(rows), seed))
             assert text == wanted
 
 
@@ -254,7 +256,7 @@ def top_two(world: World) -> Rule:
     def rule(sequence: Sequence, logits: torch.Tensor, seed: int) -> list[int]:
         drawn: list[int] = []
         best = logits.topk(2).indices.tolist()
-        exact_draws = accept_drawn(sequence, logits)
+        exact_draws = exact(sequence, logits, seed)
         for j, token in enumerate(sequence.draft):
             if token not in best[j]:
                 break
@@ -263,7 +265,7 @@ def top_two(world: World) -> Rule:
             return exact_draws
         rest = Sequence(seed, sequence.generation, frozenset(), 100)
         rest.tokens = [*sequence.tokens, *drawn]
-        return [*drawn, *accept_drawn(rest, logits[len(drawn) :][:1])]
+        return [*drawn, *exact(rest, logits[len(drawn) :][:1], seed)]
 
     return rule
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.support.scripted_drafter import (
     ScriptedDrafter,
     welcome_for,
 )
+from tests.verifier_svc.drawing_parts import as_accelerator
 from tests.verifier_svc.engine_parts import (
     check_usage,
     outputs,
@@ -45,8 +47,10 @@ SAMPLED_PROMPTS = [prompt_of(n, 1) for n in (3, 30, 90)]
 
 
 @pytest.fixture(scope="module")
-def sampled(tiny_llama: Path) -> dict[str, tuple[list[Result], list[Result]]]:
-    """By kind of sampling: results without and with a drafter, each from one crowded engine."""
+def sampled(tiny_llama: Path) -> dict[str, tuple[list[Result], ...]]:
+    """By kind of sampling: results without a drafter, with one, and with one where rows are drawn
+    at once as on an accelerator, each from one crowded engine.
+    """
 
     def run(port: ScriptedDrafter | None, *flags: str) -> dict[str, list[Result]]:
         with RunningEngine(tiny_llama, port, *flags) as engine:
@@ -67,35 +71,43 @@ def sampled(tiny_llama: Path) -> dict[str, tuple[list[Result], list[Result]]]:
         fitting = [text for text in texts if text[: len(tokens)] == tuple(tokens)]
         return list(random.choice(fitting)[len(tokens) :][:count]) if fitting else []
 
-    port = ScriptedDrafter(welcome_for(target_of(tiny_llama)), propose)
-    drafted = run(port, "--draft-length", "4")
-    assert not port.broken_promises
-    return {name: (plain[name], drafted[name]) for name in SAMPLINGS}
+    def run_drafted() -> dict[str, list[Result]]:
+        port = ScriptedDrafter(welcome_for(target_of(tiny_llama)), propose)
+        results = run(port, "--draft-length", "4")
+        assert not port.broken_promises
+        return results
+
+    drafted = run_drafted()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        as_accelerator(monkeypatch)
+        at_once = run_drafted()
+    return {name: (plain[name], drafted[name], at_once[name]) for name in SAMPLINGS}
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
 def test_sampling_is_the_same_with_and_without_a_drafter(
-    sampled: dict[str, tuple[list[Result], list[Result]]], name: str
+    sampled: dict[str, tuple[list[Result], ...]], name: str
 ) -> None:
-    plain, drafted = sampled[name]
-    for one, other in zip(plain, drafted, strict=True):
-        assert one.text == other.text
-        assert one.finished.reason is other.finished.reason
-        check_usage(one)
-        check_usage(other)
-    assert sum(result.finished.usage.accepted_draft_tokens for result in drafted) > 0
+    plain, *drafted = sampled[name]
+    for results in drafted:
+        for one, other in zip(plain, results, strict=True):
+            assert one.text == other.text
+            assert one.finished.reason is other.finished.reason
+            check_usage(one)
+            check_usage(other)
+        assert sum(result.finished.usage.accepted_draft_tokens for result in results) > 0
 
 
 def test_logprobs_are_those_of_the_emitted_tokens_with_and_without_a_drafter(
-    sampled: dict[str, tuple[list[Result], list[Result]]], tiny_llama: Path
+    sampled: dict[str, tuple[list[Result], ...]], tiny_llama: Path
 ) -> None:
-    for one, other in zip(*sampled["logprobs"], strict=True):
-        flat = [[lp for e in r.rounds for lp in e.logprobs] for r in (one, other)]
+    for one, *others in zip(*sampled["logprobs"], strict=True):
+        flat = [[lp for e in r.rounds for lp in e.logprobs] for r in (one, *others)]
         with torch.inference_mode():
             logits = reference_of(tiny_llama)(torch.tensor([one.text])).logits[0].double()
         exact = torch.log_softmax(logits, -1)[len(one.prompt) - 1 : -1]
         drawn = one.text[len(one.prompt) :]
-        assert len(drawn) == len(flat[0]) == len(flat[1])
+        assert all(len(drawn) == len(found) for found in flat)
         for row, token, *got in zip(exact, drawn, *flat, strict=True):
             for logprobs in got:
                 assert logprobs.drawn == pytest.approx(row[token].item(), abs=1e-4)
@@ -128,3 +140,16 @@ def test_what_each_parameter_does(tiny_llama: Path) -> None:
         varied = outputs(engine, prompt, frequency_penalty=2.0, presence_penalty=2.0,
                          repetition_penalty=5.0, ignore_eos=True)  # fmt: skip
         assert len(set(varied)) > len(set(outputs(engine, prompt, ignore_eos=True)))
+
+
+def test_logits_that_are_not_finite_end_only_their_own_text(tiny_llama: Path) -> None:
+    prompts = [prompt_of(12), prompt_of(9), prompt_of(10)]
+    with RunningEngine(tiny_llama) as engine:
+        wanted = engine.generate(prompts[0], ignore_eos=True).text
+        broken: dict[str, Any] = {"temperature": 1.0, "logit_bias": {5: math.nan}}
+        first = engine.submit(prompts[0], ignore_eos=True)
+        failing = [engine.submit(prompt, **broken) for prompt in prompts[1:]]
+        ended, *others = engine.finish(first, *failing)
+        assert ended.text == wanted
+        assert {other.failed.reason for other in others} == {"The target's logits are not finite."}
+        assert outputs(engine, prompts[1], ignore_eos=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from tests.support.tiny_llama import write_tiny_llama
 from verifier_svc.blocks import BlockPool
 from verifier_svc.cache import KVCache
 from verifier_svc.generation import Generation, Sampling
+from verifier_svc.head import Head
 from verifier_svc.scheduler import Work
 from verifier_svc.sequence import Sequence
 from verifier_svc.target import (
@@ -233,7 +236,7 @@ def test_argmax_is_that_of_fp32_logits(tiny_llama: Path, dtype: torch.dtype) -> 
     hidden = torch.randn(200, 32).to(dtype)
     with torch.inference_mode():
         logits = target.head.logits(hidden)
-        best = target.head.argmax(hidden)
+        best = target.head.argmax(hidden).tolist()
     assert logits.dtype == torch.float32
     exact = hidden.double() @ target.model.get_output_embeddings().weight.double().T
     torch.testing.assert_close(logits.double(), exact, rtol=1e-4, atol=1e-4)
@@ -255,8 +258,41 @@ def test_bf16_logits_of_one_row_do_not_tie(tmp_path: Path) -> None:
         weight[[11, 70], 0] = 1.0
         weight[70, 1] = 1.0
         head = type(target.head)(target.model.get_output_embeddings(), target.config)
-        assert head.argmax(hidden) == [70]
+        assert head.argmax(hidden).tolist() == [70]
         assert int(head.logits(hidden).argmax()) == 70
+
+
+@pytest.mark.parametrize("compile", ["on", "off"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_that_are_not_finite_have_no_argmax(
+    dtype: torch.dtype, compile: kernels.Compile
+) -> None:
+    if compile == "on" and shutil.which("g++") is None:
+        pytest.skip("no C++ compiler here")
+    kernels.prepare(compile)
+    head = Head(torch.nn.Linear(32, 96, bias=False, dtype=dtype), None)
+    hidden = torch.randn(5, 32).to(dtype)
+    hidden[1, 7] = math.nan
+    hidden[4, 0] = math.inf
+    with torch.inference_mode():
+        best = head.argmax(hidden)
+        logits = head.logits(hidden)
+    kernels.prepare("off")
+    assert best.dtype == torch.int64
+    assert [token >= 0 for token in best.tolist()] == [True, False, True, True, False]
+    assert best[0] == logits[0].argmax()
+
+
+def test_rows_are_scored_as_they_are_drawn(tiny_llama: Path) -> None:
+    head, hidden = load(tiny_llama).head, torch.randn(5, 32)
+    with torch.inference_mode():
+        best, logits = head.argmax(hidden), head.logits(hidden)
+        for greedy in ([True] * 5, [False] * 5, [True, False, False, True, False]):
+            first, others = head.score(hidden, greedy)
+            assert torch.equal(first, best[torch.tensor(greedy)])
+            torch.testing.assert_close(others, logits[~torch.tensor(greedy)])
+        first, others = head.score(hidden[:0], [])
+        assert (len(first), others.shape) == (0, (0, 97))
 
 
 def mistral() -> Any:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
+from specwire import logs
 from specwire.kernels.library import kernels_for, threads
 from specwire.noise import token_words
+
+_log = logs.get(__name__)
+
+_Winners = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +34,9 @@ class Noise:
 def draw(
     logits: torch.Tensor, noise: Noise | None = None, ids: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Draw from each row of logits [rows, width] of the tokens `ids` [width] (None: 0, 1, 2, ...).
+    """Draw from each row of logits [rows, width] of the tokens `ids` (None: 0, 1, 2, ...).
+
+    These are int64 [width], or [rows, width] where rows have tokens of their own.
 
     The draw is argmin E / p, ties to the lowest id, with E as `specwire.torch.exponentials` and
     p the softmax of logits / temperature; without `noise` it is the first argmax.
@@ -36,7 +45,9 @@ def draw(
     is finite among its largest.
     """
     kernels = kernels_for(logits)
-    if kernels is None or (ids is not None and not ids.is_contiguous()):
+    if ids is not None and len(ids) == 1 == ids.dim() - 1:
+        ids = ids[0]
+    if kernels is None or (ids is not None and (ids.dim() > 1 or not ids.is_contiguous())):
         return _draw(logits.float(), noise, ids)
     winners = torch.empty(len(logits), dtype=torch.int64)
     keys: tuple[int | None, ...] = (None,) * 4
@@ -91,21 +102,61 @@ def _draw(logits: torch.Tensor, noise: Noise | None, ids: torch.Tensor | None) -
 
 
 def _race(logits: torch.Tensor, noise: Noise, ids: torch.Tensor | None) -> torch.Tensor:
-    width = logits.shape[-1]
-    seeds, positions, choices = noise.seeds, noise.positions, noise.choices
-    if ids is None:
-        # Four tokens share a block.
-        blocks = torch.arange(-(-width // 4), device=logits.device)
-        words = token_words(seeds[:, None], positions[:, None], blocks, choices[:, None])
-        word = torch.stack(words, -1).flatten(1)[:, :width]
-    else:
-        words = token_words(seeds[:, None], positions[:, None], ids >> 2, choices[:, None])
-        word = torch.stack(words).gather(0, (ids & 3).expand(1, len(logits), -1))[0]
-    exponentials = -torch.log1p(-(word.double() + 0.5) * 2.0**-32)
     # Rows of temperature 0 are not drawn; any temperature will do.
     temperatures = torch.where(noise.temperatures > 0, noise.temperatures, 1.0)
-    scaled = (logits / temperatures[:, None]).double()
-    ratios = exponentials * torch.exp(scaled.amax(-1, keepdim=True) - scaled)
+    # Divided here, since a fused division may be rounded otherwise.
+    scaled = logits / temperatures[:, None]
+    keys = noise.seeds[:, None], noise.positions[:, None], noise.choices[:, None]
+    if scaled.device.type != "cuda":
+        return _winners(scaled, *keys, ids)
+    if ids is None:
+        ids = torch.arange(scaled.shape[-1], device=scaled.device)
+    return _fused()(scaled, *keys, ids)
+
+
+@cache
+def _fused() -> _Winners:
+    """`_winners` as few kernels, for devices on which every operator is one."""
+    compiled = torch.compile(_winners, dynamic=True)
+
+    def winners(*tensors: torch.Tensor) -> torch.Tensor:
+        nonlocal compiled
+        try:
+            return compiled(*tensors)
+        except Exception as error:
+            if compiled is _winners:
+                raise
+            _log.warning("the race cannot be fused; torch's operators are used", reason=str(error))
+            compiled = _winners
+        return _winners(*tensors)
+
+    return winners
+
+
+def _winners(
+    scaled: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    choices: torch.Tensor,
+    ids: torch.Tensor | None,
+) -> torch.Tensor:
+    """Winners int64 [rows] among `scaled`, logits / temperature, fp32 [rows, width].
+
+    Seeds, positions and choices are int64 [rows, 1], `ids` as `draw` takes them.
+    """
+    width = scaled.shape[-1]
+    if ids is None:
+        # Four tokens share a block.
+        blocks = torch.arange(-(-width // 4), device=scaled.device)
+        words = token_words(seeds, positions, blocks, choices)
+        word = torch.stack(words, -1).flatten(1)[:, :width]
+    else:
+        first, second, third, fourth = token_words(seeds, positions, ids >> 2, choices)
+        low = torch.where((ids & 1) == 0, first, second)
+        word = torch.where((ids & 2) == 0, low, torch.where((ids & 1) == 0, third, fourth))
+    exponentials = -torch.log1p(-(word.double() + 0.5) * 2.0**-32)
+    values = scaled.double()
+    ratios = exponentials * torch.exp(values.amax(-1, keepdim=True) - values)
     if ids is None:
         return ratios.argmin(-1)
     best = ratios == ratios.amin(-1, keepdim=True)

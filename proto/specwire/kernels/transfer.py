@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 
-def put(
-    values: Sequence[Any], device: torch.device, dtype: torch.dtype | None = None
-) -> torch.Tensor:
-    """A tensor of `values` on `device`. To a GPU it travels without waiting for what runs there."""
+def put(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`torch.tensor` on a device that is not waited for."""
     if device.type != "cuda":
         return torch.tensor(values, device=device, dtype=dtype)
-    return torch.tensor(values, dtype=dtype).pin_memory().to(device, non_blocking=True)
+    # A copy out of memory that may be paged out would wait.
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
 
 
 def fetch(*tensors: torch.Tensor) -> list[torch.Tensor]:

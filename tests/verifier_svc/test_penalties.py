@@ -1,0 +1,66 @@
+"""Penalties, bias and masks against a reference that goes token by token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.verifier_svc.drawing_parts import draw_one, gaussian, reference_penalize
+from verifier_svc.generation import Sampling
+from verifier_svc.penalties import penalize
+from verifier_svc.row import Row
+
+ids = st.integers(0, 19)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> Row:
+    output = draw(st.lists(ids, max_size=12))
+    sampling = Sampling(
+        repetition_penalty=draw(st.sampled_from([1.0, 1.3, 0.5])),
+        presence_penalty=draw(st.sampled_from([0.0, 0.7, -1.5])),
+        frequency_penalty=draw(st.sampled_from([0.0, 0.3, -0.4])),
+        logit_bias=draw(st.dictionaries(ids, st.floats(-5, 5), max_size=4)),
+    )
+    return Row(
+        sampling,
+        position=9,
+        prompt=draw(st.lists(ids, min_size=1, max_size=8)),
+        output_counts={token: output.count(token) for token in output},
+        banned=draw(st.sets(ids, max_size=5)),
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(rows(), min_size=1, max_size=4))
+def test_penalties_bias_and_masks_follow_the_reference(batch: list[Row]) -> None:
+    logits = torch.stack([gaussian(20, 2.0, 5 + i) for i in range(len(batch))])
+    before = logits.clone()
+    got = penalize(logits, batch)
+    for scores, row, own in zip(got, batch, logits, strict=True):
+        wanted = reference_penalize(own.tolist(), row)
+        assert scores.tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+    assert torch.equal(logits, before), "the target's logits are not changed"
+
+
+def test_a_token_beyond_the_vocabulary_touches_no_other_row() -> None:
+    row = Row(Sampling(logit_bias={20: 1.0}), position=0)
+    with pytest.raises(IndexError):
+        penalize(torch.zeros(2, 20), [row, row])
+
+
+def test_a_banned_token_is_not_drawn_at_any_temperature() -> None:
+    logits = torch.zeros(8)
+    logits[3] = 50.0
+    for temperature in (0.0, 1.0):
+        sampling = Sampling(temperature=temperature, min_tokens=1)
+        assert draw_one(logits, Row(sampling, position=0, banned={3})) != 3
+
+
+def test_a_bias_beats_the_models_choice() -> None:
+    logits = torch.zeros(8)
+    logits[3] = 50.0
+    sampling = Sampling(temperature=0, logit_bias={5: 100.0})
+    assert draw_one(logits, Row(sampling, position=0)) == 5

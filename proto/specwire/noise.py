@@ -27,18 +27,22 @@ def philox(
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        # int64 products wrap modulo 2**64, which leaves the bits of the unsigned product.
-        p0 = c0 * _MULTIPLY[0]
-        p1 = c2 * _MULTIPLY[1]
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & MASK) ^ c1 ^ k0,
-            p1 & MASK,
-            ((p0 >> 32) & MASK) ^ c3 ^ k1,
-            p0 & MASK,
-        )
+        high0, low0 = _product(c0, _MULTIPLY[0])
+        high1, low1 = _product(c2, _MULTIPLY[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0 = (k0 + _WEYL[0]) & MASK
         k1 = (k1 + _WEYL[1]) & MASK
     return c0, c1, c2, c3
+
+
+def _product(word: Array, factor: int) -> tuple[Array, Array]:
+    """The high and the low word of a product of two words.
+
+    In halves: int64 products would wrap, and compilers reckon that signed ones never do.
+    """
+    low = word * (factor & 0xFFFF)
+    middle = word * (factor >> 16) + (low >> 16)
+    return middle >> 16, (middle & 0xFFFF) << 16 | low & 0xFFFF
 
 
 def token_words(seed: Array, position: Array, block: Array, choice: Array) -> tuple[Array, ...]:

@@ -43,12 +43,15 @@ def test_the_fused_race_has_the_same_winners() -> None:
         assert torch.equal(drawing._fused()(*race, ids), wanted)
 
 
+@pytest.mark.parametrize("wrong", ["no compiler", "it draws something else"])
 def test_where_it_cannot_be_fused_torchs_operators_serve(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     def broken(*_: Any, **__: Any) -> Any:
-        def fail(*_: torch.Tensor) -> torch.Tensor:
-            raise RuntimeError("no compiler")
+        def fail(*race: torch.Tensor) -> torch.Tensor:
+            if wrong == "no compiler":
+                raise RuntimeError(wrong)
+            return drawing._winners(*race) + 1
 
         return fail
 
@@ -60,4 +63,4 @@ def test_where_it_cannot_be_fused_torchs_operators_serve(
     for _ in range(2):
         winners = drawing._fused()(*race, torch.arange(50))
         assert torch.equal(winners, drawing._winners(*race, None))
-    assert warned == ["no compiler"]
+    assert warned == [wrong]

@@ -116,18 +116,27 @@ def _race(logits: torch.Tensor, noise: Noise, ids: torch.Tensor | None) -> torch
 
 @cache
 def _fused() -> _Winners:
-    """`_winners` as few kernels, for devices on which every operator is one."""
-    compiled = torch.compile(_winners, dynamic=True)
+    """`_winners` as few kernels, for devices on which every operator is one.
+
+    Its first draw is compared with what the operators draw.
+    """
+    compiled: _Winners | None = torch.compile(_winners, dynamic=True)
+    tried = False
 
     def winners(*tensors: torch.Tensor) -> torch.Tensor:
-        nonlocal compiled
+        nonlocal compiled, tried
+        if compiled is None:
+            return _winners(*tensors)
         try:
-            return compiled(*tensors)
+            found = compiled(*tensors)
+            tried = tried or torch.equal(found, _winners(*tensors))
+            if tried:
+                return found
+            reason = "it draws something else"
         except Exception as error:
-            if compiled is _winners:
-                raise
-            _log.warning("the race cannot be fused; torch's operators are used", reason=str(error))
-            compiled = _winners
+            reason = str(error)
+        _log.warning("the race cannot be fused; torch's operators are used", reason=reason)
+        compiled = None
         return _winners(*tensors)
 
     return winners

@@ -32,13 +32,13 @@ class Accepted:
 
 
 def accept(
-    sequences: Items[Sequence], best: torch.Tensor, logits: torch.Tensor
+    sequences: Items[Sequence], best: torch.Tensor, logits: torch.Tensor | None
 ) -> list[Accepted | None]:
     """Accept the drafts of one round; None for a sequence whose logits are not finite.
 
     Each sequence has a row for its last token and one for each token of its draft, in order:
     those of plain greedy ones are in `best`, their argmax int64 [rows] as `kernels.draw` has it,
-    and those of the others in fp32 `logits` [rows, vocab].
+    and those of the others in fp32 `logits` [rows, vocab], None where there are none.
 
     An accelerator is waited for once, and once more for log-probabilities and for rows that it
     leaves undecided.
@@ -48,7 +48,7 @@ def accept(
         _agreeing(sequence.draft, tokens)
         for sequence, tokens in zip(sequences, draws(sequences, best, logits), strict=True)
     ]
-    logprobs = _logprobs(sequences, drawn, logits)
+    logprobs = [()] * len(drawn) if logits is None else _logprobs(sequences, drawn, logits)
     return [
         None if tokens[-1] == NOT_FINITE else Accepted(tokens, found)
         for tokens, found in zip(drawn, logprobs, strict=True)
@@ -66,24 +66,24 @@ def _agreeing(draft: Items[int], drawn: Iterable[int]) -> list[int]:
 
 
 def _draw_at_once(
-    sequences: Items[Sequence], best: torch.Tensor, logits: torch.Tensor
+    sequences: Items[Sequence], best: torch.Tensor, logits: torch.Tensor | None
 ) -> Iterator[list[int]]:
     """Tokens of all rows of each sequence: what costs time is to wait, not to draw."""
     sampled = [s for s in sequences if not s.sampling.plain_greedy]
     rows = [row for sequence in sampled for row in rows_of(sequence)]
-    tokens = torch.cat([best, draw(logits, rows)] if rows else [best]).tolist()
-    greedy = iter(tokens[: len(best)])
-    others = iter(settle(tokens[len(best) :], logits, rows))
+    tokens = best.tolist() if logits is None else torch.cat([best, draw(logits, rows)]).tolist()
+    greedy, drawn = iter(tokens[: len(best)]), tokens[len(best) :]
+    others = iter(drawn if logits is None else settle(drawn, logits, rows))
     for sequence in sequences:
         own = greedy if sequence.sampling.plain_greedy else others
         yield list(islice(own, 1 + len(sequence.draft)))
 
 
 def _draw_in_turn(
-    sequences: Items[Sequence], best: torch.Tensor, logits: torch.Tensor
+    sequences: Items[Sequence], best: torch.Tensor, logits: torch.Tensor | None
 ) -> Iterator[Iterable[int]]:
     """Tokens of each sequence, drawn as they are asked for: those not needed cost no time."""
-    greedy, scores = iter(best.tolist()), iter(logits[:, None])
+    greedy, scores = iter(best.tolist()), iter(() if logits is None else logits[:, None])
     for sequence in sequences:
         count = 1 + len(sequence.draft)
         if sequence.sampling.plain_greedy:

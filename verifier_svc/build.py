@@ -166,7 +166,7 @@ def warm_up(target: Target, cache: KVCache, most_rows: int) -> None:
             rest = size % count
             counts = [count] * (size // count) + [rest] * bool(rest)
             hidden = target.run([Work(sequence, 16 - n, (0,) * n, n) for n in counts], cache)
-        _, logits = target.head.score(hidden, [False] * size)
+        logits = target.head.logits(hidden)
         for sampling in (Sampling(temperature=1.0), Sampling(temperature=1.0, top_p=0.9)):
             draw(logits, [Row(sampling, 16)] * size)
         _log.debug("warmed up", rows=size)

@@ -210,6 +210,8 @@ class Engine:
                 sequences.append(work.sequence)
             else:
                 work.sequence.computed += len(work.tokens)
+        if not sequences:
+            return
         greedy = [s.sampling.plain_greedy for s in sequences for _ in range(1 + len(s.draft))]
         best, logits = self._target.head.score(hidden, greedy)
         for sequence, accepted in zip(sequences, accept(sequences, best, logits), strict=True):

@@ -32,11 +32,12 @@ class Head:
             self._weight = self._weight.float()
         self.vocab_size: int = weight.shape[0]
 
-    def score(self, hidden: torch.Tensor, greedy: Items[bool]) -> tuple[torch.Tensor, torch.Tensor]:
-        """`argmax` of the rows that are `greedy` and `logits` of the others, in order."""
+    def score(
+        self, hidden: torch.Tensor, greedy: Items[bool]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`argmax` of the rows that are `greedy`, and `logits` of the others, if there are any."""
         if all(greedy):
-            best = self.argmax(hidden) if greedy else hidden.new_empty(0, dtype=torch.int64)
-            return best, hidden.new_empty(0, self.vocab_size, dtype=torch.float32)
+            return self.argmax(hidden), None
         if not any(greedy):
             return hidden.new_empty(0, dtype=torch.int64), self.logits(hidden)
         first = put([row for row, yes in enumerate(greedy) if yes], hidden.device)

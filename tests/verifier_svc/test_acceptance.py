@@ -34,13 +34,13 @@ def sequence_of(seed: int, draft: tuple[int, ...] = (), **sampling: Any) -> Sequ
     return sequence
 
 
-def scores_of(sequences: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
+def scores_of(sequences: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`best` and `logits` of one round: a row's logits depend on sequence and position alone."""
     greedy, others = [torch.empty(0, VOCAB)], [torch.empty(0, VOCAB)]
     for sequence in sequences:
         rows = [gaussian(VOCAB, 1.5, 100 * sequence.id + j) for j in range(1 + len(sequence.draft))]
         (greedy if sequence.sampling.plain_greedy else others).append(torch.stack(rows))
-    return torch.cat(greedy).argmax(-1), torch.cat(others)
+    return torch.cat(greedy).argmax(-1), torch.cat(others) if len(others) > 1 else None
 
 
 def round_of(sequences: list[Sequence]) -> list[Accepted | None]:
@@ -109,6 +109,7 @@ def test_only_a_sequence_whose_own_logits_are_not_finite_is_refused(
     drafts = [tuple(text[:2]) for text in right]
     sequences = [sequence_of(i, drafts[i], **options) for i, options in enumerate(SAMPLINGS)]
     best, logits = scores_of(sequences)
+    assert logits is not None
     best[1] = -1  # the second row of sequence 0
     logits[3 + 2, 9] = math.nan  # the last row of sequence 2
     logits[6 + 1] = math.nan  # the second of sequence 3

@@ -54,8 +54,8 @@ class DraftLengthPolicy:
         self.price = 0.0
         # Whether the drafter has a device of its own.
         self._apart = False
-        #: Speed of two cohorts over that of one, as the last choice promised it; 0 where drafts
-        #: are not made beside steps, or do not pay even so.
+        #: Speed of two cohorts over that of one, with drafts or without, that the last choice
+        #: promised; 0 where drafts cannot be made beside steps.
         self.cohort_gain = 0.0
         # Speed over that of plain decoding which the last choice promised; 1 where that was plain.
         self._gain = 1.0
@@ -120,9 +120,8 @@ class DraftLengthPolicy:
         plain_speed = self._speed(size, size, 0.0)
         margin = _LARGE_MARGIN if size >= _LARGE and not self._apart else _MARGIN
         pays = margin if cohorts == 1 else STAY * margin
-        best, speed, other = self._best(
-            records, caps, max(self._gain, margin) * plain_speed, cohorts
-        )
+        worth = max(self._gain, margin) * plain_speed
+        best, speed, other = self._best(records, caps, worth, cohorts)
         self._gain = speed / plain_speed
         if self._apart:
             one, two = (speed, other) if cohorts == 1 else (other, speed)
@@ -135,9 +134,7 @@ class DraftLengthPolicy:
             self._plain_times = 0
             if not all(ready):
                 caps = [c if now else NO_WISH for c, now in zip(caps, ready, strict=True)]
-                best, speed, _ = self._best(
-                    records, caps, max(self._gain, margin) * plain_speed, cohorts
-                )
+                best, speed, _ = self._best(records, caps, speed, cohorts)
                 if speed <= pays * plain_speed:
                     best = plain
             lost = max(1 - 1 / self._gain, _TRIAL_INTERVAL * _TRIAL_LOSS)
@@ -145,11 +142,7 @@ class DraftLengthPolicy:
         for record, wish in zip(records, best, strict=True):
             if not wish.chain:
                 record.chain.fade()
-        if self._owed < 1:
-            return best
-        self._owed -= 1
-        self._trials += 1
-        return plain if self._trials % _LONGER_INTERVAL else self._lengthen(best, caps)
+        return best if self._owed < 1 else self._trial(best, caps)
 
     def probe(self, wishes: Items[Wish], caps: Items[Wish], order: Items[int]) -> list[Wish]:
         """What to ask for: what was chosen, and now and then more to keep the records fresh.
@@ -182,6 +175,13 @@ class DraftLengthPolicy:
         self._plain_rounds = min(self._plain_times, _LONGEST_REST) if rests else 0
         return plain
 
+    def _trial(self, wishes: Items[Wish], caps: Items[Wish]) -> list[Wish]:
+        """What was not chosen, so that it can be compared with."""
+        self._owed -= 1
+        self._trials += 1
+        plain = self._trials % _LONGER_INTERVAL
+        return [NO_WISH] * len(caps) if plain else self._lengthen(wishes, caps)
+
     @staticmethod
     def _lengthen(wishes: Items[Wish], caps: Items[Wish]) -> list[Wish]:
         """Chains of more than twice the length: what they cost and bring would not be known."""
@@ -196,7 +196,7 @@ class DraftLengthPolicy:
     ) -> tuple[list[Wish], float, float]:
         """The wishes that promise most, where tokens are worth 1 / speed, and their speed.
 
-        And the speed that the best wishes would have as the other number of cohorts.
+        Third is the best speed of the other number of cohorts, one or two.
         """
         unit = self._draft_unit
         waits = [self._draft.predict(length) * unit for length in range(self._max_length + 1)]

@@ -201,14 +201,17 @@ def busy(folder: Path, device: str, **options: Any) -> Busy:
 
 
 def test_drafts_of_a_drafter_with_its_own_device_are_made_beside_steps(
-    tiny_llama: Path, eight: Texts, paced: PacedTarget
+    tiny_llama: Path, eight: Texts, paced: PacedTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = busy(tiny_llama, "elsewhere")
+    told: list[float] = []
     with RunningEngine(tiny_llama, port, "--draft-length", "3") as engine:
+        monkeypatch.setattr(engine.engine._metrics.cohorts, "set", told.append)
         results = engine.finish(*submit_eight(engine))
     port.settle()
     assert [result.text for result in results] == eight
     assert paced.halves > TOKENS
+    assert set(told) == {1, 2}
     beside = sum(
         max(0.0, min(done, end) - max(asked, began))
         for asked, done in port.spans

@@ -18,6 +18,7 @@ from drafter_svc.worker import Worker
 from specwire import kernels
 from specwire.settings import StartError
 from specwire.target import TargetSource
+from specwire.torch import device_name
 from specwire.v1 import drafter_pb2 as pb
 
 _SEQUENCES_PER_LINK = 1024
@@ -71,7 +72,7 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
     )
     for position, chance in enumerate(config.expected_acceptance, 1):
         metrics.EXPECTED_ACCEPTANCE.labels(position).set(chance)
-    return Drafter(worker, _describe(loaded, settings, dtype, max_length, version))
+    return Drafter(worker, _describe(loaded, settings, dtype, device, max_length, version))
 
 
 def _embedding(
@@ -94,6 +95,7 @@ def _describe(
     loaded: LoadedDrafter,
     settings: DrafterSettings,
     dtype: torch.dtype,
+    device: torch.device,
     max_length: int,
     version: str,
 ) -> pb.DescribeResponse:
@@ -116,6 +118,7 @@ def _describe(
         version=version,
         lookup_match=settings.lookup_match,
         expected_acceptance=config.expected_acceptance,
+        device=device_name(device),
     )
 
 

@@ -137,7 +137,7 @@ def build_engine(
             pace=Pace(policy.step_cost, settings.token_budget),
             keep=settings.prefix_cache,
         ),
-        drafting=Drafting(port, policy, cache, settings.draft_deadline_ms * 1e-3),
+        drafting=Drafting(port, policy, cache, settings.draft_deadline_ms * 1e-3, target.devices),
         policy=policy,
         features=FeatureRunner(
             target,

@@ -52,6 +52,7 @@ class LinearCost:
             self._slope.start(x)
         self._count += 1
         gain = max(gain, 1 / max(self._count, 1.0))
+        self._slope.move(gain * (x - self._x))
         self._x += gain * (x - self._x)
         self._y += gain * (seconds - self._y)
 
@@ -142,7 +143,7 @@ class StepCost:
 class AnswerCost:
     """Time until drafts are there: a line in the length of the longest chain, or no chain.
 
-    In units of a plain step, not in seconds: what slows one down on a shared machine slows the
+    On a shared device in units of a plain step, not in seconds: what slows one down slows the
     other, and where no drafts are asked for only the step is seen to become fast again.
     """
 

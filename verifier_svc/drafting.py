@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass, field, replace
+from itertools import compress
 
 import torch
 
 from specwire.draft import (
     Ack,
-    DraftCost,
     DraftEvent,
     DraftPort,
     DraftSource,
     Extend,
     Linked,
-    Opening,
     Proposals,
     Unlinked,
     Welcome,
+    Wish,
 )
-from specwire.round import Gathering
 from specwire.sequence import SequenceSender
 from verifier_svc.cache import KVCache
+from verifier_svc.cohorts import Cohorts
 from verifier_svc.feed import Feed
+from verifier_svc.gathering import Gathering, Request
 from verifier_svc.policy import DraftLengthPolicy
 from verifier_svc.record import PROBED
 from verifier_svc.sequence import Sequence
@@ -39,20 +39,6 @@ _BULK_ROWS = 64
 _WINDOW_BYTES, _FIRST_WINDOW_BYTES = 8 << 20, 1 << 19
 
 
-@dataclass(slots=True)
-class Waited:
-    """A request for drafts: what was asked, which of it is waited for, and what it cost.
-
-    `length` is that of the longest chain.
-    """
-
-    asked: frozenset[int] = frozenset()
-    seqs: frozenset[int] = frozenset()
-    started: float = 0.0
-    length: int = 0
-    cost: DraftCost = field(default_factory=DraftCost)
-
-
 class Drafting:
     """Feeds a drafter and gathers its drafts. Never blocks: time is passed in."""
 
@@ -62,12 +48,15 @@ class Drafting:
         policy: DraftLengthPolicy,
         cache: KVCache,
         deadline: float,
+        devices: Collection[str],
     ) -> None:
-        """Take the longest wait for a draft, in seconds."""
+        """Take the longest wait for a draft, in seconds, and the names of the target's devices."""
         self._port = port
         self._policy = policy
         self._cache = cache
         self._deadline = deadline
+        self._devices = devices
+        self._cohorts = Cohorts()
         self._feeds: dict[int, Feed] = {}
         self._closes: list[int] = []
         # Bulk rows that are not acknowledged, by sequence.
@@ -76,7 +65,8 @@ class Drafting:
         self._link = 0
         self.welcome: Welcome | None = None
         self.gathering = Gathering()
-        self.waited = Waited()
+        #: Decoding sequences that sit out the next step.
+        self.resting = frozenset[int]()
 
     def open(self, sequence: Sequence) -> None:
         """Drafts are wanted for a sequence from now on."""
@@ -89,7 +79,7 @@ class Drafting:
         """A sequence has ended."""
         if self._feeds.pop(seq, None) is None:
             return
-        self.gathering.settle(seq)
+        self.gathering.drop(seq)
         # Bulk rows that arrived after the Close would open the sequence again: their
         # acknowledgement closes it.
         if self.welcome is not None and not self._unacknowledged[seq]:
@@ -112,8 +102,7 @@ class Drafting:
                 if feed := self._feeds.get(need.seq):
                     feed.sender.need(need)
                     self.gathering.settle(need.seq)
-            if any(draft.seq in self.waited.asked for draft in event.drafts):
-                self._observe_answer(event, arrived)
+            self._observe_answer(event, arrived)
         elif isinstance(event, Ack):
             self._acknowledge(event)
         elif isinstance(event, Linked):
@@ -132,19 +121,23 @@ class Drafting:
             self._port.round(self._link, (), (), (ack.seq,))
 
     def _observe_answer(self, answer: Proposals, arrived: float) -> None:
-        seconds = arrived - self.waited.started
         chains = (len(d.tokens) for d in answer.drafts if d.source is DraftSource.CHAIN)
         length = max(chains, default=0)
-        self._policy.observe_draft(length, seconds, awaited=bool(self.waited.seqs))
-        self.waited.cost = answer.cost
+        for request in self.gathering.answered(draft.seq for draft in answer.drafts):
+            request.cost = answer.cost
+            seconds = arrived - request.started
+            if request.queues:
+                seconds -= min(answer.cost.queue_us * 1e-6, seconds)
+            self._policy.observe_draft(length, seconds, awaited=bool(request.awaited))
 
     def observe(self, seq: int) -> None:
         """A sequence has committed a round."""
         if feed := self._feeds.get(seq):
             feed.score()
 
-    def send(self, sequences: Iterable[Sequence], now: float) -> None:
-        """After a step: stream new features, and ask for the drafts of the next round."""
+    def send(self, sequences: Items[Sequence], now: float) -> None:
+        """After a step: stream new features, ask for the drafts of who ran, choose who rests."""
+        rested, self.resting = self.resting, frozenset()
         if self._port is None or self.welcome is None:
             return
         feeds = [feed for s in sequences if (feed := self._feeds.get(s.id)) and feed.complete]
@@ -152,11 +145,12 @@ class Drafting:
             feed.sender.commit(feed.sequence.entries)
         decoding = [feed for feed in feeds if feed.sequence.decoding]
         if self._policy.rests(len(decoding)):
-            self.waited = Waited()
-            self.gathering.settle_all()
+            self.gathering.clear()
             return
         self._stream(feeds)
-        self._ask(decoding, now)
+        self._ask(decoding, now, rested)
+        ids = [sequence.id for sequence in sequences if sequence.decoding]
+        self.resting = self._cohorts.rest(ids, self._policy.cohort_gain)
 
     def _stream(self, feeds: Items[Feed]) -> None:
         """Send what a round does not carry, as far as drafts will be made from it.
@@ -172,20 +166,17 @@ class Drafting:
         for feed in feeds:
             self._send_bulk(feed)
 
-    def _ask(self, feeds: Items[Feed], now: float) -> None:
+    def _ask(self, feeds: Items[Feed], now: float, rested: Collection[int]) -> None:
         assert self._port is not None
         assert self.welcome is not None
-        caps = [feed.caps(self.welcome) for feed in feeds]
-        ready = [feed.sender.ready for feed in feeds]
-        wishes = self._policy.choose([feed.record for feed in feeds], caps, ready)
-        asks = self._policy.probe(wishes, caps, _probed_first([feed.wanted for feed in feeds]))
         extends: list[Extend] = []
         awaited: list[int] = []
-        for feed, chosen, wish in zip(feeds, wishes, asks, strict=True):
+        for feed, chosen, wish in self._choose(feeds, rested):
+            self.gathering.drop(feed.sequence.id)
             feed.wanted = feed.wanted or bool(wish)
             if wish and (span := feed.sender.next_round()) is not None:
                 feed.asked = wish
-                extends.append(replace(self._extend(feed, span.start, span.stop), wish=wish))
+                extends.append(feed.extend(span, wish))
                 # Nobody waits for what is asked only to keep the measurements fresh.
                 if (wish.chain and chosen.chain) or (wish.lookup and chosen.lookup):
                     awaited.append(feed.sequence.id)
@@ -194,12 +185,26 @@ class Drafting:
             self._port.round(self._link, extends, features, self._closes)
             self._closes = []
         longest = max((extend.wish.chain for extend in extends), default=0)
-        asked = frozenset(extend.seq for extend in extends)
-        self.waited = Waited(asked, frozenset(awaited), now, longest)
         # A line through longer chains may say that a lookup takes no time at all.
         known = self._policy.expected_draft(max(1, longest))
         patience = min(self._deadline, 4 * known + 0.002) if known else self._deadline
-        self.gathering.await_(awaited, now + patience)
+        request = Request(frozenset(awaited), now, now + patience, longest, bool(rested))
+        self.gathering.ask((extend.seq for extend in extends), request)
+
+    def _choose(
+        self, feeds: Items[Feed], rested: Collection[int]
+    ) -> Iterator[tuple[Feed, Wish, Wish]]:
+        """Of those who ran, what is chosen and what to ask for; the choice is one for all."""
+        assert self.welcome is not None
+        caps = [feed.caps(self.welcome) for feed in feeds]
+        ran = [feed.sequence.id not in rested for feed in feeds]
+        ready = [feed.sender.ready or not now for feed, now in zip(feeds, ran, strict=True)]
+        records = [feed.record for feed in feeds]
+        wishes = self._policy.choose(records, caps, ready, 2 if rested else 1)
+        feeds, wishes = list(compress(feeds, ran)), list(compress(wishes, ran))
+        caps = list(compress(caps, ran))
+        asks = self._policy.probe(wishes, caps, _probed_first([feed.wanted for feed in feeds]))
+        return zip(feeds, wishes, asks, strict=True)
 
     def _send_bulk(self, feed: Feed) -> None:
         assert self._port is not None
@@ -213,15 +218,9 @@ class Drafting:
             span = feed.sender.next_bulk(_BULK_ROWS)
             if span is None:
                 return
-            extend = self._extend(feed, span.start, span.stop)
+            extend = feed.extend(span)
             self._unacknowledged[extend.seq] += len(span)
             self._port.bulk(self._link, extend, self._features(extend))
-
-    def _extend(self, feed: Feed, start: int, stop: int) -> Extend:
-        sequence = feed.sequence
-        tokens = tuple(sequence.tokens[start + 1 : stop + 1])
-        opening = _opening(sequence, feed.inherited) if start <= feed.inherited else None
-        return Extend(sequence.id, start, tokens, opening=opening)
 
     def _features(self, extend: Extend) -> torch.Tensor:
         slot = self._feeds[extend.seq].sequence.slot
@@ -230,9 +229,9 @@ class Drafting:
     def _relink(self, welcome: Welcome | None) -> None:
         self.welcome = welcome
         if welcome is not None:
-            self._policy.expect(welcome.expected_acceptance)
-        self.gathering.settle_all()
-        self.waited = Waited()
+            apart = bool(welcome.device) and welcome.device not in self._devices
+            self._policy.expect(welcome.expected_acceptance, apart=apart)
+        self.gathering.clear()
         self._unacknowledged.clear()
         self._window = _FIRST_WINDOW_BYTES
         self._closes = []
@@ -245,20 +244,3 @@ class Drafting:
 def _probed_first(fed: Items[bool]) -> list[int]:
     """Places of what is fed already, then of the newest: they are the least behind."""
     return sorted(range(len(fed)), key=lambda place: (not fed[place], -place))
-
-
-def _opening(sequence: Sequence, inherited: int) -> Opening:
-    sampling = sequence.sampling
-    return Opening(
-        first_token=sequence.tokens[0],
-        output_start=sequence.output_start,
-        seed=sampling.seed,
-        choice_index=sequence.generation.choice_index,
-        temperature=sampling.temperature,
-        repetition_penalty=sampling.repetition_penalty,
-        presence_penalty=sampling.presence_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        logit_bias=sampling.logit_bias,
-        source=sequence.inherited.source if sequence.inherited else 0,
-        inherited=inherited,
-    )

@@ -17,6 +17,7 @@ import torch
 from specwire.draft import DraftEvent, Linked, Unlinked
 from verifier_svc.acceptance import Accepted, accept
 from verifier_svc.cache import KVCache
+from verifier_svc.charges import charge_step, charge_wait
 from verifier_svc.documents import Capture
 from verifier_svc.drafting import Drafting
 from verifier_svc.features import FeatureRunner
@@ -85,6 +86,8 @@ class Engine:
         self._inbox: queue.SimpleQueue[tuple[float, Message]] = queue.SimpleQueue()
         self._outbox: Outbox = []
         self._stopped = False
+        # When the last step did.
+        self._ended = 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -130,9 +133,10 @@ class Engine:
         started = time.perf_counter()
         self._admit(started)
         self._account_wait(started)
-        works = self._scheduler.plan()
+        works = self._scheduler.plan(self._drafting.resting)
         if not works:
             self._drafting.send((), started)
+            self._ended = started
             return
         hidden = self._target.run(works, self._cache)
         ran = time.perf_counter()
@@ -141,12 +145,14 @@ class Engine:
         self._account(works, started, ran, drawn)
         self._retire(drawn)
         self._drafting.send(self._scheduler.running, drawn)
+        self._ended = drawn
 
     def _receive(self) -> None:
-        """Take messages: until drafts are gathered while running, for ever while idle."""
+        """Take messages: until the next step's drafts are gathered, or for ever while idle."""
         idle = not (self._scheduler.running or self._scheduler.waiting or self._features)
         while True:
-            wait = self._drafting.gathering.remaining(time.perf_counter())
+            now = time.perf_counter()
+            wait = self._drafting.gathering.remaining(now, self._drafting.resting)
             try:
                 if idle:
                     arrived, message = self._inbox.get()
@@ -259,32 +265,18 @@ class Engine:
         self._forget([sequence.id], failed=True)
 
     def _account_wait(self, now: float) -> None:
-        """Charge the wait for drafts to the sequences that waited."""
-        waited = self._drafting.waited
-        if not waited.seqs:
-            return
-        total = now - waited.started
-        compute = min(total, waited.cost.compute_us * 1e-6)
-        queued = min(total - compute, waited.cost.queue_us * 1e-6)
-        for sequence in self._scheduler.running:
-            if sequence.id in waited.seqs:
-                sequence.timings.drafter += compute
-                sequence.timings.drafter_queue += queued
-                sequence.timings.wire += total - compute - queued
-        if self._drafting.gathering.awaited:
-            self._policy.observe_draft(waited.length, total)
+        """Charge the wait for drafts, and learn from those that did not come in time."""
+        gathering, resting = self._drafting.gathering, self._drafting.resting
+        charge_wait(self._scheduler.running, gathering, self._ended, now)
+        for request in gathering.late(resting):
+            self._policy.observe_draft(request.length, now - request.started)
             self._metrics.missed_deadlines.inc()
 
     def _account(self, works: Items[Work], started: float, ran: float, drawn: float) -> None:
+        """Charge a step, and learn what it cost."""
         rows = sum(len(work.tokens) for work in works)
         verified = sum(work.draws for work in works if work.draws == len(work.tokens))
         self._policy.step_cost.observe(verified, drawn - started, rows - verified)
-        for work in works:
-            sequence = work.sequence
-            if sequence.first_token:
-                sequence.timings.target += ran - started
-                sequence.timings.draw += drawn - ran
-            elif work.draws:
-                sequence.first_token = drawn
-                sequence.timings.prefill = drawn - sequence.admitted
+        charge_step(self._scheduler.running, works, started, ran, drawn)
         self._metrics.observe_step(rows, ran - started, self._scheduler)
+        self._metrics.cohorts.set(2 if self._drafting.resting else 1)

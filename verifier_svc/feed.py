@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specwire.draft import NO_WISH, Draft, DraftSource, Welcome, Wish
-from specwire.sequence import SequenceSender
+from specwire.draft import NO_WISH, Draft, DraftSource, Extend, Opening, Welcome, Wish
+from specwire.sequence import SequenceSender, Span
 from verifier_svc.record import Record
 from verifier_svc.sequence import Sequence
 
@@ -39,6 +39,28 @@ class Feed:
         )
         cap = max(0, cap)
         return Wish(cap, cap if welcome.lookup_match else 0)
+
+    def extend(self, span: Span, wish: Wish = NO_WISH) -> Extend:
+        """The message of these entries, and of a wish for a draft after them."""
+        tokens = tuple(self.sequence.tokens[span.start + 1 : span.stop + 1])
+        opening = self._opening() if span.start <= self.inherited else None
+        return Extend(self.sequence.id, span.start, tokens, wish, opening)
+
+    def _opening(self) -> Opening:
+        sequence, sampling = self.sequence, self.sequence.sampling
+        return Opening(
+            first_token=sequence.tokens[0],
+            output_start=sequence.output_start,
+            seed=sampling.seed,
+            choice_index=sequence.generation.choice_index,
+            temperature=sampling.temperature,
+            repetition_penalty=sampling.repetition_penalty,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            logit_bias=sampling.logit_bias,
+            source=sequence.inherited.source if sequence.inherited else 0,
+            inherited=self.inherited,
+        )
 
     def take(self, draft: Draft, welcome: Welcome, price: float) -> None:
         """Use an answer if it fits the committed length; score it if it came too late.

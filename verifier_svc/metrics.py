@@ -69,6 +69,9 @@ class Metrics:
         )
         self.running = Gauge(prefix + "num_requests_running", "With blocks.", registry=registry)
         self.waiting = Gauge(prefix + "num_requests_waiting", "Queued.", registry=registry)
+        self.cohorts = Gauge(
+            prefix + "num_cohorts", "Cohorts that verify in turn.", registry=registry
+        )
         self.drafter_linked = Gauge(
             prefix + "drafter_linked", "1 while a drafter is linked.", registry=registry
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Items
 from dataclasses import replace
 
 from specwire.draft import NO_WISH, Wish
+from verifier_svc.cohorts import STAY
 from verifier_svc.costs import AnswerCost, StepCost
 from verifier_svc.outlook import plans
 from verifier_svc.record import PROBE_LENGTH, PROBED, Probes, Record
@@ -49,6 +50,11 @@ class DraftLengthPolicy:
         self._probes = Probes()
         #: What a row must add to the expected tokens of the batch.
         self.price = 0.0
+        # Whether the drafter has a device of its own.
+        self._apart = False
+        #: Speed of two cohorts over that of one, with drafts or without, that the last choice
+        #: promised; 0 where drafts cannot be made beside steps.
+        self.cohort_gain = 0.0
         # Speed over that of plain decoding which the last choice promised; 1 where that was plain.
         self._gain = 1.0
         #: Whether drafts were best in the last choice.
@@ -56,9 +62,14 @@ class DraftLengthPolicy:
         # Times in a row that they were not, and rounds that go on so.
         self._plain_times = self._plain_rounds = 0
 
-    def expect(self, rates: Items[float]) -> None:
-        """Take what a drafter that has come declares of its chains; nothing was seen of it."""
+    def expect(self, rates: Items[float], *, apart: bool = False) -> None:
+        """Take what a drafter that has come declares of its chains; nothing was seen of it.
+
+        `apart` is whether it has a device of its own, which no step of the target slows down.
+        """
         self._draft = AnswerCost()
+        self._apart = apart
+        self.cohort_gain = 0.0
         self._shared.chain.expect(rates)
 
     def new_record(self) -> Record:
@@ -68,16 +79,16 @@ class DraftLengthPolicy:
     def observe_draft(self, length: int, seconds: float, *, awaited: bool = True) -> None:
         """An answer whose longest chain has `length`, or none, took this long."""
         if self.step_cost.known:
-            self._draft.observe(length, seconds / self._plain_step, awaited=awaited)
+            self._draft.observe(length, seconds / self._draft_unit, awaited=awaited)
 
     def expected_draft(self, length: int) -> float:
         """Expected seconds until chains of `length` are there; 0 where nothing is known."""
-        return self._draft.predict(length) * self._plain_step
+        return self._draft.predict(length) * self._draft_unit
 
     @property
-    def _plain_step(self) -> float:
-        """Expected seconds of a step of one row."""
-        return max(self.step_cost.predict(1), 1e-9)
+    def _draft_unit(self) -> float:
+        """Seconds in which drafts are measured: those of a plain step on a shared device."""
+        return 1.0 if self._apart else max(self.step_cost.predict(1), 1e-9)
 
     def rests(self, size: int) -> bool:
         """Whether a batch of so many sequences stays plain in this round without a choice."""
@@ -86,43 +97,50 @@ class DraftLengthPolicy:
         self._plain_rounds -= 1
         return True
 
-    def choose(self, records: Items[Record], caps: Items[Wish], ready: Items[bool]) -> list[Wish]:
+    def choose(
+        self, records: Items[Record], caps: Items[Wish], ready: Items[bool], cohorts: int = 1
+    ) -> list[Wish]:
         """The wish for each sequence, given its record and the most that it may use.
+
+        As two cohorts they take turns: the drafts of each are made beside the step of the other.
+        Without drafts all would run as one.
 
         Whether drafts pay is judged as if all were `ready`: the drafter is sent what it lacks of
         the others. Prompt rows beside it change nothing in the choice: the time that they take is
         worth as much to their sequences as it costs the others.
         """
         if self._fixed is not None:
-            return [Wish(min(self._fixed, c.chain), min(self._fixed, c.lookup)) for c in caps]
+            return self._keep(self._fixed, caps)
         plain = [NO_WISH] * len(caps)
         if not caps or not self.step_cost.known:
             return plain
-        plain_speed = self._speed(len(caps), len(caps), 0.0)
-        margin = _LARGE_MARGIN if len(caps) >= _LARGE else _MARGIN
-        best, speed = self._best(records, caps, max(self._gain, margin) * plain_speed)
+        size = len(caps)
+        plain_speed = self._speed(size, size, 0.0)
+        margin = _LARGE_MARGIN if size >= _LARGE and not self._apart else _MARGIN
+        pays = margin if cohorts == 1 else STAY * margin
+        worth = max(self._gain, margin) * plain_speed
+        best, speed, other = self._best(records, caps, worth, cohorts)
         self._gain = speed / plain_speed
+        if self._apart:
+            one, two = (speed, other) if cohorts == 1 else (other, speed)
+            self.cohort_gain = two / max(one, margin * plain_speed)
         self.price = self.step_cost.slope * max(speed, plain_speed)
-        self.drafts = self._gain > margin
+        self.drafts = self._gain > pays
         if not self.drafts:
-            best = self._stay_plain(len(caps))
+            best = self._stay_plain(plain, size)
         else:
             self._plain_times = 0
             if not all(ready):
                 caps = [c if now else NO_WISH for c, now in zip(caps, ready, strict=True)]
-                best, speed = self._best(records, caps, max(self._gain, margin) * plain_speed)
-                if speed <= margin * plain_speed:
+                best, speed, _ = self._best(records, caps, speed, cohorts)
+                if speed <= pays * plain_speed:
                     best = plain
             lost = max(1 - 1 / self._gain, _TRIAL_INTERVAL * _TRIAL_LOSS)
             self._owed += _TRIAL_LOSS / lost
         for record, wish in zip(records, best, strict=True):
             if not wish.chain:
                 record.chain.fade()
-        if self._owed < 1:
-            return best
-        self._owed -= 1
-        self._trials += 1
-        return plain if self._trials % _LONGER_INTERVAL else self._lengthen(best, caps)
+        return best if self._owed < 1 else self._trial(best, caps)
 
     def probe(self, wishes: Items[Wish], caps: Items[Wish], order: Items[int]) -> list[Wish]:
         """What to ask for: what was chosen, and now and then more to keep the records fresh.
@@ -136,14 +154,31 @@ class DraftLengthPolicy:
         interval = int(self.expected_draft(PROBE_LENGTH) / (_PROBE_SHARE * step))
         return self._probes.apply(wishes, caps, min(max(interval, least), most), order[:PROBED])
 
-    def _stay_plain(self, size: int) -> list[Wish]:
+    def _keep(self, length: int, caps: Items[Wish]) -> list[Wish]:
+        """Wishes of one length, as far as the caps allow."""
+        wishes = [Wish(min(length, cap.chain), min(length, cap.lookup)) for cap in caps]
+        if self._apart and any(wishes):
+            rows = sum(1 + max(wish.chain, wish.lookup) for wish in wishes)
+            wait = self.expected_draft(max(wish.chain for wish in wishes))
+            self.cohort_gain = self._speed(1, rows, wait, 2) / self._speed(1, rows, wait)
+        return wishes
+
+    def _stay_plain(self, plain: list[Wish], size: int) -> list[Wish]:
         """No drafts, for this round or for some: what they cost is not seen."""
         self._gain = 1.0
         self.step_cost.age()
         self._draft.age()
         self._plain_times += 1
-        self._plain_rounds = min(self._plain_times, _LONGEST_REST) if size >= _LARGE else 0
-        return [NO_WISH] * size
+        rests = size >= _LARGE and self.cohort_gain < 1
+        self._plain_rounds = min(self._plain_times, _LONGEST_REST) if rests else 0
+        return plain
+
+    def _trial(self, wishes: Items[Wish], caps: Items[Wish]) -> list[Wish]:
+        """What was not chosen, so that it can be compared with."""
+        self._owed -= 1
+        self._trials += 1
+        plain = self._trials % _LONGER_INTERVAL
+        return [NO_WISH] * len(caps) if plain else self._lengthen(wishes, caps)
 
     @staticmethod
     def _lengthen(wishes: Items[Wish], caps: Items[Wish]) -> list[Wish]:
@@ -155,21 +190,27 @@ class DraftLengthPolicy:
         ]
 
     def _best(
-        self, records: Items[Record], caps: Items[Wish], speed: float
-    ) -> tuple[list[Wish], float]:
-        """The wishes that promise most, and their speed, where tokens are worth 1 / speed."""
-        step = self._plain_step
-        waits = [self._draft.predict(length) * step for length in range(self._max_length + 1)]
-        price = self.step_cost.slope * speed
-        best, most = None, 0.0
-        for plan, wait in zip(
-            plans(records, caps, price, [speed * seconds for seconds in waits]), waits, strict=False
-        ):
-            draft = plan.found * waits[0] + (1 - plan.found) * wait if plan.asks else 0.0
-            if (promised := self._speed(plan.tokens, plan.rows, draft)) > most:
-                best, most = plan, promised
-        return (best.wishes, most) if best else ([], 0.0)
+        self, records: Items[Record], caps: Items[Wish], speed: float, cohorts: int
+    ) -> tuple[list[Wish], float, float]:
+        """The wishes that promise most, where tokens are worth 1 / speed, and their speed.
 
-    def _speed(self, tokens: float, rows: float, wait: float) -> float:
-        """Tokens per second of the batch, the wait for drafts included."""
-        return tokens / max(self.step_cost.predict(rows) + wait, 1e-9)
+        Third is the best speed of the other number of cohorts, one or two.
+        """
+        unit = self._draft_unit
+        waits = [self._draft.predict(length) * unit for length in range(self._max_length + 1)]
+        price = self.step_cost.slope * speed
+        best, most, other = None, 0.0, 0.0
+        made = plans(records, caps, price, [speed * seconds for seconds in waits])
+        for plan, wait in zip(made, waits, strict=False):
+            draft = plan.found * waits[0] + (1 - plan.found) * wait if plan.asks else 0.0
+            if (promised := self._speed(plan.tokens, plan.rows, draft, cohorts)) > most:
+                best, most = plan, promised
+            if self._apart:
+                other = max(other, self._speed(plan.tokens, plan.rows, draft, 3 - cohorts))
+        return (best.wishes, most, other) if best else ([], 0.0, 0.0)
+
+    def _speed(self, tokens: float, rows: float, wait: float, cohorts: int = 1) -> float:
+        """Tokens per second of all cohorts, the wait for drafts included."""
+        step = self.step_cost.predict(rows / cohorts)
+        turn = step + wait if cohorts == 1 else max(step, wait)
+        return tokens / max(cohorts * turn, 1e-9)

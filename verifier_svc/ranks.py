@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from specwire.settings import StartError
+from specwire.torch import device_name
 from verifier_svc.cache import KVCache, Rows
 from verifier_svc.orders import Clear, Copy, Order, Reserve, Run, Stop
 
@@ -45,6 +46,10 @@ class Ranks:
         self._orders = dist.new_group(backend="gloo", timeout=patience)
         self.layers = dist.new_group(timeout=STEP_TIMEOUT)
         assert self.layers is not None
+        names: list[Any] = [None] * self.world
+        dist.all_gather_object(names, device_name(device), group=self._orders)
+        #: Names of the devices of all ranks.
+        self.devices = frozenset[str](names)
 
     @classmethod
     def join(cls, device: torch.device) -> Ranks | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from verifier_svc.blocks import BlockPool
@@ -85,12 +85,14 @@ class Scheduler:
         """Nothing that was computed so far may be inherited any more."""
         self._holdings.forget()
 
-    def plan(self) -> list[Work]:
-        """The rows of the next step."""
+    def plan(self, resting: Collection[int] = ()) -> list[Work]:
+        """The rows of the next step, which the decoding sequences `resting` sit out."""
         works = []
         decoding = [s for s in self.running if s.decoding]
         prefilling = [s for s in self.running if not s.decoding]
         for sequence in decoding:
+            if sequence.id in resting:
+                continue
             tokens = (sequence.tokens[-1], *sequence.draft)
             works.append(Work(sequence, sequence.computed, tokens, len(tokens)))
         rows = sum(work.draws for work in works)

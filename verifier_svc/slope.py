@@ -42,6 +42,10 @@ class Slope:
         """The first observation is at x: the share is one of the cost there from now on."""
         self.share /= 1 + self.share * x
 
+    def move(self, by: float) -> None:
+        """The mean of x moves, and the level with it along the line, whose slope stays."""
+        self.share /= max(1 + self.share * by, 0.5)
+
     def doubt(self) -> None:
         """Nothing was seen."""
         self._belief *= 1 - _DOUBT

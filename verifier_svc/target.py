@@ -24,7 +24,7 @@ from specwire.handshake import Shape
 from specwire.kernels import Reach, Segment, put
 from specwire.settings import StartError
 from specwire.target import TargetSource
-from specwire.torch import pack_linears
+from specwire.torch import device_name, pack_linears
 from verifier_svc.attention import NAME
 from verifier_svc.blocks import BLOCK_SIZE
 from verifier_svc.bodies import body_of
@@ -90,6 +90,11 @@ class Target:
     def shape(self) -> Shape:
         """What a drafter must have been made for."""
         return Shape(self.fingerprint, self.vocab_size, self.hidden_size)
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """Names of all that it runs on, see `specwire.torch.device_name`."""
+        return self._ranks.devices if self._ranks else frozenset([device_name(self.device)])
 
     @property
     def sizes(self) -> tuple[int, ...]:

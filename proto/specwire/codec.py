@@ -191,4 +191,5 @@ def decode_welcome(message: pb.DescribeResponse) -> Welcome:
         max_draft_tokens=message.max_draft_tokens,
         lookup_match=message.lookup_match,
         expected_acceptance=expected,
+        device=message.device,
     )

@@ -122,6 +122,7 @@ class Welcome:
     max_draft_tokens: int
     lookup_match: int = 0
     expected_acceptance: tuple[float, ...] = ()
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,12 @@
-"""What both ends share of torch: devices, codec, target fingerprint, noise, packed linears."""
+"""What both ends share of torch: devices, codec, fingerprint, noise, packed linears."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import socket
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 
@@ -21,6 +23,8 @@ _TO_WIRE: dict[torch.dtype, tensor_pb2.DType.ValueType] = {
 _FROM_WIRE: dict[tensor_pb2.DType.ValueType, torch.dtype] = {
     wire: dtype for dtype, wire in _TO_WIRE.items()
 }
+# Names a running kernel, and so its host: containers have it too, and names of their own.
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def pack(*values: torch.Tensor) -> tensor_pb2.Tensor:
@@ -80,6 +84,17 @@ def fingerprint_of_rows(parameters: Iterable[tuple[str, Sequence[int], torch.Ten
         digest.update(f"{name}{list(shape)}".encode())
         digest.update(row.to("cpu", torch.bfloat16).flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def device_name(device: torch.device) -> str:
+    """Name a device so that no other has the name: a GPU, or all cores of a host."""
+    if device.type == "cuda":
+        return f"cuda:{torch.cuda.get_device_properties(device).uuid}"
+    try:
+        host = _BOOT_ID.read_text().strip()
+    except OSError:
+        host = socket.gethostname()
+    return f"{device.type}:{host}"
 
 
 def exponentials(

@@ -20,6 +20,7 @@ from drafter_svc.load import load_drafter
 from drafter_svc.settings import DrafterSettings
 from specwire.settings import StartError
 from specwire.target import TargetSource
+from specwire.torch import device_name
 from specwire.unpacked import Unpacked
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 
@@ -52,6 +53,7 @@ def test_a_drafter_announces_what_it_is(tmp_path: Path, tiny_llama: Path) -> Non
     assert (description.max_length, description.max_draft_tokens) == (128, 16)
     assert (description.dtype, description.version) == ("float32", "9.9")
     assert description.lookup_match == 2
+    assert description.device == device_name(torch.device("cpu"))
     assert not description.expected_acceptance, "the checkpoint declares none"
     drafter.worker.warm_up()
 

@@ -15,6 +15,7 @@ from drafter_svc.local import LocalDrafter
 from specwire.draft import Ack, DraftEvent, Linked, Need, Proposals, Unlinked
 from specwire.handshake import Shape
 from specwire.local import LocalSetup
+from specwire.torch import device_name
 from tests.drafter_svc.parts import DESCRIPTION, Parts, greedy, random_text
 from tests.drafter_svc.test_load import checkpoint
 
@@ -184,6 +185,7 @@ async def test_loaded_from_files_it_follows_the_drafters_variables(
     await port.close()
     assert isinstance(linked, Linked)
     assert (linked.welcome.lookup_match, linked.welcome.max_length) == (5, 100 - 16)
+    assert linked.welcome.device == device_name(torch.device("cpu"))
 
 
 def test_it_runs_where_the_verifier_does_unless_told_otherwise(

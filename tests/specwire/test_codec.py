@@ -202,6 +202,7 @@ def test_what_a_drafter_announces_is_read_field_by_field() -> None:
         max_draft_tokens=8,
         lookup_match=3,
         expected_acceptance=[0.5, 0.25],
+        device="cuda:7",
     )
     assert codec.decode_welcome(message) == Welcome(
         checkpoint_hash="c",
@@ -214,6 +215,7 @@ def test_what_a_drafter_announces_is_read_field_by_field() -> None:
         max_draft_tokens=8,
         lookup_match=3,
         expected_acceptance=(0.5, 0.25),
+        device="cuda:7",
     )
 
 

@@ -1,53 +1,11 @@
-"""Gathering drafts until a deadline, and message numbers without gaps."""
+"""Message numbers without gaps."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from specwire.errors import DataLoss
-from specwire.round import Gathering, Numbering
-
-
-def test_nothing_to_wait_for_means_no_wait() -> None:
-    gathering = Gathering()
-    assert gathering.remaining(0.0) == 0
-    gathering.await_([], deadline=10.0)
-    assert gathering.remaining(1.0) == 0
-
-
-def test_a_round_leaves_once_every_answer_is_there() -> None:
-    gathering = Gathering()
-    gathering.await_([1, 2], deadline=10.0)
-    assert gathering.remaining(4.0) == 6.0
-    gathering.settle(1)
-    gathering.settle(99)  # of no concern
-    assert gathering.remaining(4.0) == 6.0
-    assert gathering.awaited == {2}
-    gathering.settle(2)
-    assert gathering.remaining(4.0) == 0
-
-
-def test_a_round_leaves_at_its_deadline_and_never_later() -> None:
-    gathering = Gathering()
-    gathering.await_([1], deadline=10.0)
-    assert gathering.remaining(10.0) == 0
-    assert gathering.remaining(11.0) == 0
-    assert gathering.awaited == {1}, "who was late can be told"
-
-
-def test_a_lost_drafter_ends_the_wait() -> None:
-    gathering = Gathering()
-    gathering.await_([1, 2, 3], deadline=10.0)
-    gathering.settle_all()
-    assert gathering.remaining(0.0) == 0
-
-
-def test_the_next_round_waits_for_its_own_sequences_only() -> None:
-    gathering = Gathering()
-    gathering.await_([1, 2], deadline=10.0)
-    gathering.await_([3], deadline=20.0)
-    gathering.settle(3)
-    assert gathering.remaining(5.0) == 0
+from specwire.round import Numbering
 
 
 @given(st.integers(0, 3), st.lists(st.integers(0, 6), max_size=12))

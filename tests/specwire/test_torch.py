@@ -1,7 +1,9 @@
 """The torch ends of the wire: the codec and the fingerprint."""
 
 import copy
+import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from specwire.errors import InvalidRequest
-from specwire.torch import pack, target_fingerprint, unpack
+from specwire.torch import device_name, pack, target_fingerprint, unpack
 from specwire.v1 import tensor_pb2 as pb
 
 DTYPES = {
@@ -107,3 +109,22 @@ def test_a_parameter_without_dimensions_has_a_place_in_the_fingerprint() -> None
     with torch.no_grad():
         model.get_parameter("scale").add_(1)
     assert target_fingerprint(model) != before
+
+
+def test_all_cores_of_a_host_are_one_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot = tmp_path / "boot_id"
+    monkeypatch.setattr("specwire.torch._BOOT_ID", boot)
+    boot.write_text("3d6b8a10\n")
+    assert device_name(torch.device("cpu")) == device_name(torch.device("cpu", 0)) == "cpu:3d6b8a10"
+    boot.unlink()
+    assert device_name(torch.device("cpu")) == f"cpu:{socket.gethostname()}"
+
+
+def test_each_gpu_is_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def properties(device: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(uuid=f"GPU-{device.index}")
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    assert device_name(torch.device("cuda", 1)) == "cuda:GPU-1"

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 
 import torch
 
-from specwire.draft import Draft, DraftCost, DraftEvent, Extend, Need, Proposals, Welcome
+from specwire.draft import (
+    Draft,
+    DraftCost,
+    DraftEvent,
+    DraftPort,
+    Extend,
+    Need,
+    Proposals,
+    Welcome,
+)
 from verifier_svc.blocks import Extent
 from verifier_svc.cache import KVCache
 from verifier_svc.drafting import Drafting
@@ -52,12 +61,14 @@ class Recorder:
         return [seq for _, _, closes in self.rounds for seq in closes]
 
 
-def drafting_with(port: Recorder, policy: DraftLengthPolicy) -> Drafting:
+def drafting_with(
+    port: DraftPort[torch.Tensor], policy: DraftLengthPolicy, device: str = "here"
+) -> Drafting:
     cache = KVCache(
         blocks=100, layers=1, kv_heads=1, head_dim=4, feature_width=8, dtype=torch.float32,
         device=torch.device("cpu"),
     )  # fmt: skip
-    return Drafting(port, policy, cache, deadline=0.1)
+    return Drafting(port, policy, cache, deadline=0.1, devices=[device])
 
 
 def decoding(length: int, seq: int = 1, max_draft_tokens: int = 8) -> Generating:

@@ -133,3 +133,11 @@ def test_noise_near_the_mean_does_not_turn_a_line() -> None:
         for x in (8, 40):
             cost.observe(x, (0.032 + 0.0008 * x) * source.lognormvariate(0, 0.2))
     assert cost.slope == pytest.approx(0.0008, rel=0.4)
+
+
+def test_a_batch_that_grows_and_stays_does_not_turn_the_line() -> None:
+    """The slope is of seconds: it is not steeper because the usual step has become longer."""
+    cost = StepCost()
+    for rows in [4] * 30 + [32] * 3 + [16] * 200:
+        cost.observe(rows, 0.001 + 0.0008 * rows)
+    assert cost.predict(32) == pytest.approx(0.0266, rel=0.1)

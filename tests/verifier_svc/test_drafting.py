@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from specwire.draft import Draft, DraftSource, Linked, Unlinked, Wish
+from specwire.draft import Draft, DraftCost, DraftSource, Linked, Proposals, Unlinked, Wish
 from tests.verifier_svc.drafting_parts import (
     LINK,
     WELCOME,
@@ -201,3 +201,55 @@ def test_a_chain_is_cut_where_it_is_unsure_and_learned_from_as_a_whole(port: Rec
     assert all(more > less for more, less in pairs), "one after the last verified is known too"
     drafting.observe(1)
     assert drafting._feeds[1].record.chain.rates() == learned, "a draft counts once"
+
+
+@pytest.mark.parametrize(("device", "cohorts"), [("elsewhere", 2), ("here", 1), ("", 1)])
+def test_only_who_ran_is_asked_for_and_only_a_device_of_its_own_makes_cohorts(
+    port: Recorder, device: str, cohorts: int
+) -> None:
+    policy = DraftLengthPolicy(8, fixed=3)
+    drafting = drafting_with(port, policy)
+    drafting.receive(Linked(LINK, replace(WELCOME, device=device)), 0.0)
+    for rows in (1, 4, 16) * 5:
+        policy.step_cost.observe(rows, 0.001 * rows)
+        policy.observe_draft(3, 0.008)
+    batch = [decoding(5, seq) for seq in (1, 2, 3, 4)]
+    for one in batch:
+        drafting.open(one)
+    for turn in range(4):
+        resting = drafting.resting
+        ran = {one.id for one in batch} - resting
+        drafting.send(batch, 1.0 + turn)
+        asked = {extend.seq for extend in port.rounds[-1][1]}
+        assert asked == ran
+        assert len(drafting.resting) == (2 if cohorts == 2 else 0)
+        if turn and cohorts == 2:
+            assert drafting.resting == asked, "who was asked for last rests"
+        drafting.receive(answer(*[Draft(seq, batch[seq - 1].entries, (7,)) for seq in asked]), 2.0)
+        for one in batch:
+            if one.id not in drafting.resting:
+                one.commit([7, 8], 1)
+    drafting.receive(Unlinked("gone"), 9.0)
+    drafting.send(batch, 9.1)
+    assert not drafting.resting
+
+
+def test_the_other_cohorts_drafts_are_no_part_of_what_drafts_cost(
+    port: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = DraftLengthPolicy(8, fixed=3)
+    drafting = drafting_with(port, policy)
+    seen: list[float] = []
+    monkeypatch.setattr(policy, "observe_draft", lambda _, seconds, **__: seen.append(seconds))
+    drafting.receive(Linked(LINK, replace(WELCOME, device="elsewhere")), 0.0)
+    pair = [decoding(5, 1), decoding(5, 2)]
+    for one in pair:
+        drafting.open(one)
+    for rested in (frozenset[int](), frozenset([2])):
+        drafting.resting = rested
+        drafting.send(pair, 1.0)
+        drafts = [Draft(one.id, one.entries, (7,)) for one in pair if one.id not in rested]
+        cost = DraftCost(queue_us=30_000, compute_us=20_000)
+        drafting.receive(Proposals(tuple(drafts), (), cost), 1.06)
+        pair[0].commit([50], 0)
+    assert seen == pytest.approx([0.06, 0.03])

@@ -77,13 +77,14 @@ def test_every_draft_length_gives_the_same_text(
 
 @pytest.mark.parametrize("length", ["3", "auto"])
 def test_lookups_give_the_same_text_and_are_counted_apart(tmp_path: Path, length: str) -> None:
-    # Steps so long that drafts made by Python in between are worth their time on a busy machine.
-    deep = write_tiny_llama(tmp_path, layers=24)
-    texts = greedy_texts(deep, PROMPTS, LENGTH)
+    # Steps so long that drafts made by Python in between are worth their time on a busy machine,
+    # and texts of more rounds than pass between two probes of lookups.
+    deep = write_tiny_llama(tmp_path, layers=12)
+    texts = greedy_texts(deep, PROMPTS, 160)
     welcome = welcome_for(target_of(deep), lookup_match=1)
     port = ScriptedDrafter(welcome, good(texts, wrong=0.2))
     with RunningEngine(deep, port, "--draft-length", length) as engine:
-        results = generate_all(engine)
+        results = generate_all(engine, max_tokens=160)
     for result, text in zip(results, texts, strict=True):
         assert result.text == text
         check_usage(result)

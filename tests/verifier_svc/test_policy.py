@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from itertools import product
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from tests.verifier_svc.simulation import CHAIN, LOOKUP, Simulation, World, best
 from verifier_svc import outlook
 from verifier_svc import policy as policy_module
 from verifier_svc.policy import DraftLengthPolicy
+from verifier_svc.record import Record
 
 PAYS = {
     "good drafter": World(acceptance=0.8),
@@ -237,3 +240,55 @@ def test_a_large_batch_that_stays_plain_is_weighed_more_and_more_rarely(
     simulation.run(40)
     assert max(simulation.lengths[-40:]) == 0
     assert least <= len(weighed) <= most
+
+
+def learned(acceptance: float, *, apart: bool = True) -> tuple[DraftLengthPolicy, list[Record]]:
+    """Four sequences of a policy that knows all costs: 30 ms and little a row, drafts 6 ms."""
+    policy = DraftLengthPolicy(8)
+    policy.expect((), apart=apart)
+    for rows, length in 5 * list(product((4, 8, 16, 32), (1, 2, 4, 8))):
+        policy.step_cost.observe(rows, 0.030 + 0.0002 * rows)
+        policy.observe_draft(length, 0.006 + 0.004 * length)
+    records = [policy.new_record() for _ in range(4)]
+    chance = random.Random(0)
+    for _ in range(100):
+        hits = [chance.random() < acceptance for _ in range(8)]
+        for record in records:
+            record.observe(CHAIN, 8, (*hits, False).index(False))
+    return policy, records
+
+
+def test_drafts_that_are_made_beside_steps_may_be_longer() -> None:
+    """Two cohorts hide the draft; without drafts all run as one, which bounds what may be lost."""
+
+    def chosen(acceptance: float, cohorts: int) -> int:
+        policy, records = learned(acceptance)
+        wishes = policy.choose(records, [Wish(8)] * 4, [True] * 4, cohorts)
+        return max(wish.chain for wish in wishes)
+
+    assert 0 < chosen(0.7, cohorts=1) < chosen(0.7, cohorts=2)
+    assert chosen(0.1, cohorts=2) == 0
+
+
+@pytest.mark.parametrize("fixed", [None, 3])
+def test_two_cohorts_promise_what_their_turns_take(fixed: int | None) -> None:
+    """All at once take a step and a draft, two cohorts twice the longer of half a step and it."""
+    policy = DraftLengthPolicy(8, fixed)
+    policy.expect([0.98] * 8, apart=True)
+    for rows in (8, 16, 32):
+        policy.step_cost.observe(rows, 0.010 + 0.0005 * rows)
+    for length in (0, 3, 8) * 10:
+        policy.observe_draft(length, 0.016)
+    records = [policy.new_record() for _ in range(8)]
+    policy.choose(records, [Wish(3)] * 8, [True] * 8)
+    one, two = 0.026 + 0.016, 2 * 0.018
+    assert policy.cohort_gain == pytest.approx(one / two, rel=0.05)
+    gain = policy.cohort_gain
+    policy.choose(records, [Wish(3)] * 8, [True] * 8, 2)
+    assert policy.cohort_gain == pytest.approx(gain, rel=0.01), "it does not depend on the present"
+
+
+def test_a_drafter_on_the_targets_device_promises_nothing() -> None:
+    policy, records = learned(0.9, apart=False)
+    policy.choose(records, [Wish(8)] * 4, [True] * 4)
+    assert policy.cohort_gain == 0

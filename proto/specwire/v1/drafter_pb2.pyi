@@ -81,6 +81,7 @@ class DescribeResponse(_message.Message):
     LOOKUP_MATCH_FIELD_NUMBER: _builtins.int
     EXPECTED_ACCEPTANCE_FIELD_NUMBER: _builtins.int
     SAME_HOST_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     checkpoint_hash: _builtins.str
     """sha256 of the checkpoint's weights and configuration."""
     target_fingerprint: _builtins.str
@@ -105,6 +106,10 @@ class DescribeResponse(_message.Message):
     takes the requests of a link in place of its Draft stream, which stays open, and answers them:
     first a Hello, which is not answered, then rounds. Each message comes after its length in
     bytes, 32 bits, little-endian.
+    """
+    device: _builtins.str
+    """Names the device that it runs on so that no other has the name: a GPU, or all cores of a host.
+    Empty if it does not say. Where the target runs on another, drafts are made beside its steps.
     """
     @_builtins.property
     def aux_layer_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -139,10 +144,11 @@ class DescribeResponse(_message.Message):
         lookup_match: _builtins.int = ...,
         expected_acceptance: _abc.Iterable[_builtins.float] | None = ...,
         same_host: _builtins.str = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_layer_ids", b"aux_layer_ids", "checkpoint_hash", b"checkpoint_hash", "draft_temperature", b"draft_temperature", "draft_vocab_size", b"draft_vocab_size", "dtype", b"dtype", "expected_acceptance", b"expected_acceptance", "fc_norm", b"fc_norm", "hidden_size", b"hidden_size", "lookup_match", b"lookup_match", "max_draft_tokens", b"max_draft_tokens", "max_length", b"max_length", "norm_before_residual", b"norm_before_residual", "norm_output", b"norm_output", "same_host", b"same_host", "target_fingerprint", b"target_fingerprint", "target_hidden_size", b"target_hidden_size", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_layer_ids", b"aux_layer_ids", "checkpoint_hash", b"checkpoint_hash", "device", b"device", "draft_temperature", b"draft_temperature", "draft_vocab_size", b"draft_vocab_size", "dtype", b"dtype", "expected_acceptance", b"expected_acceptance", "fc_norm", b"fc_norm", "hidden_size", b"hidden_size", "lookup_match", b"lookup_match", "max_draft_tokens", b"max_draft_tokens", "max_length", b"max_length", "norm_before_residual", b"norm_before_residual", "norm_output", b"norm_output", "same_host", b"same_host", "target_fingerprint", b"target_fingerprint", "target_hidden_size", b"target_hidden_size", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

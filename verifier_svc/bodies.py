@@ -44,7 +44,10 @@ def body_of(
     kernel = KernelBody.of(module, num_layers)
     if kernel is not None and _same(parts, kernel, module.config, room):
         return kernel
-    graphs = GraphBody.of(parts, module.config, like, kv_heads, head_dim) if alone else None
+    graphs = None
+    if alone:
+        heads = module.config.num_attention_heads
+        graphs = GraphBody.of(parts, like, heads, kv_heads, head_dim)
     if graphs is None:
         return parts
     # Compared as it fills batches up: by their sizes products are rounded in other ways.

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 
-from specwire import logs
-from specwire.kernels import Reach, Record, Recorder, Spans, called, flash_serves, put, span_table
+from specwire.kernels import (
+    Reach,
+    Record,
+    Recorder,
+    Recording,
+    Spans,
+    called,
+    flash_serves,
+    put,
+    span_table,
+)
 from verifier_svc.body import Body, Kept
 from verifier_svc.cache import KVCache
-
-_log = logs.get(__name__)
 
 # Rows of batches as they are recorded; others are filled up. What is larger keeps a GPU busy while
 # its operators are being called, so that nothing is gained by recording it.
@@ -66,15 +73,14 @@ class GraphBody:
         """Take states' `width`, and what records; see `Recorder`."""
         self._body = body
         self._width = width
-        self._record: Record | None = record
+        self._recording = Recording(record)
         self._graphs: WeakKeyDictionary[KVCache, dict[_Shape, _Graph]] = WeakKeyDictionary()
 
     @classmethod
     def of(
-        cls, body: Body, config: Any, like: torch.Tensor, kv_heads: int, dim: int
+        cls, body: Body, like: torch.Tensor, heads: int, kv_heads: int, dim: int
     ) -> GraphBody | None:
         """The form of a decoder of states like `like`; None where it cannot be recorded."""
-        heads = config.num_attention_heads * kv_heads // config.num_key_value_heads
         if not flash_serves(like.device, like.dtype, heads, kv_heads, dim):
             return None
         return cls(body, like.shape[-1], Recorder())
@@ -101,11 +107,11 @@ class GraphBody:
     def _graph(self, shape: _Shape, cache: KVCache) -> _Graph | None:
         """The graph of a shape, recorded where it is first needed; None where that fails."""
         graphs = self._graphs.setdefault(cache, {})
-        if shape not in graphs and self._record is not None:
-            try:
-                graphs[shape] = _Graph(self._body, self._width, self._record, shape, cache)
-            except RuntimeError as error:
-                self._record = None
-                reason = str(error).partition("\n")[0]
-                _log.warning("no further graph can be recorded", shape=shape[:2], reason=reason)
-        return graphs.get(shape)
+        if shape not in graphs:
+            graph = self._recording.attempt(
+                lambda record: _Graph(self._body, self._width, record, shape, cache)
+            )
+            if graph is None:
+                return None
+            graphs[shape] = graph
+        return graphs[shape]

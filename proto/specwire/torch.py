@@ -42,7 +42,7 @@ def pack(*values: torch.Tensor) -> tensor_pb2.Tensor:
     shape = list(first.shape)
     if len(values) > 1:
         shape[0] = sum(map(len, values))
-        if first.device.type != "cpu":
+        if deferred(first.device):
             values = (torch.cat(values),)  # A device is waited for once.
     return tensor_pb2.Tensor(dtype=dtype, shape=shape, data=b"".join(map(_bytes, values)))
 

@@ -95,6 +95,16 @@ def test_a_chain_that_ends_early_writes_nothing_behind_its_slab(
         assert torch.equal((pool != old).flatten(1).any(1), written)
 
 
+def test_a_state_that_is_not_finite_ends_no_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, parts = drafts(monkeypatch, called, [], GREEDY)
+    slots = [parts.cache.reserve((0, i), 1, set())[0] for i in (0, 1)]
+    assert slots[0].hidden is not None
+    slots[0].hidden = torch.full_like(slots[0].hidden, torch.nan)
+    with structlog.testing.capture_logs() as logs:
+        parts.chain.draft([ChainRequest(slot, 18 + i, 3, GREEDY) for i, slot in enumerate(slots)])
+    assert not logs
+
+
 @pytest.mark.parametrize("wrong", ["stale", "fails"])
 def test_a_graph_that_draws_something_else_is_not_used(
     monkeypatch: pytest.MonkeyPatch, wrong: str

@@ -8,7 +8,7 @@ from specwire.kernels.decoder import Decoder, DecoderMemory, DecoderWeights, Lay
 from specwire.kernels.drafter import Drafter, DrafterWeights
 from specwire.kernels.drawing import Noise, draw, shares
 from specwire.kernels.flash import Spans, flash_serves, span_table
-from specwire.kernels.graph import Record, Recorder, called
+from specwire.kernels.graph import Record, Recorder, Recording, called
 from specwire.kernels.layer import add_norm, gate, join, norm, rotate
 from specwire.kernels.library import Compile, prepare
 from specwire.kernels.linear import ROUNDING, Product, best, linear, tileable, tiled
@@ -29,6 +29,7 @@ __all__ = [
     "Reach",
     "Record",
     "Recorder",
+    "Recording",
     "Segment",
     "Spans",
     "add_norm",

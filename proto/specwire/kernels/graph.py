@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+
+from specwire import logs
+
+_log = logs.get(__name__)
+
+_Graph = TypeVar("_Graph")
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -42,6 +49,25 @@ class Recorder:
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             results = work()
         return results, graph.replay
+
+
+class Recording:
+    """Records for as long as that works."""
+
+    def __init__(self, record: Record) -> None:
+        self._record: Record | None = record
+
+    def attempt(self, make: Callable[[Record], _Graph]) -> _Graph | None:
+        """What `make` records; None from the first time on that it fails."""
+        if self._record is None:
+            return None
+        try:
+            return make(self._record)
+        except RuntimeError as error:
+            self._record = None
+            reason = str(error).partition("\n")[0]
+            _log.warning("no further graph can be recorded", reason=reason)
+            return None
 
 
 def called(work: Work) -> tuple[Tensors, Replay]:

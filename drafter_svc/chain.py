@@ -19,7 +19,7 @@ from drafter_svc.graph import ChainGraphs, Chains, Drawn
 from drafter_svc.steps import Step, device_steps, host_steps, segments_of
 from specwire import kernels
 from specwire.draft import Opening
-from specwire.kernels import Reach, Record, fetch, put
+from specwire.kernels import Reach, Record, fetch, finish, put
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,10 @@ class Chain:
         """Features of no meaning."""
         width = self._drafter.config.target_hidden_size * len(self._drafter.config.aux_layers)
         return torch.zeros(rows, width, dtype=self._drafter.dtype, device=self._drafter.device)
+
+    def finish(self) -> None:
+        """Return once the device has done all that was asked of it."""
+        finish(self._drafter.device)
 
     def penalties(self, opening: Opening) -> Penalties | None:
         """Penalties of a new sequence that knows its first token; None where it has none."""

@@ -7,8 +7,9 @@ each thread that calls it. Any thread may call the methods; answers are delivere
 import gc
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 
@@ -44,6 +45,8 @@ class Engine:
         self._deliver: dict[int, Deliver] = {}
         self._rounds: list[RoundMessage] = []
         self._bulk: deque[BulkMessage] = deque()
+        # Seconds that bulk rows took which no Ack has told of, by link.
+        self._spent: defaultdict[int, float] = defaultdict(float)
         self._flushing: list[Callable[[], object]] = []
         self._running = False
         self._ready = threading.Event()
@@ -143,11 +146,17 @@ class Engine:
             room -= len(piece.extend.tokens)
             if rest is not None:
                 self._bulk.appendleft(rest)
+        began = time.monotonic()
         with half_the_threads():
             acks = self._worker.fill(pieces)
+        each = (time.monotonic() - began) / (BULK_PIECE - room)
         for piece, ack, whole in zip(pieces, acks, last, strict=True):
-            if ack is not None and whole:
-                self._deliver[piece.link](ack)
+            if ack is None:
+                continue
+            self._spent[piece.link] += each * len(piece.extend.tokens)
+            if whole:
+                compute_us = _us(self._spent.pop(piece.link))
+                self._deliver[piece.link](replace(ack, compute_us=compute_us))
 
     def _answer(self, link: int, answers: Answers, cost: DraftCost) -> None:
         self._deliver[link](Proposals(tuple(answers.drafts), tuple(answers.needs), cost))
@@ -159,6 +168,7 @@ class Engine:
 
     def _close(self, link: int) -> None:
         self._deliver.pop(link, None)
+        self._spent.pop(link, None)
         self._worker.close_link(link)
         self._worker.report()
 

@@ -137,6 +137,8 @@ class Worker:
                 real_len = extend.stop if taken.refused else taken.receiver.real_len
             acks.append(Ack(extend.seq, real_len, extend.stop, piece.rows))
         self._append(batch, "bulk")
+        # An Ack says that the rows have been run, and how long that took.
+        self._chain.finish()
         return acks
 
     def _take(self, link: int, extend: Extend, features: _Features, batch: _Batch) -> Held | Need:

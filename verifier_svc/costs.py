@@ -140,6 +140,23 @@ class StepCost:
         return int(share * self._verify.predict(rows) / self._prompt_row)
 
 
+class RowCost:
+    """Seconds that a drafter takes for a row which is sent ahead of drafts."""
+
+    def __init__(self) -> None:
+        self._rows = self._seconds = 0.0
+
+    @property
+    def each(self) -> float:
+        """Seconds of one row; 0 where nothing is known."""
+        return self._seconds / max(self._rows, 1.0)
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """So many rows took this long."""
+        self._rows += rows - _LEVEL_GAIN * self._rows
+        self._seconds += seconds - _LEVEL_GAIN * self._seconds
+
+
 class AnswerCost:
     """Time until drafts are there: a line in the length of the longest chain, or no chain.
 

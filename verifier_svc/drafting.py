@@ -11,6 +11,7 @@ from itertools import compress
 import torch
 
 from specwire.draft import (
+    NO_WISH,
     Ack,
     DraftEvent,
     DraftPort,
@@ -25,7 +26,7 @@ from specwire.draft import (
 from specwire.sequence import SequenceSender
 from verifier_svc.cache import KVCache
 from verifier_svc.cohorts import Cohorts
-from verifier_svc.feed import Feed
+from verifier_svc.feed import ROUND_ROWS, Feed
 from verifier_svc.gathering import Gathering, Request
 from verifier_svc.policy import DraftLengthPolicy
 from verifier_svc.record import PROBED
@@ -33,7 +34,6 @@ from verifier_svc.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
-ROUND_ROWS = 32
 _BULK_ROWS = 64
 # Bytes of bulk rows on their way: at most, and at first.
 _WINDOW_BYTES, _FIRST_WINDOW_BYTES = 8 << 20, 1 << 19
@@ -112,6 +112,7 @@ class Drafting:
             self._relink(None)
 
     def _acknowledge(self, ack: Ack) -> None:
+        self._policy.observe_rows(ack.rows, ack.compute_us * 1e-6)
         self._unacknowledged[ack.seq] -= ack.rows
         if self._unacknowledged[ack.seq] <= 0:
             del self._unacknowledged[ack.seq]
@@ -147,17 +148,24 @@ class Drafting:
         if self._policy.rests(len(decoding)):
             self.gathering.clear()
             return
-        self._stream(feeds)
+        for feed in feeds:
+            record, size = feed.record, max(1, len(decoding))
+            feed.affordable = self._policy.affords(record, feed.lacks, feed.remaining, size)
+        self._stream(feeds, decoding)
         self._ask(decoding, now, rested)
         ids = [sequence.id for sequence in sequences if sequence.decoding]
         self.resting = self._cohorts.rest(ids, self._policy.cohort_gain)
 
-    def _stream(self, feeds: Items[Feed]) -> None:
+    def _stream(self, feeds: Items[Feed], decoding: Items[Feed]) -> None:
         """Send what a round does not carry, as far as drafts will be made from it.
 
         To take it in slows down a target that shares the drafter's cores. While drafts do not pay,
-        only sequences that are probed get through; once they do, more and more each round.
+        only sequences that are probed get through; once they do, more and more each round, but a
+        prompt beside others once it is run: drafts may not pay any more by then.
         """
+        if not (self._policy.rows_are_free or not decoding):
+            feeds = decoding
+        feeds = [feed for feed in feeds if feed.affordable]
         if self._policy.drafts:
             self._window = min(2 * self._window, _WINDOW_BYTES)
         else:
@@ -196,14 +204,17 @@ class Drafting:
     ) -> Iterator[tuple[Feed, Wish, Wish]]:
         """Of those who ran, what is chosen and what to ask for; the choice is one for all."""
         assert self.welcome is not None
-        caps = [feed.caps(self.welcome) for feed in feeds]
+        caps = [feed.caps(self.welcome) if feed.affordable else NO_WISH for feed in feeds]
         ran = [feed.sequence.id not in rested for feed in feeds]
-        ready = [feed.sender.ready or not now for feed, now in zip(feeds, ran, strict=True)]
+        ready = [
+            feed.sender.ready or not (now and feed.affordable)
+            for feed, now in zip(feeds, ran, strict=True)
+        ]
         records = [feed.record for feed in feeds]
         wishes = self._policy.choose(records, caps, ready, 2 if rested else 1)
         feeds, wishes = list(compress(feeds, ran)), list(compress(wishes, ran))
         caps = list(compress(caps, ran))
-        asks = self._policy.probe(wishes, caps, _probed_first([feed.wanted for feed in feeds]))
+        asks = self._policy.probe(wishes, caps, _probed_first(feeds))
         return zip(feeds, wishes, asks, strict=True)
 
     def _send_bulk(self, feed: Feed) -> None:
@@ -241,6 +252,11 @@ class Drafting:
             feed.proposed = None
 
 
-def _probed_first(fed: Items[bool]) -> list[int]:
-    """Places of what is fed already, then of the newest: they are the least behind."""
-    return sorted(range(len(fed)), key=lambda place: (not fed[place], -place))
+def _probed_first(feeds: Items[Feed]) -> list[int]:
+    """Places of what is fed already, then of what is the least behind, the newest first."""
+
+    def key(place: int) -> tuple[bool, bool, int, int]:
+        feed = feeds[place]
+        return not feed.affordable, not feed.wanted, feed.lacks, -place
+
+    return sorted(range(len(feeds)), key=key)

@@ -9,6 +9,11 @@ from specwire.sequence import SequenceSender, Span
 from verifier_svc.record import Record
 from verifier_svc.sequence import Sequence
 
+# The most rows that a round carries.
+ROUND_ROWS = 32
+# Tokens that a text is expected to have at least.
+_SHORT = 8
+
 
 @dataclass(slots=True)
 class Feed:
@@ -25,8 +30,23 @@ class Feed:
     asked: Wish = NO_WISH
     # Whether a draft has ever been wished for.
     wanted: bool = False
+    # Whether drafts are worth the rows that they need.
+    affordable: bool = True
     # The draft of the next round, as it came.
     proposed: Draft | None = None
+
+    @property
+    def lacks(self) -> int:
+        """Rows, those of its whole prompt, that the drafter must be sent ahead of a round."""
+        rows = len(self.sequence) - 1 - self.sender.sent
+        return rows if rows > ROUND_ROWS else 0
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that are expected to come: as many as came so far, within the limit."""
+        sequence = self.sequence
+        so_far = len(sequence) - sequence.output_start
+        return min(max(so_far, _SHORT), sequence.limit - len(sequence))
 
     def caps(self, welcome: Welcome) -> Wish:
         """The longest drafts that the sequence may use now."""

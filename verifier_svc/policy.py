@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from specwire.draft import NO_WISH, Wish
 from verifier_svc.cohorts import STAY
-from verifier_svc.costs import AnswerCost, StepCost
+from verifier_svc.costs import AnswerCost, RowCost, StepCost
 from verifier_svc.outlook import plans
 from verifier_svc.record import PROBE_LENGTH, PROBED, Probes, Record
 
@@ -17,6 +17,8 @@ _MARGIN = 1.05
 # The same for a large batch, whose drafts cost more than is seen where target and drafter share
 # cores: what the drafter takes in slows down the steps beside it.
 _LARGE_MARGIN = 1.12
+# The same for what must be sent ahead of the first draft of a sequence: drafts cost something too.
+_ROWS_MARGIN = 2.0
 # What plain decoding and longer drafts cost must stay known to be compared with: some choices are
 # one of them, so many that plain ones lose about this share of the speed, one in so many at most.
 _TRIAL_LOSS = 0.008
@@ -43,6 +45,7 @@ class DraftLengthPolicy:
         self._fixed = fixed
         self.step_cost = StepCost()
         self._draft = AnswerCost()
+        self._row = RowCost()
         self._shared = Record(max_length)
         # What is owed of a round that measures what is not chosen, and how many there were.
         self._owed = 0.0
@@ -68,6 +71,7 @@ class DraftLengthPolicy:
         `apart` is whether it has a device of its own, which no step of the target slows down.
         """
         self._draft = AnswerCost()
+        self._row = RowCost()
         self._apart = apart
         self.cohort_gain = 0.0
         self._shared.chain.expect(rates)
@@ -84,6 +88,27 @@ class DraftLengthPolicy:
     def expected_draft(self, length: int) -> float:
         """Expected seconds until chains of `length` are there; 0 where nothing is known."""
         return self._draft.predict(length) * self._draft_unit
+
+    def observe_rows(self, rows: int, seconds: float) -> None:
+        """The drafter took so long for rows that were sent ahead of drafts."""
+        self._row.observe(rows, seconds)
+
+    @property
+    def rows_are_free(self) -> bool:
+        """Whether rows sent ahead of drafts slow nothing down, or their price is not asked."""
+        return self._apart or self._fixed is not None
+
+    def affords(self, record: Record, rows: int, tokens: int, size: int) -> bool:
+        """Whether drafts for a sequence's next `tokens` pay for the rows that it lacks.
+
+        In a batch of `size`, a token takes its share of a step; drafts save that of those accepted.
+        """
+        if self.rows_are_free or not rows:
+            return True
+        lookup = record.found.first * record.lookup.first
+        accepted = tokens * max(record.chain.first, lookup)
+        saved = accepted * self.step_cost.predict(size) / size
+        return _ROWS_MARGIN * rows * self._row.each <= saved
 
     @property
     def _draft_unit(self) -> float:

@@ -45,6 +45,11 @@ class Acceptance:
         for odds in self._odds:
             odds.fade()
 
+    @property
+    def first(self) -> float:
+        """Chance of the first token to be accepted."""
+        return self._odds[0].rate
+
     def rates(self) -> list[float]:
         """Chance of each position to be accepted if all before it were."""
         return self.rates_of([self])[0]

@@ -166,13 +166,19 @@ def _decode_draft(message: pb.Draft, vocab_size: int) -> Draft:
 def encode_ack(ack: Ack) -> pb.BulkResponse:
     """Encode the answer to a bulk message."""
     return pb.BulkResponse(
-        ack=pb.BulkAck(seq=ack.seq, real_len=ack.real_len, stop=ack.stop, rows=ack.rows)
+        ack=pb.BulkAck(
+            seq=ack.seq,
+            real_len=ack.real_len,
+            stop=ack.stop,
+            rows=ack.rows,
+            compute_us=ack.compute_us,
+        )
     )
 
 
 def decode_ack(message: pb.BulkAck) -> Ack:
     """Decode the answer to a bulk message."""
-    return Ack(message.seq, message.real_len, message.stop, message.rows)
+    return Ack(message.seq, message.real_len, message.stop, message.rows, message.compute_us)
 
 
 def decode_welcome(message: pb.DescribeResponse) -> Welcome:

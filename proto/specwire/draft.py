@@ -99,13 +99,15 @@ class Need:
 class Ack:
     """The drafter holds `real_len` entries after a bulk message of `rows` rows up to `stop`.
 
-    The message left a gap, and was not applied, where `real_len` is less than `stop`.
+    The message left a gap, and was not applied, where `real_len` is less than `stop`. The
+    drafter's device took `compute_us` microseconds for rows of the link since its last Ack.
     """
 
     seq: int
     real_len: int
     stop: int
     rows: int
+    compute_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,11 @@ class SequenceSender:
         return self._entries
 
     @property
+    def sent(self) -> int:
+        """Entries that need not be sent any more."""
+        return self._sent
+
+    @property
     def outstanding(self) -> bool:
         """Whether a draft request waits for its answer."""
         return self._outstanding is not None

@@ -1,12 +1,15 @@
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import cast
+from unittest.mock import ANY
 
 import pytest
 import torch
 from prometheus_client import REGISTRY
 
+from drafter_svc import engine as engine_module
 from drafter_svc.engine import BULK_PIECE, Engine
 from drafter_svc.messages import Answers, BulkMessage, RoundMessage
 from drafter_svc.worker import Worker
@@ -70,8 +73,8 @@ def test_bulk_then_round_race_to_the_same_draft(engine: Engine, parts: Parts) ->
     for start in range(0, 280, 140):
         engine.bulk(1, *text.extend(5, start, start + 140))
     assert [answers.get(timeout=10) for _ in range(2)] == [
-        Ack(5, 140, 140, 140),
-        Ack(5, 280, 280, 140),
+        Ack(5, 140, 140, 140, ANY),
+        Ack(5, 280, 280, 140, ANY),
     ]
     extend, features = text.extend(5, 280, 283, 3)
     engine.round(1, [extend], features, ())
@@ -90,7 +93,7 @@ def test_closing_a_link_twice_and_using_it_after_harms_nobody(engine: Engine) ->
         engine.round(link, [extend], features, (6,))
         engine.bulk(link, *text.extend(8, 0, 3))
     assert isinstance(here.get(timeout=10), Proposals)
-    assert here.get(timeout=10) == Ack(8, 3, 3, 3)
+    assert here.get(timeout=10) == Ack(8, 3, 3, 3, ANY)
     assert gone.empty()
 
 
@@ -148,7 +151,8 @@ def test_rounds_go_between_pieces_of_bulk_and_share_a_batch() -> None:
     engine.bulk(1, *text.extend(6, 0, 7))
     recorder.go_on.set()
     assert isinstance(answers[2].get(timeout=10), Proposals)
-    assert answers[0].get(timeout=10) == Ack(5, *[2 * BULK_PIECE + 10] * 3)
+    rows = 2 * BULK_PIECE + 10
+    assert answers[0].get(timeout=10) == Ack(5, rows, rows, rows, ANY)
     engine.stop()
     assert recorder.calls == [
         f"bulk [{BULK_PIECE}]",
@@ -183,3 +187,25 @@ def test_failure_is_reported() -> None:
     engine.start()
     engine.round(1, [], None, ())
     assert failed.wait(10)
+
+
+def test_an_ack_tells_of_all_that_its_links_rows_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    recorder.go_on.set()
+    engine = Engine(cast(Worker, recorder), on_failure=lambda: None)
+    times = iter(range(100))
+    monkeypatch.setattr(engine_module, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    here, there = linked(engine, 1), linked(engine, 2)
+    text = random_text(2 * BULK_PIECE, 6)
+    whole, part = BULK_PIECE + BULK_PIECE // 2, BULK_PIECE // 4
+    engine.bulk(1, *text.extend(5, 0, whole))
+    engine.bulk(2, *text.extend(6, 0, part))
+    engine.bulk(1, *text.extend(7, 0, part))
+    engine.start()
+    # Two pieces of a second each: one of the first message only, and one of all three.
+    assert [here.get(timeout=10) for _ in range(2)] == [
+        Ack(5, whole, whole, whole, 1_500_000),
+        Ack(7, part, part, part, 250_000),
+    ]
+    assert there.get(timeout=10) == Ack(6, part, part, part, 250_000)
+    engine.stop()

@@ -183,7 +183,7 @@ def test_a_source_that_is_not_known_is_data_loss(number: int) -> None:
         codec.decode_proposals(message, VOCAB)
 
 
-@given(st.builds(Ack, uint64, uint32, uint32, uint32))
+@given(st.builds(Ack, uint64, uint32, uint32, uint32, uint32))
 def test_acks_come_back(ack: Ack) -> None:
     message = pb.BulkResponse.FromString(codec.encode_ack(ack).SerializeToString())
     assert codec.decode_ack(message.ack) == ack

@@ -13,7 +13,7 @@ from specwire.kernels.layer import add_norm, gate, join, norm, rotate
 from specwire.kernels.library import Compile, prepare
 from specwire.kernels.linear import ROUNDING, Product, best, linear, tileable, tiled
 from specwire.kernels.segment import Segment
-from specwire.kernels.transfer import fetch, put
+from specwire.kernels.transfer import fetch, finish, put
 
 __all__ = [
     "ROUNDING",
@@ -38,6 +38,7 @@ __all__ = [
     "called",
     "draw",
     "fetch",
+    "finish",
     "flash_serves",
     "gate",
     "join",

@@ -20,5 +20,11 @@ def fetch(*tensors: torch.Tensor) -> list[torch.Tensor]:
     if tensors[0].device.type != "cuda":
         return list(tensors)
     fetched = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    torch.cuda.current_stream(tensors[0].device).synchronize()
+    finish(tensors[0].device)
     return fetched
+
+
+def finish(device: torch.device) -> None:
+    """Return once a device has done what it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()

@@ -605,6 +605,7 @@ class BulkAck(_message.Message):
     REAL_LEN_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    COMPUTE_US_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     real_len: _builtins.int
     """Entries held after the message was applied."""
@@ -612,6 +613,8 @@ class BulkAck(_message.Message):
     """Where the entries of the message ended; more than `real_len` if it left a gap."""
     rows: _builtins.int
     """Rows of the message, applied or not: they leave the window."""
+    compute_us: _builtins.int
+    """Microseconds that the drafter's device took for rows of the link since the last BulkAck."""
     def __init__(
         self,
         *,
@@ -619,10 +622,11 @@ class BulkAck(_message.Message):
         real_len: _builtins.int = ...,
         stop: _builtins.int = ...,
         rows: _builtins.int = ...,
+        compute_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["real_len", b"real_len", "rows", b"rows", "seq", b"seq", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_us", b"compute_us", "real_len", b"real_len", "rows", b"rows", "seq", b"seq", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ struct Attended {
   static constexpr int DEPTHS = (D + DEEP - 1) / DEEP, SETS = FOLDED / SIDE, BANDS = D / SIDE;
   alignas(64) uint16_t queries[SETS][DEPTHS][TILE] = {};      // [16 pairs of d, 16 queries, 2]
   uint16_t keys[2 * STEPS][DEPTHS][TILE] = {};                // [16 keys, 32 of d]
-  alignas(64) uint16_t values[STEPS][BANDS][TILE];            // [16 of d, 32 keys]
+  alignas(64) uint16_t values[STEPS][BANDS][TILE];            // as `turn_values` leaves them
   alignas(64) float scores[STEPS * DEEP][LANES];              // [key, query]
   alignas(64) uint16_t weights[STEPS][TILE];                  // [16 pairs of keys, 16 queries, 2]
   alignas(64) float sums[SETS][D][LANES] = {};                // [d, query]
@@ -51,14 +51,19 @@ struct Attended {
     norm[set] = Floats{};
   }
 
-  // Reads `here` keys and values; beyond the end the last stand in, to be masked.
+  // Reads `here` keys and values; beyond the end the last stand in, to be masked. The block behind
+  // is fetched meanwhile: memory is read while products keep the core busy.
   void read_block(const bf16* from, const bf16* value, int64_t stride, int here) {
     const auto at = [&](int j) { return (j < here ? j : here - 1) * stride; };
+    const int64_t behind = STEPS * DEEP * stride;
     for (int s = 0; s * DEEP < here; ++s) {
       for (int j = s * DEEP; j < (s + 1) * DEEP; ++j)
-        for (int c = 0; c < DEPTHS; ++c)
+        for (int c = 0; c < DEPTHS; ++c) {
           std::memcpy(keys[j / SIDE][c] + j % SIDE * DEEP, from + at(j) + c * DEEP,
                       filled(c) * sizeof *from);
+          __builtin_prefetch(from + at(j) + behind + c * DEEP, 0, 2);
+          __builtin_prefetch(value + at(j) + behind + c * DEEP, 0, 2);
+        }
       for (int b = 0; b < BANDS; ++b) {
         Words pairs[LANES];
         for (int i = 0; i < LANES; ++i) {
@@ -69,7 +74,7 @@ struct Attended {
           pairs[i] = __builtin_convertvector(odd, Words) << 16;
           pairs[i] |= __builtin_convertvector(even, Words);
         }
-        transpose(pairs);
+        turn_values(pairs);
         std::memcpy(values[s][b], pairs, sizeof pairs);
       }
     }
@@ -103,6 +108,9 @@ struct Attended {
   }
 
 #ifdef __AMX_BF16__
+
+  // Pairs of keys [16, 16 of d] become [16 of d, 16 pairs], the rows of a tile.
+  static void turn_values(Words (&pairs)[LANES]) { transpose(pairs); }
 
   void score(int set, int steps) {
     for (int s = 0; s < steps; ++s) {
@@ -152,16 +160,20 @@ struct Attended {
 
 #else
 
+  // Pairs of keys stay [16, 16 of d]: single pairs are read as well across rows as along them.
+  static void turn_values(Words (&)[LANES]) {}
+
   void score(int set, int steps) {
     std::memset(scores, 0, steps * sizeof(float[DEEP][LANES]));
     for (int j = 0; j < 2 * steps; ++j)
-      for (int c = 0; c < DEPTHS; ++c) add_tile(scores + j * SIDE, keys[j][c], queries[set][c]);
+      for (int c = 0; c < DEPTHS; ++c)
+        add_tile<DEEP, 2>(scores + j * SIDE, keys[j][c], queries[set][c]);
   }
 
   void add_all(int set, int steps) {
     for (int band = 0; band < BANDS; ++band)
       for (int s = 0; s < steps; ++s)
-        add_tile(sums[set] + band * SIDE, values[s][band], weights[s]);
+        add_tile<2, DEEP>(sums[set] + band * SIDE, values[s][band], weights[s]);
   }
 
 #endif

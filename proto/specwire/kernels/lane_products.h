@@ -86,7 +86,8 @@ class Products {
 };
 
 // Adds the products of a tile of rows with one of columns [16 pairs, 16 columns, 2] to sums
-// [16 rows, 16 columns].
+// [16 rows, 16 columns]. Rows, and the pairs of a row, are so many elements apart.
+template <int Row, int Pair>
 inline void add_tile(float (*sums)[LANES], const uint16_t* rows, const uint16_t* columns) {
   constexpr int ROWS = WIDE == SIDE ? SIDE : 4;  // that fit into the registers
   for (int first = 0; first < SIDE; first += ROWS) {
@@ -97,7 +98,7 @@ inline void add_tile(float (*sums)[LANES], const uint16_t* rows, const uint16_t*
       for (int h = 0; h < SPLIT; ++h) {
         const auto column = read<Pairs>(columns + p * DEEP + 2 * h * WIDE);
         for (int r = 0; r < ROWS; ++r)
-          add_pairs(kept[r][h], column, rows + (first + r) * DEEP + 2 * p);
+          add_pairs(kept[r][h], column, rows + (first + r) * Row + p * Pair);
       }
     std::memcpy(sums[first], kept, sizeof kept);
   }

@@ -194,6 +194,36 @@ def test_what_lies_behind_a_prompt_is_not_read() -> None:
     assert torch.allclose(out.float(), wanted, atol=2**-8 * 4)
 
 
+@pytest.mark.parametrize(
+    ("width", "dtype", "prompt"),
+    [(16, torch.float32, False), (64, torch.bfloat16, False), (64, torch.bfloat16, True)],
+)
+def test_rows_come_out_the_same_however_many_threads_share_them(
+    width: int, dtype: torch.dtype, prompt: bool, compiled: bool
+) -> None:
+    """The last tasks are cut where they are fewer than the threads."""
+    if not compiled:
+        return
+    keys, values = (random(600, 3, width, seed=seed).to(dtype) for seed in (0, 1))
+    query = random(60, 9, width, seed=2).to(dtype)
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2, 7, 50):
+            segments = [
+                kernels.Segment(0, count, 9, 500, prompt=prompt),
+                kernels.Segment(count, 3, 40, 70),
+            ]
+            outs = []
+            for team in (1, 2, 4, 5, 16):
+                torch.set_num_threads(team)
+                reach = kernels.Reach(segments, block=16)
+                outs.append(kernels.attend(query[: count + 3], keys, values, reach, 0.2))
+            for out in outs[1:]:
+                assert torch.equal(out, outs[0])
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("width", "dtype"), [(16, torch.float32), (64, torch.bfloat16)])
 def test_a_row_takes_the_same_steps_whatever_runs_beside_it(
     width: int, dtype: torch.dtype, compiled: bool

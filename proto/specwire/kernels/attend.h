@@ -82,35 +82,70 @@ void attend_head(const T* query, const T* keys, const T* values, T* out, const S
   }
 }
 
+// Rows [first, first + rows) of segment `s`, for the query heads that share key head `head`.
+struct Task {
+  int64_t s;
+  int first, rows, head;
+};
+
+// What a team does for a batch, of whose segments the first are `prompts`. Longest come first, as
+// they end last.
+class Tasks {
+ public:
+  Tasks(const Segment* segments, int64_t count, int64_t prompts, const Shape& shape, int team)
+      : segments(segments), prompts(prompts), heads(shape.kv_heads),
+        group(int(shape.heads / shape.kv_heads)) {
+    int64_t tasks = 0;
+    for (int64_t s = 0; s < count; s++) tasks += parts(s) * heads;
+    // The last ones, if they are fewer than the team, are cut so that nobody waits for them.
+    const int64_t last = tasks % team;
+    whole = tasks - last;
+    pieces = last ? team / last : 1;
+    this->count = whole + last * pieces;
+  }
+
+  Task operator[](int64_t i) const {
+    const int64_t piece = i < whole ? 0 : (i - whole) % pieces, cut = i < whole ? 1 : pieces;
+    const int64_t task = i < whole ? i : whole + (i - whole) / pieces;
+    int64_t s = 0, part = task / heads;
+    for (; part >= parts(s); s++) part -= parts(s);
+    const int64_t first = part * step(s), left = segments[s].count - first;
+    const int64_t rows = left < step(s) ? left : step(s);
+    const int64_t from = rows * piece / cut, to = rows * (piece + 1) / cut;
+    return {s, int(first + from), int(to - from), int(task % heads)};
+  }
+
+  int64_t count;
+
+ private:
+  int64_t step(int64_t s) const { return (s < prompts ? FOLDED : MAX_QUERIES) / group; }
+  int64_t parts(int64_t s) const { return (segments[s].count + step(s) - 1) / step(s); }
+
+  const Segment* segments;
+  int64_t prompts, heads, whole, pieces;
+  int group;
+};
+
 // All tasks of a batch, by the team of the enclosing parallel region: those of the first
-// segments, `prompts` of them, by tiles. Longest come first, as they end last.
+// segments, `prompts` of them, by tiles.
 template <class T, int D>
 void attend_all(const T* query, const T* keys, const T* values, const Segment* segments,
                 int64_t count, int64_t prompts, const Shape& shape, T* out) {
-  const int group = int(shape.heads / shape.kv_heads), team = omp_get_num_threads();
-  const auto step = [&](int64_t s) { return (s < prompts ? FOLDED : MAX_QUERIES) / group; };
-  const auto parts = [&](int64_t s) { return (segments[s].count + step(s) - 1) / step(s); };
-  const auto find = [&](int64_t part, int64_t& s) {
-    for (s = 0; part >= parts(s); s++) part -= parts(s);
-    return int(part);
-  };
-  int64_t tasks = 0;
-  for (int64_t s = 0; s < count; s++) tasks += parts(s) * shape.kv_heads;
+  const int team = omp_get_num_threads();
+  const Tasks tasks(segments, count, prompts, shape, team);
 #pragma omp for schedule(dynamic)
-  for (int64_t task = 0; task < tasks; task++) {
-    int64_t s, later;
-    const int first = find(task / shape.kv_heads, s) * step(s), head = int(task % shape.kv_heads);
-    const int left = int(segments[s].count) - first, rows = left < step(s) ? left : step(s);
+  for (int64_t i = 0; i < tasks.count; i++) {
+    const auto [s, first, rows, head] = tasks[i];
+    if (!rows) continue;
     if constexpr (TILED<T>)
       if (s < prompts) {
         attend_by_tiles<D>(query, keys, values, out, segments[s], first, rows, head, shape);
         continue;
       }
     if constexpr (PAIRED<T, D>) {
-      const int64_t next = task + team < tasks ? task + team : task;
-      find(next / shape.kv_heads, later);
+      const Task later = tasks[i + team < tasks.count ? i + team : i];
       attend_by_pairs<D>(query, keys, values, out, segments[s], first, rows, head, shape,
-                         segments[later].start * shape.slot_stride + next % shape.kv_heads * D);
+                         segments[later.s].start * shape.slot_stride + later.head * D);
     } else {
       attend_head<T, D / LANES>(query, keys, values, out, segments[s], first, rows, head, shape);
     }

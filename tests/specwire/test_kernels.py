@@ -214,7 +214,7 @@ def test_rows_come_out_the_same_however_many_threads_share_them(
                 kernels.Segment(count, 3, 40, 70),
             ]
             outs = []
-            for team in (1, 2, 4, 5, 16):
+            for team in (1, 2, 4, 5):
                 torch.set_num_threads(team)
                 reach = kernels.Reach(segments, block=16)
                 outs.append(kernels.attend(query[: count + 3], keys, values, reach, 0.2))

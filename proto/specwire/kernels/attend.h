@@ -101,7 +101,7 @@ class Tasks {
     const int64_t last = tasks % team;
     whole = tasks - last;
     pieces = last ? team / last : 1;
-    this->count = whole + last * pieces;
+    total = whole + last * pieces;
   }
 
   Task operator[](int64_t i) const {
@@ -115,7 +115,7 @@ class Tasks {
     return {s, int(first + from), int(to - from), int(task % heads)};
   }
 
-  int64_t count;
+  int64_t total;
 
  private:
   int64_t step(int64_t s) const { return (s < prompts ? FOLDED : MAX_QUERIES) / group; }
@@ -134,7 +134,7 @@ void attend_all(const T* query, const T* keys, const T* values, const Segment* s
   const int team = omp_get_num_threads();
   const Tasks tasks(segments, count, prompts, shape, team);
 #pragma omp for schedule(dynamic)
-  for (int64_t i = 0; i < tasks.count; i++) {
+  for (int64_t i = 0; i < tasks.total; i++) {
     const auto [s, first, rows, head] = tasks[i];
     if (!rows) continue;
     if constexpr (TILED<T>)
@@ -143,7 +143,7 @@ void attend_all(const T* query, const T* keys, const T* values, const Segment* s
         continue;
       }
     if constexpr (PAIRED<T, D>) {
-      const Task later = tasks[i + team < tasks.count ? i + team : i];
+      const Task later = tasks[i + team < tasks.total ? i + team : i];
       attend_by_pairs<D>(query, keys, values, out, segments[s], first, rows, head, shape,
                          segments[later.s].start * shape.slot_stride + later.head * D);
     } else {

@@ -144,17 +144,30 @@ class RowCost:
     """Seconds that a drafter takes for a row which is sent ahead of drafts."""
 
     def __init__(self) -> None:
-        self._rows = self._seconds = 0.0
+        self._first: list[float] = []
+        self._level = 0.0
+        self._believed = 1.0
 
     @property
     def each(self) -> float:
-        """Seconds of one row; 0 where nothing is known."""
-        return self._seconds / max(self._rows, 1.0)
+        """Seconds of one row; 0 where too little is known."""
+        return self._level * self._believed
+
+    def doubt(self) -> None:
+        """Rows were too dear to be sent: believe in less, so that in time some are seen again."""
+        self._believed *= 1 - _AGING
 
     def observe(self, rows: int, seconds: float) -> None:
-        """So many rows took this long."""
-        self._rows += rows - _LEVEL_GAIN * self._rows
-        self._seconds += seconds - _LEVEL_GAIN * self._seconds
+        """So many rows took this long; of the first few, which are slow, the fastest count."""
+        each = seconds / max(rows, 1)
+        self._believed = 1.0
+        if len(self._first) < _FIRST_ANSWERS:
+            self._first.append(each)
+            if len(self._first) == _FIRST_ANSWERS:
+                self._level = min(self._first)
+        else:
+            each = min(each, 3 * self._level) if self._level else each
+            self._level += _LEVEL_GAIN * (each - self._level)
 
 
 class AnswerCost:

@@ -151,6 +151,8 @@ class Drafting:
         for feed in feeds:
             record, size = feed.record, max(1, len(decoding))
             feed.affordable = self._policy.affords(record, feed.lacks, feed.remaining, size)
+        if not all(feed.affordable for feed in feeds):
+            self._policy.doubt_rows()
         self._stream(feeds, decoding)
         self._ask(decoding, now, rested)
         ids = [sequence.id for sequence in sequences if sequence.decoding]

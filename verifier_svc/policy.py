@@ -93,6 +93,10 @@ class DraftLengthPolicy:
         """The drafter took so long for rows that were sent ahead of drafts."""
         self._row.observe(rows, seconds)
 
+    def doubt_rows(self) -> None:
+        """In this round, somebody's rows were too dear."""
+        self._row.doubt()
+
     @property
     def rows_are_free(self) -> bool:
         """Whether rows sent ahead of drafts slow nothing down, or their price is not asked."""

@@ -30,15 +30,21 @@ def policy_with(row: float, step: float = 0.02, **options: int) -> DraftLengthPo
         Wish(min(3, cap.chain)) for cap in caps
     ]
     policy.step_cost.observe(1, step)
-    policy.observe_rows(100, 100 * row)
+    price(policy, row)
     return policy
+
+
+def price(policy: DraftLengthPolicy, row: float) -> None:
+    """Lets a drafter say for the first time what a row costs."""
+    for _ in range(4):
+        policy.observe_rows(100, 100 * row)
 
 
 def linked(port: Recorder, policy: DraftLengthPolicy, row: float, device: str = "here") -> Drafting:
     """A drafting whose drafter is there and has said what a row costs."""
     drafting = drafting_with(port, policy, device)
     drafting.receive(Linked(LINK, HERE), 0.0)
-    policy.observe_rows(100, 100 * row)
+    price(policy, row)
     return drafting
 
 
@@ -121,7 +127,7 @@ def test_nobody_is_probed_who_is_not_worth_it(port: Recorder) -> None:
     long, short = decoding(450, 1), decoding(9, 2)
     drafting.open(short)
     drafting.open(long)
-    for _ in range(300):
+    for _ in range(140):
         drafting.send([long, short], 1.0)
         for seq in asked(port):
             drafting.receive(answer(Draft(seq, short.entries, ())), 1.01)
@@ -186,8 +192,34 @@ def test_the_drafter_says_what_rows_cost(port: Recorder) -> None:
     drafting.open(one)
     drafting.send([one], 1.0)
     for bulk in port.bulks:
-        drafting.receive(Ack(1, bulk.stop, bulk.stop, len(bulk.tokens), 64_000), 1.1)
+        drafting.receive(Ack(1, bulk.stop, bulk.stop, len(bulk.tokens), 9_000_000), 1.1)
     port.bulks.clear()
     drafting.open(other)
     drafting.send([one, other], 1.2)
     assert not port.bulks
+
+
+def test_a_first_message_that_is_slow_does_not_keep_rows_away(port: Recorder) -> None:
+    policy = policy_with(0.0001)
+    drafting = linked(port, policy, 0.0)
+    policy.expect([0.5])
+    for each in (0.002, 0.0001, 0.0002, 0.0001):
+        assert policy.affords(policy.new_record(), 300, 8, 1), "too little is known"
+        policy.observe_rows(64, 64 * each)
+    assert policy.affords(policy.new_record(), 300, 8, 1), "the fastest counts"
+    drafting.close(1)
+
+
+def test_a_price_that_keeps_rows_away_is_doubted_until_it_is_seen_again(port: Recorder) -> None:
+    drafting = linked(port, policy_with(0.0005), 0.0005)
+    one = decoding(450)
+    drafting.open(one)
+    rounds = 0
+    while not port.bulks:
+        drafting.send([one], 1.0)
+        rounds += 1
+    assert 50 < rounds < 200, "a fifth of the price would do"
+    policy = drafting._policy
+    assert policy.affords(policy.new_record(), 350, 8, 1)
+    policy.observe_rows(64, 64 * 0.0005)
+    assert not policy.affords(policy.new_record(), 350, 8, 1)

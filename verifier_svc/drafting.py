@@ -148,15 +148,19 @@ class Drafting:
         if self._policy.rests(len(decoding)):
             self.gathering.clear()
             return
-        for feed in feeds:
-            record, size = feed.record, max(1, len(decoding))
-            feed.affordable = self._policy.affords(record, feed.lacks, feed.remaining, size)
-        if not all(feed.affordable for feed in feeds):
-            self._policy.doubt_rows()
+        self._judge(feeds, max(1, len(decoding)))
         self._stream(feeds, decoding)
         self._ask(decoding, now, rested)
         ids = [sequence.id for sequence in sequences if sequence.decoding]
         self.resting = self._cohorts.rest(ids, self._policy.cohort_gain)
+
+    def _judge(self, feeds: Items[Feed], size: int) -> None:
+        """Find out who is worth the rows that it lacks, in a batch of `size`."""
+        for feed in feeds:
+            lacks, tokens = feed.lacks, feed.remaining
+            feed.affordable = self._policy.affords(feed.record, lacks, tokens, size)
+        if not all(feed.affordable for feed in feeds):
+            self._policy.doubt_rows()
 
     def _stream(self, feeds: Items[Feed], decoding: Items[Feed]) -> None:
         """Send what a round does not carry, as far as drafts will be made from it.
@@ -165,7 +169,7 @@ class Drafting:
         only sequences that are probed get through; once they do, more and more each round, but a
         prompt beside others once it is run: drafts may not pay any more by then.
         """
-        if not (self._policy.rows_are_free or not decoding):
+        if decoding and not self._policy.rows_are_free:
             feeds = decoding
         feeds = [feed for feed in feeds if feed.affordable]
         if self._policy.drafts:

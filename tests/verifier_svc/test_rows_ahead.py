@@ -199,19 +199,18 @@ def test_the_drafter_says_what_rows_cost(port: Recorder) -> None:
     assert not port.bulks
 
 
-def test_a_first_message_that_is_slow_does_not_keep_rows_away(port: Recorder) -> None:
+def test_a_first_message_that_is_slow_does_not_keep_rows_away() -> None:
     policy = policy_with(0.0001)
-    drafting = linked(port, policy, 0.0)
     policy.expect([0.5])
     for each in (0.002, 0.0001, 0.0002, 0.0001):
         assert policy.affords(policy.new_record(), 300, 8, 1), "too little is known"
         policy.observe_rows(64, 64 * each)
     assert policy.affords(policy.new_record(), 300, 8, 1), "the fastest counts"
-    drafting.close(1)
 
 
 def test_a_price_that_keeps_rows_away_is_doubted_until_it_is_seen_again(port: Recorder) -> None:
-    drafting = linked(port, policy_with(0.0005), 0.0005)
+    policy = policy_with(0.0005)
+    drafting = linked(port, policy, 0.0005)
     one = decoding(450)
     drafting.open(one)
     rounds = 0
@@ -219,7 +218,6 @@ def test_a_price_that_keeps_rows_away_is_doubted_until_it_is_seen_again(port: Re
         drafting.send([one], 1.0)
         rounds += 1
     assert 50 < rounds < 200, "a fifth of the price would do"
-    policy = drafting._policy
     assert policy.affords(policy.new_record(), 350, 8, 1)
     policy.observe_rows(64, 64 * 0.0005)
     assert not policy.affords(policy.new_record(), 350, 8, 1)

@@ -150,7 +150,8 @@ class Drafting:
             return
         self._judge(feeds, max(1, len(decoding)))
         self._stream(feeds, decoding)
-        self._ask(decoding, now, rested)
+        prompts = any(not sequence.decoding for sequence in sequences)
+        self._ask(decoding, now, rested, prompts=prompts)
         ids = [sequence.id for sequence in sequences if sequence.decoding]
         self.resting = self._cohorts.rest(ids, self._policy.cohort_gain)
 
@@ -180,12 +181,14 @@ class Drafting:
         for feed in feeds:
             self._send_bulk(feed)
 
-    def _ask(self, feeds: Items[Feed], now: float, rested: Collection[int]) -> None:
+    def _ask(
+        self, feeds: Items[Feed], now: float, rested: Collection[int], *, prompts: bool
+    ) -> None:
         assert self._port is not None
         assert self.welcome is not None
         extends: list[Extend] = []
         awaited: list[int] = []
-        for feed, chosen, wish in self._choose(feeds, rested):
+        for feed, chosen, wish in self._choose(feeds, rested, prompts=prompts):
             self.gathering.drop(feed.sequence.id)
             feed.wanted = feed.wanted or bool(wish)
             if wish and (span := feed.sender.next_round()) is not None:
@@ -206,18 +209,22 @@ class Drafting:
         self.gathering.ask((extend.seq for extend in extends), request)
 
     def _choose(
-        self, feeds: Items[Feed], rested: Collection[int]
+        self, feeds: Items[Feed], rested: Collection[int], *, prompts: bool
     ) -> Iterator[tuple[Feed, Wish, Wish]]:
         """Of those who ran, what is chosen and what to ask for; the choice is one for all."""
         assert self.welcome is not None
-        caps = [feed.caps(self.welcome) if feed.affordable else NO_WISH for feed in feeds]
+        cohorts = 2 if rested else 1
+        most = self.welcome.max_draft_tokens
+        if prompts:
+            most = min(most, self._policy.beside_prompts(len(feeds), cohorts))
+        caps = [feed.caps(self.welcome, most) if feed.affordable else NO_WISH for feed in feeds]
         ran = [feed.sequence.id not in rested for feed in feeds]
         ready = [
             feed.sender.ready or not (now and feed.affordable)
             for feed, now in zip(feeds, ran, strict=True)
         ]
         records = [feed.record for feed in feeds]
-        wishes = self._policy.choose(records, caps, ready, 2 if rested else 1)
+        wishes = self._policy.choose(records, caps, ready, cohorts)
         feeds, wishes = list(compress(feeds, ran)), list(compress(wishes, ran))
         caps = list(compress(caps, ran))
         asks = self._policy.probe(wishes, caps, _probed_first(feeds))

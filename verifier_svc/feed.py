@@ -48,12 +48,12 @@ class Feed:
         so_far = len(sequence) - sequence.output_start
         return min(max(so_far, _SHORT), sequence.limit - len(sequence))
 
-    def caps(self, welcome: Welcome) -> Wish:
-        """The longest drafts that the sequence may use now."""
+    def caps(self, welcome: Welcome, most: int) -> Wish:
+        """The longest drafts that the sequence may use now, which are none over `most`."""
         sequence = self.sequence
         cap = min(
             sequence.generation.max_draft_tokens,
-            welcome.max_draft_tokens,
+            most,
             sequence.room_for_draft,
             welcome.max_length - sequence.entries,
         )
@@ -96,7 +96,7 @@ class Feed:
             self._score(draft)
             return
         self.proposed = fitting
-        length = self.caps(welcome).chain
+        length = self.caps(welcome, welcome.max_draft_tokens).chain
         if fitting.confidence:  # that of a chain
             length = min(length, self.record.calibration.kept(fitting.confidence, price))
         self.sequence.draft = fitting.tokens[:length]

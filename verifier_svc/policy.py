@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 from dataclasses import replace
+from itertools import takewhile
 
 from specwire.draft import NO_WISH, Wish
 from verifier_svc.cohorts import STAY
@@ -19,6 +20,9 @@ _MARGIN = 1.05
 _LARGE_MARGIN = 1.12
 # The same for what must be sent ahead of the first draft of a sequence: drafts cost something too.
 _ROWS_MARGIN = 2.0
+# Drafts beside prompts may make a turn longer by this share of a plain one: prompts do so as well,
+# and who has no drafts waits for both.
+_STRETCH = 0.5
 # What plain decoding and longer drafts cost must stay known to be compared with: some choices are
 # one of them, so many that plain ones lose about this share of the speed, one in so many at most.
 _TRIAL_LOSS = 0.008
@@ -114,6 +118,18 @@ class DraftLengthPolicy:
         saved = accepted * self.step_cost.predict(size) / size
         return _ROWS_MARGIN * rows * self._row.each <= saved
 
+    def beside_prompts(self, size: int, cohorts: int = 1) -> int:
+        """The longest drafts that a batch of `size` may use while prompts run with it."""
+        if self._fixed is not None:
+            return self._max_length
+        limit = (1 + _STRETCH) * self._turn(size, 0.0, cohorts)
+
+        def short(length: int) -> bool:
+            wait = self.expected_draft(length)
+            return self._turn(size * (1 + length), wait, cohorts) <= limit
+
+        return max(takewhile(short, range(1, self._max_length + 1)), default=0)
+
     @property
     def _draft_unit(self) -> float:
         """Seconds in which drafts are measured: those of a plain step on a shared device."""
@@ -135,8 +151,8 @@ class DraftLengthPolicy:
         Without drafts all would run as one.
 
         Whether drafts pay is judged as if all were `ready`: the drafter is sent what it lacks of
-        the others. Prompt rows beside it change nothing in the choice: the time that they take is
-        worth as much to their sequences as it costs the others.
+        the others. Prompt rows change nothing in the choice, only in the caps: the time that they
+        take is worth as much to their sequences as it costs the others.
         """
         if self._fixed is not None:
             return self._keep(self._fixed, caps)
@@ -240,6 +256,9 @@ class DraftLengthPolicy:
 
     def _speed(self, tokens: float, rows: float, wait: float, cohorts: int = 1) -> float:
         """Tokens per second of all cohorts, the wait for drafts included."""
+        return tokens / max(cohorts * self._turn(rows, wait, cohorts), 1e-9)
+
+    def _turn(self, rows: float, wait: float, cohorts: int) -> float:
+        """Seconds of a cohort's step of its share of the rows, and of what it adds for drafts."""
         step = self.step_cost.predict(rows / cohorts)
-        turn = step + wait if cohorts == 1 else max(step, wait)
-        return tokens / max(cohorts * turn, 1e-9)
+        return step + wait if cohorts == 1 else max(step, wait)

@@ -60,7 +60,7 @@ async def main() -> int:
     prompts = load_prompts(settings.prompts)
     trials: list[Trial] = []
     async with Client(settings.url, settings.api_key) as client:
-        document = Document(settings, await client.served())
+        document = Document(settings, (await client.served()).card)
         texts = await passages(client, prompts, settings.tokens, settings.repeats)
         with UntilInterrupted() as block:
             async for trial in _trials(client, settings, prompts, texts):

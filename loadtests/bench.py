@@ -30,7 +30,7 @@ async def main() -> int:
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(Client(settings.url, settings.api_key))
         served = await client.served()
-        document = Document(settings, served)
+        document = Document(settings, served.card)
         tasks = await _tasks(client, prompts)
         with Console(stderr=True).status("Starting"):
             lineup = await Lineup.start(stack, settings, client, served, tasks)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loadtests.client import Served
 from loadtests.provenance import provenance
-from loadtests.settings import MeasuringSettings
+from loadtests.settings import ReportSettings
 
 
 class Document:
@@ -19,12 +19,12 @@ class Document:
     been measured. Without a path nothing is written.
     """
 
-    def __init__(self, settings: MeasuringSettings, served: Served) -> None:
+    def __init__(self, settings: ReportSettings, model: Mapping[str, Any]) -> None:
         self._path = Path(settings.output) if settings.output else None
         self._parts: dict[str, Any] = {
             "provenance": provenance(),
             "arguments": settings.model_dump(exclude={"api_key"}),
-            "model": served.card,
+            "model": model,
         }
         self._runs: list[str] = []
 

@@ -45,7 +45,7 @@ async def main() -> int:
     answered: list[Answered] = []
     async with Client(settings.url, settings.api_key) as client:
         served = await client.served()
-        document = Document(settings, served)
+        document = Document(settings, served.card)
         async with Peer.running(settings.target, served.dtype) as peer:
             peer.check(settings.target, served)
             document.tell(reference=peer.facts)

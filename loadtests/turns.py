@@ -69,7 +69,7 @@ async def main() -> int:
     prompts = load_prompts(settings.prompts)
     conversations: list[Conversation] = []
     async with Client(settings.url, settings.api_key) as client:
-        document = Document(settings, await client.served())
+        document = Document(settings, (await client.served()).card)
         length = settings.history - settings.max_tokens
         texts = await passages(client, prompts, max(1, length), settings.pairs)
         with UntilInterrupted() as block:

@@ -7,7 +7,7 @@ draft tokens and one more: the correction, or the bonus token after a draft acce
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import islice
@@ -29,6 +29,9 @@ class Accepted:
 
     tokens: list[int]
     logprobs: tuple[Logprobs, ...] = ()
+
+
+Accept = Callable[[Items[Sequence], torch.Tensor, torch.Tensor | None], Items[Accepted | None]]
 
 
 def accept(

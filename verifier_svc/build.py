@@ -11,6 +11,7 @@ from specwire import kernels, logs
 from specwire.draft import DraftPort
 from specwire.settings import StartError
 from specwire.target import TargetSource
+from verifier_svc.acceptance import Accept, accept
 from verifier_svc.attention import Unsupported
 from verifier_svc.blocks import BLOCK_SIZE, BlockPool, blocks_for
 from verifier_svc.cache import KVCache
@@ -115,8 +116,11 @@ def build_engine(
     port: DraftPort[torch.Tensor] | None,
     deliver: Callable[[Outbox], None],
     metrics: Metrics,
+    accept: Accept = accept,
 ) -> Engine:
     """Assemble an engine that has not been started.
+
+    What a service draws is what `accept` says: only a benchmark gives another.
 
     Raises:
         StartError: the settings do not fit the target.
@@ -147,6 +151,7 @@ def build_engine(
         max_model_len=max_model_len,
         deliver=deliver,
         metrics=metrics,
+        accept=accept,
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from specwire.draft import DraftEvent, Linked, Unlinked
-from verifier_svc.acceptance import Accepted, accept
+from verifier_svc.acceptance import Accept, Accepted
 from verifier_svc.cache import KVCache
 from verifier_svc.charges import charge_step, charge_wait
 from verifier_svc.documents import Capture
@@ -71,6 +71,7 @@ class Engine:
         max_model_len: int,
         deliver: Callable[[Outbox], None],
         metrics: Metrics,
+        accept: Accept,
     ) -> None:
         self._target = target
         self._cache = cache
@@ -81,6 +82,7 @@ class Engine:
         self._max_model_len = max_model_len
         self._deliver = deliver
         self._metrics = metrics
+        self._accept_drafts = accept
         self._eos = target.eos_token_ids
         # Each message with the time of its arrival, in seconds of perf_counter.
         self._inbox: queue.SimpleQueue[tuple[float, Message]] = queue.SimpleQueue()
@@ -220,7 +222,8 @@ class Engine:
             return
         greedy = [s.sampling.plain_greedy for s in sequences for _ in range(1 + len(s.draft))]
         best, logits = self._target.head.score(hidden, greedy)
-        for sequence, accepted in zip(sequences, accept(sequences, best, logits), strict=True):
+        drawn = self._accept_drafts(sequences, best, logits)
+        for sequence, accepted in zip(sequences, drawn, strict=True):
             if accepted is None:
                 self._fail(sequence, "The target's logits are not finite.")
             else:

@@ -39,7 +39,7 @@ inline void add_pairs(Sums& sums, const Pairs& columns, const uint16_t* pair) {
 
 // `Rows` rows, `width` elements apart, times columns of tiles, `apart` elements apart: 16 results
 // of a row for each, those of column s at results[s]. Lines [first, last) of the tiles of as many
-// columns behind them are fetched meanwhile: memory is read while other rows keep the core busy.
+// columns behind them are fetched meanwhile.
 template <int Rows, int Columns>
 void block(const uint16_t* rows, int64_t width, const uint16_t* weights, int first, int last,
            float (*results)[TILE / 2]) {
@@ -80,7 +80,10 @@ class Products {
   void run(const uint16_t* from, int rows, int64_t width, const uint16_t* weights, int64_t columns,
            int64_t part, int64_t parts, float (*results)[TILE / 2]) {
     const auto all = std::make_index_sequence<BLOCK_ROWS * BLOCK_COLUMNS>();
-    const int first = int(SIDE * part / parts), last = int(SIDE * (part + 1) / parts);
+    // Memory is read while other rows keep the core busy. For a few rows it reads ahead by itself,
+    // which is faster.
+    const int lines = parts > 1 ? SIDE : 0;
+    const int first = int(lines * part / parts), last = int(lines * (part + 1) / parts);
     find(rows, columns, all)(from, width, weights, first, last, results);
   }
 };

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from specwire.kernels.library import kernels_for, threads
+from specwire.kernels.pages import zeros
 
 # Rows of a tile, and elements of one.
 _SIDE = 16
@@ -34,7 +35,8 @@ def tiled(weight: torch.Tensor) -> torch.Tensor | None:
         return None
     outputs, inputs = weight.shape
     parts = weight.detach().reshape(outputs // _SIDE, _SIDE, inputs // _DEEP, _SIDE, 2)
-    return parts.permute(0, 2, 3, 1, 4).contiguous()
+    parts = parts.permute(0, 2, 3, 1, 4)
+    return zeros(tuple(parts.shape), parts.dtype).copy_(parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 // Products of bf16 rows with packed bf16 weights, at the speed of reading the weights.
 //
 // oneDNN's kernels read weights at about half of that for the few rows of a decoding step. Here
-// they lie in the order in which tiles and vectors take them. For many rows, several columns of tiles
-// are read side by side and ahead.
+// they lie in the order in which tiles and vectors take them. For many rows, several columns of
+// tiles are read side by side and ahead.
 #pragma once
 #include <omp.h>
 

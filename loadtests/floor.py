@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from loadtests.result import Result
 from loadtests.rounds import Rounds
@@ -12,7 +13,7 @@ from loadtests.stats import Ratio, paired_ratio
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One request. `bandwidth` is of its repeat, in bytes per second."""
+    """One request. `bandwidth` is that before and after it, in bytes per second."""
 
     repeat: int
     prompt: str
@@ -67,19 +68,23 @@ class Mode:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Bandwidths are those of the repeats, in bytes per second; weights in bytes."""
+    """Least, median and largest bandwidth, in bytes per second; weights in bytes."""
 
-    bandwidths: tuple[float, ...]
+    bandwidth: tuple[float, float, float]
     weights: Mapping[str, int]
     modes: tuple[Mode, ...]
 
 
 def summarize(answered: Sequence[Answered], weights: Mapping[str, int]) -> Summary:
     """Sum up; `weights` are the bytes of `layers` and `head`."""
-    bandwidths = tuple({one.repeat: one.bandwidth for one in answered}.values())
+    given = [one.bandwidth for one in answered] or [0.0]
     modes = ([one for one in answered if one.speculation is on] for on in (False, True))
     found = (_mode(each, weights) for each in modes)
-    return Summary(bandwidths, weights, tuple(mode for mode in found if mode is not None))
+    return Summary(
+        (min(given), median(given), max(given)),
+        weights,
+        tuple(mode for mode in found if mode is not None),
+    )
 
 
 def _mode(answered: Sequence[Answered], weights: Mapping[str, int]) -> Mode | None:

@@ -26,10 +26,11 @@ class RooflineSettings(MeasuringSettings):
     """Says where a round's time goes at concurrency 1, and how near memory's limit its forward is.
 
     The verifier's clock tells the parts of a round. What the target's weights take is their bytes
-    by the bandwidth that torch measures on the same cores, anew in each repeat. The head runs in
-    the time of drawing, so the forward is both together, and what of drawing is above the head's
-    own bytes counts as drawing. Planning a step counts as forward. For forwards of 6 tokens start
-    the stack with HOLDCOURSE_DRAFT_LENGTH=5 and HOLDCOURSE_LOOKUP=off.
+    by the bandwidth that torch measures on the same cores, before and after each request: on a
+    machine that is shared it may change within seconds. The head runs in the time of drawing, so
+    the forward is both together, and what of drawing is above the head's own bytes counts as
+    drawing. Planning a step counts as forward. For forwards of 6 tokens start the stack with
+    HOLDCOURSE_DRAFT_LENGTH=5 and HOLDCOURSE_LOOKUP=off.
     """
 
     target: str = setting(..., "The served model: Hugging Face id, folder or .gguf file.")
@@ -75,11 +76,13 @@ async def _measure(
     for speculation in (False, True):
         await ask(prompts[0], speculation)
     for repeat in track(range(settings.repeats), "Repeats", console=Console(stderr=True)):
-        measured = await peer.bandwidth()
+        before = await peer.bandwidth()
         for place, prompt in enumerate(prompts):
             for speculation in ((False, True), (True, False))[(repeat + place) % 2]:
                 result = await ask(prompt, speculation)
-                yield Answered(repeat, prompt.name, speculation, measured, result)
+                after = await peer.bandwidth()
+                yield Answered(repeat, prompt.name, speculation, (before + after) / 2, result)
+                before = after
 
 
 def print_summary(console: Console, summary: Summary) -> None:
@@ -106,9 +109,9 @@ def print_summary(console: Console, summary: Summary) -> None:
         "Bytes: the time that memory needs for them. Ratios: medians over prompts (95 % interval)."
     )
     console.print(made)
-    measured = ", ".join(f"{value / 1e9:.1f}" for value in summary.bandwidths)
+    least, middle, most = (f"{value / 1e9:.1f}" for value in summary.bandwidth)
     sizes = " and ".join(f"{size / 1e6:.0f} MB {name}" for name, size in summary.weights.items())
-    console.print(f"Memory gave {measured} GB/s; weights: {sizes}.")
+    console.print(f"Memory gave {middle} GB/s ({least} to {most}); weights: {sizes}.")
 
 
 if __name__ == "__main__":

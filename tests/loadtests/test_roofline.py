@@ -47,7 +47,7 @@ async def test_a_round_beside_what_its_weights_take(
     assert await roofline.main() == 0
 
     text = " ".join(capsys.readouterr().out.split())
-    assert "Memory gave 4.0, 4.0 GB/s; weights: 16 MB layers and 3 MB head." in text
+    assert "Memory gave 4.0 GB/s (4.0 to 4.0); weights: 16 MB layers and 3 MB head." in text
     document = json.loads(output.read_text())
     assert len(document["runs"]) == 2 * 2 * 2
     off, on = document["summary"]["modes"]

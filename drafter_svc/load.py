@@ -18,7 +18,7 @@ from drafter_svc.worker import Worker
 from specwire import kernels
 from specwire.settings import StartError
 from specwire.target import TargetSource
-from specwire.torch import device_name
+from specwire.torch import device_name, pick_device
 from specwire.v1 import drafter_pb2 as pb
 
 _SEQUENCES_PER_LINK = 1024
@@ -44,7 +44,7 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
         StartError: the checkpoint, the target or the device cannot be used, or they do not fit.
     """
     kernels.prepare(settings.compile)
-    device = _device(settings.device)
+    device = pick_device(settings.device)
     dtype = _dtype(settings.dtype, device)
     try:
         source = TargetSource.parse(settings.target).cached(
@@ -120,15 +120,6 @@ def _describe(
         expected_acceptance=config.expected_acceptance,
         device=device_name(device),
     )
-
-
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if available else "cpu")
-    if name.startswith("cuda") and not available:
-        raise StartError(f"--device: {name} was asked for, and torch sees no GPU.")
-    return torch.device(name)
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

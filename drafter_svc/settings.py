@@ -5,7 +5,7 @@ from typing import Literal
 
 from specwire.cache import cache_folder
 from specwire.kernels import Compile
-from specwire.settings import Address, Port, Settings, Size, setting
+from specwire.settings import Address, Device, Port, Settings, Size, setting
 
 
 class DrafterSettings(Settings):
@@ -27,9 +27,9 @@ class DrafterSettings(Settings):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
         "auto", "Element type of weights and KV; auto takes bfloat16 where it is fast."
     )
-    device: str = setting(
+    device: Device = setting(
         "auto", "cpu, cuda, cuda:1, ...; auto takes a GPU that is there.",
-        env="HOLDCOURSE_DRAFTER_DEVICE", pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        env="HOLDCOURSE_DRAFTER_DEVICE",
     )  # fmt: skip
     kv_memory: Size = setting(
         "512MiB", "Memory for the sequences' KV.", env="HOLDCOURSE_DRAFTER_KV_MEMORY", gt=0

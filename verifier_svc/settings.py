@@ -10,7 +10,8 @@ from pydantic import AfterValidator, model_validator
 
 from specwire.cache import cache_folder
 from specwire.kernels import Compile
-from specwire.settings import Address, Port, Settings, Size, check_address, setting
+from specwire.settings import Address, Device, Port, Settings, Size, check_address, setting
+from specwire.torch import pick_device
 
 DTypeName = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -39,7 +40,7 @@ class VerifierSettings(Settings):
         env="HOLDCOURSE_VERIFIER_DRAFTER",
     )  # fmt: skip
     dtype: DTypeName = setting("auto", "Of weights and cache; auto is bfloat16 where it is fast.")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
+    device: Device = setting("auto", "auto, cpu, cuda or cuda:N.")
     compile: Compile = setting(
         "auto", "Compile kernels with the machine's C++ compiler: auto goes on without one."
     )
@@ -94,10 +95,12 @@ class VerifierSettings(Settings):
 
     @property
     def torch_device(self) -> torch.device:
-        """The device to run on."""
-        if self.device != "auto":
-            return torch.device(self.device)
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        """The device to run on.
+
+        Raises:
+            StartError: torch does not see it.
+        """
+        return pick_device(self.device)
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -33,7 +33,7 @@ from loadtests.settings import ReportSettings
 from loadtests.tables import console
 from specwire import kernels, logs
 from specwire.kernels import Compile
-from specwire.settings import StartError, setting
+from specwire.settings import Device, StartError, setting
 from verifier_svc.drafter_client import DrafterClient
 from verifier_svc.settings import VerifierSettings
 from verifier_svc.target import Target
@@ -59,7 +59,7 @@ class CapacitySettings(ReportSettings):
     tokens: int = setting(256, "Tokens of each output.", ge=32)
     repeats: int = setting(3, "Times that everything is measured.", ge=1)
     kv_memory: str = setting("4GiB", "KV cache of each engine; there are three.")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N.")
+    device: Device = setting("auto", "auto, cpu, cuda or cuda:N.")
     compile: Compile = setting("auto", "CPU kernels of ours; torch cannot tell what they take.")
 
     @field_validator("streams")

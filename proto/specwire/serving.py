@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -150,6 +151,7 @@ def run(program: str, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a service to its end and exit: 0, or 2 with one sentence where it could not start."""
     cpus.take_all()
     try:
+        cpus.check_threads(os.environ)
         # Wakes for a message of another thread or process sooner than asyncio's own loop.
         uvloop.run(main())
     except StartError as error:

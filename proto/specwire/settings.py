@@ -43,6 +43,8 @@ def check_address(text: str) -> str:
 Address = Annotated[str, AfterValidator(check_address)]
 # TCP port; 0 switches the listener off.
 Port = Annotated[int, Field(ge=0, lt=1 << 16)]
+# A device as torch names them, or `auto`: see `specwire.torch.pick_device`.
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 # Bytes, also as 512MiB or 4GB.
 Size = ByteSize
 

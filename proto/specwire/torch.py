@@ -13,6 +13,7 @@ import torch
 from specwire import kernels, tensor
 from specwire.errors import InvalidRequest
 from specwire.noise import token_words
+from specwire.settings import StartError
 from specwire.v1 import tensor_pb2
 
 _TO_WIRE: dict[torch.dtype, tensor_pb2.DType.ValueType] = {
@@ -129,6 +130,21 @@ def vocabulary_exponentials(
 
 def _exponential(word: torch.Tensor) -> torch.Tensor:
     return -torch.log1p(-(word.double() + 0.5) * 2.0**-32)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is a GPU that is there, or else the CPU.
+
+    Raises:
+        StartError: torch sees no such GPU.
+    """
+    count = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda" if count else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise StartError(f"--device: {name} was asked for, and torch sees {count or 'no'} GPUs.")
+    return device
 
 
 def deferred(device: torch.device) -> bool:

@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from specwire import cpus
+from specwire.settings import StartError
+
 PROGRAM = """
 import os, threading
 from {package} import cpus
@@ -42,3 +45,25 @@ def test_only_the_threads_of_teams_are_bound(package: str) -> None:
     if done.stdout.split()[0] == str(count):
         pytest.skip("this machine's OpenMP runtime does not bind")
     assert done.stdout.split() == ["1", str(count), str(count), "1", str(count)]
+
+
+@pytest.mark.parametrize("given", [None, "1", str(len(os.sched_getaffinity(0))), "1,2"])
+def test_thread_counts_that_can_run(given: str | None) -> None:
+    cpus.check_threads({} if given is None else {"OMP_NUM_THREADS": given})
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "two", "", "1.5", "100000", ",2"])
+def test_other_thread_counts_stop_the_start(given: str) -> None:
+    with pytest.raises(StartError, match=r"OMP_NUM_THREADS: .*from 1 to \d+"):
+        cpus.check_threads({"OMP_NUM_THREADS": given})
+
+
+@pytest.mark.parametrize("service", ["verifier_svc", "drafter_svc"])
+def test_a_service_says_so(service: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", service],
+        env={**os.environ, "OMP_NUM_THREADS": "none"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"{service}: OMP_NUM_THREADS: none must be" in done.stderr.splitlines()[-1]

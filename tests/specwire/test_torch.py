@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from specwire.errors import InvalidRequest
-from specwire.torch import device_name, pack, target_fingerprint, unpack
+from specwire.settings import StartError
+from specwire.torch import device_name, pack, pick_device, target_fingerprint, unpack
 from specwire.v1 import tensor_pb2 as pb
 
 DTYPES = {
@@ -128,3 +129,21 @@ def test_each_gpu_is_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     assert device_name(torch.device("cuda", 1)) == "cuda:GPU-1"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "device"),
+    [(0, "auto", "cpu"), (0, "cpu", "cpu"), (2, "auto", "cuda"), (2, "cuda:1", "cuda:1")],
+)
+def test_devices_by_name(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, name: str, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert str(pick_device(name)) == device
+
+
+@pytest.mark.parametrize(("gpus", "name"), [(0, "cuda"), (0, "cuda:0"), (2, "cuda:2")])
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, gpus: int, name: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(StartError, match=f"--device: {name} was asked for, and torch sees"):
+        pick_device(name)

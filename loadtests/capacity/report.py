@@ -15,13 +15,14 @@ from loadtests.tables import number, table, with_interval
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Medians over the waves of an arm; times are in seconds."""
+    """Medians over the waves of an arm; times are in seconds, `accepted` is of draft tokens."""
 
     name: str
     tokens_per_second: float
     round: float
     verify: float
     draft: float
+    accepted: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ def _arm(waves: Sequence[Wave]) -> Arm:
         median(w.round for w in waves),
         median(w.verify for w in waves),
         median(w.draft for w in waves),
+        median(w.accepted for w in waves),
     )
 
 
@@ -90,13 +92,15 @@ def _ratio(waves: Sequence[Wave], others: Sequence[Wave]) -> Ratio | None:
 def print_summary(console: Console, summary: Summary, device: str) -> None:
     """Print what each arm did, then the ratios."""
     made = table(
-        f"Drafts of a coin on {device}", "streams", "arm", "tok/s", "round", "verify", "draft",
+        f"Drafts of a coin on {device}",
+        *("streams", "arm", "tok/s", "round", "verify", "draft", "accepted"),
         caption="Medians; round: of a stream, in ms, with all that it waits for.",
-    )  # fmt: skip
+    )
     for level in summary.levels:
         for arm in level.arms:
             times = (number(each * 1e3, 2) for each in (arm.round, arm.verify, arm.draft))
-            made.add_row(str(level.streams), arm.name, number(arm.tokens_per_second, 1), *times)
+            speed, accepted = number(arm.tokens_per_second, 1), f"{arm.accepted:.1%}"
+            made.add_row(str(level.streams), arm.name, speed, *times, accepted)
     console.print(made)
     made = table(
         "Tokens per second", "streams", "co-located by plain", "remote by plain",

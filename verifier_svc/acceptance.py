@@ -31,6 +31,7 @@ class Accepted:
     logprobs: tuple[Logprobs, ...] = ()
 
 
+#: What `accept` is, for those who are given it.
 Accept = Callable[[Items[Sequence], torch.Tensor, torch.Tensor | None], Items[Accepted | None]]
 
 

@@ -141,10 +141,11 @@ class Stack:
                 raise StartError(f"The drafter of {self.name} has not linked.")
 
     async def close(self) -> None:
-        """End both."""
+        """End both, and whoever still waits for streams."""
         if self._port is not None:
             await self._port.close()
         self._engine.stop()
+        self._take([(0, Failed("The engine was stopped."))])
 
     async def run(
         self, streams: int, prompt: int, tokens: int, repeat: int, *, record: bool = False

@@ -9,8 +9,8 @@
 namespace {
 
 // Vectors as wide as the machine's: wider ones would be kept in memory between two steps. Results of
-// so many rows and columns of tiles, and what makes them, fit into the registers. For so many rows
-// at most, columns are taken one by one: one stream is read fastest, and they wait for nothing else.
+// so many rows and columns of tiles, and what makes them, fit into the registers. For so few
+// rows, columns are taken one by one: one stream is read fastest, and their products take less time.
 #ifdef __AVX512F__
 constexpr int WIDE = 16, BLOCK_ROWS = 6, BLOCK_COLUMNS = 4, STREAM_ROWS = 4;
 #else

@@ -20,8 +20,8 @@ _region = torch.empty(0, dtype=torch.uint8)
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Zeros on the CPU, in large pages where the system has them for those who ask.
 
-    A core reads ahead within a page only, and has to look each one up: from large ones, weights of
-    a few rows are read in three quarters of the time. A page is taken as it is first written.
+    A core reads ahead within a page only, and has to look each one up. A page is taken as it is
+    first written.
     """
     size = prod(shape) * dtype.itemsize
     if not size or not hasattr(mmap, "MADV_HUGEPAGE"):

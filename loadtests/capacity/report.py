@@ -15,13 +15,14 @@ from loadtests.tables import number, table, with_interval
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Medians over the waves of an arm; times are in seconds, `accepted` is of draft tokens."""
+    """Medians over the waves of an arm, see `Wave`; times are in seconds."""
 
     name: str
     tokens_per_second: float
     round: float
     verify: float
     draft: float
+    drafted: float
     accepted: float
 
 
@@ -80,6 +81,7 @@ def _arm(waves: Sequence[Wave]) -> Arm:
         median(w.round for w in waves),
         median(w.verify for w in waves),
         median(w.draft for w in waves),
+        median(w.drafted for w in waves),
         median(w.accepted for w in waves),
     )
 
@@ -93,14 +95,15 @@ def print_summary(console: Console, summary: Summary, device: str) -> None:
     """Print what each arm did, then the ratios."""
     made = table(
         f"Drafts of a coin on {device}",
-        *("streams", "arm", "tok/s", "round", "verify", "draft", "accepted"),
-        caption="Medians; round: of a stream, in ms, with all that it waits for.",
+        *("streams", "arm", "tok/s", "round", "verify", "draft", "drafted", "accepted"),
+        caption="Medians; round: of a stream, in ms, with what it waits for; drafted: of rounds.",
     )
     for level in summary.levels:
         for arm in level.arms:
             times = (number(each * 1e3, 2) for each in (arm.round, arm.verify, arm.draft))
-            speed, accepted = number(arm.tokens_per_second, 1), f"{arm.accepted:.1%}"
-            made.add_row(str(level.streams), arm.name, speed, *times, accepted)
+            speed = number(arm.tokens_per_second, 1)
+            shares = (f"{share:.1%}" for share in (arm.drafted, arm.accepted))
+            made.add_row(str(level.streams), arm.name, speed, *times, *shares)
     console.print(made)
     made = table(
         "Tokens per second", "streams", "co-located by plain", "remote by plain",

@@ -38,8 +38,8 @@ class Wave:
 
     `round` is what one verification of a stream takes, with what it waits for; `verify` is a step's
     part of it; `draft` is what the drafter took for a batch, of `batch` chains on the median.
-    `accepted` is the share of draft tokens that were, 0 without any. `kernels` is what all kernels
-    of a round took, where they were recorded.
+    `drafted` is the share of rounds whose drafts came in time, `accepted` that of draft tokens, 0
+    without any. `kernels` is what all kernels of a round took, where they were recorded.
     """
 
     arm: str
@@ -50,6 +50,7 @@ class Wave:
     verify: float
     draft: float
     batch: float
+    drafted: float
     accepted: float
     kernels: float | None
 
@@ -192,6 +193,7 @@ class Stack:
             verify=median((took.target + took.draw) / count for took, count in timings),
             draft=median(took for _, took in batches) if batches else 0.0,
             batch=median(chains for chains, _ in batches) if batches else 0.0,
+            drafted=sum(e.drafted > 0 for e in rounds) / len(rounds),
             accepted=sum(e.accepted for e in rounds) / max(1, sum(e.drafted for e in rounds)),
             kernels=watch.kernels.seconds / each if watch.kernels else None,
         )

@@ -117,7 +117,7 @@ def test_kernels_of_other_threads_are_summed_up() -> None:
 
 
 def wave(arm: str, repeat: int, speed: float, kernels: float | None = None) -> Wave:
-    return Wave(arm, 4, repeat, speed, 0.020, 0.016, 0.004, 4, 0.7, kernels)
+    return Wave(arm, 4, repeat, speed, 0.020, 0.016, 0.004, 4, 1.0, 0.7, kernels)
 
 
 def test_arms_are_compared_wave_by_wave() -> None:
@@ -154,8 +154,9 @@ def test_a_whole_run(tiny_llama: Path, tmp_path: Path) -> None:
         length = run["tokens_per_second"] * run["round"] / run["streams"]
         drafts = run["arm"] != "plain"
         assert run["accepted"] == (1 if drafts else 0)
-        # The first rounds may have no drafts yet.
-        assert 1.5 < length < 4.01 if drafts else length == pytest.approx(1)
+        # On a busy machine some drafts come too late, and the last of a text may be shorter.
+        assert 0.999 + 2.5 * run["drafted"] <= length <= 1.001 + 3 * run["drafted"]
+        assert (run["drafted"] > 0) is drafts
         assert (run["draft"] > 0) is drafts
         assert (run["kernels"] is None) is (run["repeat"] < 2)
     delays = document["delays"]["batches"]

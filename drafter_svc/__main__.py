@@ -9,7 +9,7 @@ from drafter_svc.engine import Engine
 from drafter_svc.load import load_drafter
 from drafter_svc.service import NAME, DrafterService
 from drafter_svc.settings import DrafterSettings
-from specwire import logs, serving
+from specwire import kernels, logs, serving
 from specwire.apart import apart
 from specwire.v1 import drafter_pb2_grpc
 
@@ -24,6 +24,7 @@ async def main() -> None:
     logs.configure("drafter")
     serving.check_bindable(settings.listen)
     serving.serve_metrics(settings.listen, settings.metrics_port)
+    kernels.prepare(settings.compile, settings.cpu_level)
     drafter = apart(load_drafter, settings, version("holdcourse"))
     # The engine's thread and the event loop take turns often, so that neither waits for long.
     sys.setswitchinterval(1e-4)

@@ -38,14 +38,13 @@ class Drafter:
 
 
 def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
-    """Load everything that the settings name.
+    """Load everything that the settings name; kernels are prepared before.
 
     Raises:
         StartError: the checkpoint, the target or the device cannot be used, or they do not fit.
     """
-    kernels.prepare(settings.compile)
     device = pick_device(settings.device)
-    dtype = _dtype(settings.dtype, device)
+    dtype = kernels.default_dtype(device) if settings.dtype == "auto" else _DTYPES[settings.dtype]
     try:
         source = TargetSource.parse(settings.target).cached(
             str(dtype).removeprefix("torch."), settings.cache_folder
@@ -120,11 +119,3 @@ def _describe(
         expected_acceptance=config.expected_acceptance,
         device=device_name(device),
     )
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name != "auto":
-        return _DTYPES[name]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

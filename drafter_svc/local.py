@@ -41,6 +41,8 @@ class LocalDrafter:
     def load(cls, setup: LocalSetup) -> "LocalDrafter":
         """Load what the setup names; the rest is up to the drafter's variables.
 
+        Kernels are those that the process has prepared.
+
         Raises:
             StartError: see `DrafterSettings.read` and `load_drafter`.
         """

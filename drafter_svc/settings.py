@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from specwire.cache import cache_folder
-from specwire.kernels import Compile
+from specwire.kernels import Compile, CpuLevel
 from specwire.settings import Address, Device, Port, Settings, Size, setting
 
 
@@ -40,6 +40,9 @@ class DrafterSettings(Settings):
     )  # fmt: skip
     compile: Compile = setting(
         "auto", "Compile kernels with the machine's C++ compiler: auto goes on without one."
+    )
+    cpu_level: CpuLevel = setting(
+        "auto", "Instructions that kernels use; auto takes the best that the CPU has."
     )
     max_draft_tokens: int = setting(16, "Longest draft that is served.", ge=1, le=64)
     lookup: str = setting(

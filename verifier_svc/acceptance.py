@@ -16,7 +16,7 @@ import torch
 
 from specwire.kernels import put
 from specwire.torch import deferred
-from verifier_svc.drawing import NOT_FINITE, draw, settle
+from verifier_svc.drawing import NOT_FINITE, draw, draw_runs, settle
 from verifier_svc.generation import Logprobs
 from verifier_svc.logprobs import logprobs_of
 from verifier_svc.row import rows_of
@@ -86,14 +86,37 @@ def _draw_at_once(
 def _draw_in_turn(
     sequences: Items[Sequence], best: torch.Tensor, logits: torch.Tensor | None
 ) -> Iterator[Iterable[int]]:
-    """Tokens of each sequence, drawn as they are asked for: those not needed cost no time."""
+    """Tokens of each sequence, drawn as far as they are needed: others would cost time."""
     greedy, scores = iter(best.tolist()), iter(() if logits is None else logits[:, None])
-    for sequence in sequences:
+    raced = _race(sequences, logits)
+    for i, sequence in enumerate(sequences):
         count = 1 + len(sequence.draft)
         if sequence.sampling.plain_greedy:
             yield list(islice(greedy, count))
-        else:
-            yield _draw_rows(sequence, list(islice(scores, count)))
+            continue
+        own = list(islice(scores, count))
+        yield raced[i] if i in raced else _draw_rows(sequence, own)
+
+
+def _race(sequences: Items[Sequence], logits: torch.Tensor | None) -> dict[int, list[int]]:
+    """Tokens of those sequences that are a `plain_race`, by their numbers, drawn in one batch."""
+    own: dict[int, slice] = {}  # rows of the logits
+    start = 0
+    for i, sequence in enumerate(sequences):
+        if logits is None or sequence.sampling.plain_greedy:
+            continue
+        stop = start + 1 + len(sequence.draft)
+        if sequence.sampling.plain_race(logits.shape[-1]):
+            own[i] = slice(start, stop)
+        start = stop
+    if logits is None or not own:
+        return {}
+    if sum(part.stop - part.start for part in own.values()) < len(logits):
+        logits = torch.cat([logits[part] for part in own.values()])
+    rows = [row for i in own for row in rows_of(sequences[i])]
+    expected = [token for i in own for token in (*sequences[i].draft, NOT_FINITE)]
+    tokens = iter(draw_runs(logits, rows, expected))
+    return {i: list(islice(tokens, part.stop - part.start)) for i, part in own.items()}
 
 
 def _draw_rows(sequence: Sequence, logits: Items[torch.Tensor]) -> Iterator[int]:

@@ -37,9 +37,12 @@ _log = logs.get(__name__)
 def find_target(settings: VerifierSettings) -> TargetSource:
     """Where the target is read from: its own place, or the cache in place of a GGUF file.
 
+    Kernels are prepared before: what they serve decides on the dtype.
+
     Raises:
         StartError: it is not there, or cannot be served.
     """
+    kernels.prepare(settings.compile, settings.cpu_level)
     try:
         return unpacked(
             TargetSource.parse(settings.target), settings.torch_dtype, settings.cache_folder
@@ -57,7 +60,6 @@ def build_target(
         StartError: it cannot be served.
     """
     _log.info("loading the target", target=source.name)
-    kernels.prepare(settings.compile)
     try:
         return load_target(
             source,

@@ -47,6 +47,16 @@ def draw(logits: torch.Tensor, rows: Items[Row], candidates: int = CANDIDATES) -
     return winners
 
 
+def draw_runs(logits: torch.Tensor, rows: Items[Row], expected: Items[int]) -> list[int]:
+    """Draw from rows that are all a `plain_race`, as one batch on a CPU.
+
+    A row counts only if all before it, back to the one behind a negative number, drew what they
+    `expected`: others cost no time, and what is returned for them means nothing.
+    """
+    noise = _noise(rows, logits.device)
+    return kernels.draw(logits, noise, expected=torch.tensor(expected)).tolist()
+
+
 def _draw_cut(scores: torch.Tensor, rows: Items[Row], candidates: int) -> torch.Tensor:
     """`draw` of rows that all leave tokens out, from processed scores."""
     kept = truncate(scores, [row.sampling for row in rows], candidates)

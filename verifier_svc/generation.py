@@ -45,6 +45,10 @@ class Sampling:
         limited = 0 < self.top_k < vocab or self.top_p < 1 or self.min_p > 0
         return limited and self.temperature > 0
 
+    def plain_race(self, vocab: int) -> bool:
+        """Whether every token may be drawn, by its score as it is over the temperature."""
+        return self.temperature > 0 and self.plain_scores and not self.truncates(vocab)
+
     @property
     def plain_greedy(self) -> bool:
         """Whether only the argmax of each row is needed."""

@@ -28,7 +28,9 @@ class Head:
         self._factor = getattr(config, "logit_scale", None) or 1.0
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._rough = PackedLinear(self._weight, bias) if packable(self._weight) else None
-        if self._weight.device.type == "cpu":
+        # Sums of its results are in fp32 before they are rounded: it gives exact logits as well.
+        self._product = None if self._rough is None else self._rough.product
+        if self._product is None and self._weight.device.type == "cpu":
             self._weight = self._weight.float()
         self.vocab_size: int = weight.shape[0]
 
@@ -46,7 +48,9 @@ class Head:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """fp32 logits [rows, vocab]."""
-        if self._weight.dtype == torch.float32:
+        if self._product is not None:
+            logits = kernels.linear(hidden, self._product, torch.float32)
+        elif self._weight.dtype == torch.float32:
             logits = F.linear(hidden.float(), self._weight, self._bias)
         else:
             logits = torch.mm(hidden, self._weight.T, out_dtype=torch.float32)
@@ -63,8 +67,8 @@ class Head:
         """
         if self._rough is None:
             return kernels.draw(self.logits(hidden))
-        if self._rough.product is not None:
-            return kernels.best(hidden, self._rough.product)
+        if self._product is not None:
+            return kernels.best(hidden, self._product)
         # bf16 logits tell which tokens can be the argmax; only those are scored in fp32.
         rough = self._rough(hidden).float()
         top = rough.amax(-1, keepdim=True)

@@ -9,7 +9,7 @@ import torch
 from pydantic import AfterValidator, model_validator
 
 from specwire.cache import cache_folder
-from specwire.kernels import Compile
+from specwire.kernels import Compile, CpuLevel, default_dtype
 from specwire.settings import Address, Device, Port, Settings, Size, check_address, setting
 from specwire.torch import pick_device
 
@@ -43,6 +43,9 @@ class VerifierSettings(Settings):
     device: Device = setting("auto", "auto, cpu, cuda or cuda:N.")
     compile: Compile = setting(
         "auto", "Compile kernels with the machine's C++ compiler: auto goes on without one."
+    )
+    cpu_level: CpuLevel = setting(
+        "auto", "Instructions that kernels use; auto takes the best that the CPU has."
     )
     max_model_len: int | None = setting(
         None, "Prompt and output tokens at most; by default the target's own limit.", ge=2
@@ -104,10 +107,8 @@ class VerifierSettings(Settings):
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """The element type of weights and cache."""
-        if self.dtype != "auto":
-            dtype: torch.dtype = getattr(torch, self.dtype)
-            return dtype
-        if self.torch_device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+        """The element type of weights and cache; kernels are prepared before."""
+        if self.dtype == "auto":
+            return default_dtype(self.torch_device)
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype

@@ -13,12 +13,15 @@ from specwire.settings import StartError
 from specwire.torch import exponentials
 
 
-@pytest.fixture(params=["on", "off"], autouse=True)
+@pytest.fixture(params=[*kernels.levels_here(), "off"], autouse=True)
 def compiled(request: pytest.FixtureRequest) -> Iterator[bool]:
-    if request.param == "on" and shutil.which("g++") is None:
+    if request.param == "off":
+        kernels.prepare("off")
+    elif shutil.which("g++") is None:
         pytest.skip("no C++ compiler here")
-    kernels.prepare(request.param)
-    yield request.param == "on"
+    else:
+        kernels.prepare("on", request.param)
+    yield request.param != "off"
     kernels.prepare("off")
 
 
@@ -67,6 +70,18 @@ def test_rows_may_be_views_and_rows_of_temperature_zero_take_the_first_argmax() 
     wanted[2:4] = [7, int(logits[3].argmax())]
     assert kernels.draw(logits, noise).tolist() == wanted
     assert kernels.draw(logits).tolist() == logits.argmax(-1).tolist()
+
+
+def test_runs_of_rows_are_drawn_up_to_what_was_not_expected() -> None:
+    logits, noise = random(7, 500), noise_of(7, 1.0)
+    drawn = kernels.draw(logits, noise).tolist()
+    # Runs of four, one, and two rows; the second and the sixth row draw something else.
+    expected = [drawn[0], drawn[1] ^ 1, drawn[2], -1, -1, drawn[5] ^ 1, -1]
+    found = kernels.draw(logits, noise, expected=torch.tensor(expected)).tolist()
+    counting = (0, 1, 4, 5)
+    assert [found[i] for i in counting] == [drawn[i] for i in counting]
+    expected[1], expected[5] = drawn[1], drawn[5]
+    assert kernels.draw(logits, noise, expected=torch.tensor(expected)).tolist() == drawn
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -140,7 +140,8 @@ def test_rows_count_the_draft_before_them() -> None:
 def test_rows_behind_a_wrong_draft_token_are_drawn_only_where_that_costs_no_time(
     way: str, batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (text,) = (texts()[1],)
+    sampling = SAMPLINGS[2]
+    text = texts()[2]
     seen: list[int] = []
 
     def counted(logits: torch.Tensor, rows: list[Row]) -> torch.Tensor:
@@ -150,7 +151,8 @@ def test_rows_behind_a_wrong_draft_token_are_drawn_only_where_that_costs_no_time
     monkeypatch.setattr("verifier_svc.acceptance.draw", counted)
     if way == "accelerator":
         as_accelerator(monkeypatch)
-    (accepted,) = round_of([sequence_of(1, (text[0], text[1] ^ 1, text[2]))])
+    draft = text[0], text[1] ^ 1, text[2]
+    (accepted,) = round_of([sequence_of(2, draft, **sampling)])
     assert accepted == Accepted(text[:2])
     assert seen == batches
 

@@ -10,20 +10,24 @@ from specwire.kernels.drawing import Noise, draw, shares
 from specwire.kernels.flash import Spans, flash_serves, span_table
 from specwire.kernels.graph import Record, Recorder, Recording, called
 from specwire.kernels.layer import add_norm, gate, join, norm, rotate
-from specwire.kernels.library import Compile, prepare
+from specwire.kernels.levels import LEVELS, Level, levels_here
+from specwire.kernels.library import Compile, CpuLevel, default_dtype, level, prepare
 from specwire.kernels.linear import ROUNDING, Product, best, linear, tileable, tiled
 from specwire.kernels.segment import Segment
 from specwire.kernels.transfer import fetch, finish, put
 
 __all__ = [
+    "LEVELS",
     "ROUNDING",
     "Compile",
+    "CpuLevel",
     "Decoder",
     "DecoderMemory",
     "DecoderWeights",
     "Drafter",
     "DrafterWeights",
     "LayerWeights",
+    "Level",
     "Noise",
     "Product",
     "Reach",
@@ -36,12 +40,15 @@ __all__ = [
     "attend",
     "best",
     "called",
+    "default_dtype",
     "draw",
     "fetch",
     "finish",
     "flash_serves",
     "gate",
     "join",
+    "level",
+    "levels_here",
     "linear",
     "norm",
     "prepare",

@@ -1,6 +1,59 @@
 #include "attend.h"
 
-extern "C" int hc_start_tiles();
+#include <omp.h>
+
+#include "attend_pairs.h"
+#include "attend_rows.h"
+#include "attend_tasks.h"
+
+namespace {
+
+constexpr int64_t PARALLEL = 1 << 12;  // scores from which threads pay
+
+// All tasks of a batch, by the team of the enclosing parallel region: those of the first
+// segments, `prompts` of them, by tiles.
+template <class T, int D>
+void attend_all(const T* query, const T* keys, const T* values, const Segment* segments,
+                int64_t count, int64_t prompts, const Shape& shape, T* out) {
+  const int team = omp_get_num_threads();
+  const Tasks tasks(segments, count, prompts, shape, team);
+#pragma omp for schedule(dynamic)
+  for (int64_t i = 0; i < tasks.total; i++) {
+    const auto [s, first, rows, head] = tasks[i];
+    if (!rows) continue;
+    if constexpr (BLOCKED<T>)
+      if (s < prompts) {
+        attend_prompt<D>(query, keys, values, out, segments[s], first, rows, head, shape);
+        continue;
+      }
+    if constexpr (PAIRED<T, D>) {
+      const Task later = tasks[i + team < tasks.total ? i + team : i];
+      attend_by_pairs<D>(query, keys, values, out, segments[s], first, rows, head, shape,
+                         segments[later.s].start * shape.slot_stride + later.head * D);
+    } else {
+      attend_head<T, D / LANES>(query, keys, values, out, segments[s], first, rows, head, shape);
+    }
+  }
+}
+
+}  // namespace
+
+template <class T>
+Attend<T> attend_for(int64_t dim, int64_t group) {
+  if (group > MAX_QUERIES) return nullptr;
+  switch (dim) {
+    case 16: return attend_all<T, 16>;
+    case 32: return attend_all<T, 32>;
+    case 64: return attend_all<T, 64>;
+    case 80: return attend_all<T, 80>;
+    case 96: return attend_all<T, 96>;
+    case 128: return attend_all<T, 128>;
+    case 256: return attend_all<T, 256>;
+    default: return nullptr;
+  }
+}
+
+template Attend<bf16> attend_for<bf16>(int64_t, int64_t);
 
 namespace {
 
@@ -9,7 +62,7 @@ int attend(const void* query, const void* keys, const void* values, const Segmen
            int64_t count, int64_t prompts, int64_t dim, const Shape& shape, void* out, int threads) {
   const auto run = attend_for<T>(dim, shape.heads / shape.kv_heads);
   if (!run) return 0;
-  const bool tiled = TILED<T> && prompts && hc_start_tiles() == 0;
+  const bool tiled = BLOCKED<T> && prompts;
   if (!tiled) segments += prompts, count -= prompts, prompts = 0;
   int64_t scores = 0;
   for (int64_t s = 0; s < count; s++)

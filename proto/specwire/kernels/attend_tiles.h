@@ -1,23 +1,37 @@
-// Attention of rows of a prompt by products of tiles, a block of keys at a time.
+// What a prompt's attention keeps where tiles, or vectors, multiply pairs of bf16.
 //
-// Scores are computed as keys by queries: a lane is then a query, largest scores and sums over keys
-// are those of whole vectors, and weights are left in the order in which tiles take them.
+// Weights are left in the order in which tiles take them.
 #pragma once
 #include "lane_products.h"
 #include "lanes.h"
 #include "segment.h"
 
+#ifdef __AVX512BF16__
+
 namespace {
 
 constexpr int FOLDED = 128;  // queries of a task: rows times the heads of a group
-
-template <class T>
-constexpr bool TILED = false;  // whether rows of these elements run by tiles
-template <>
-constexpr bool TILED<bf16> = true;
-
 constexpr int STRIDE = SIDE * sizeof(float);  // bytes of a tile's row
 constexpr int STEPS = 4;                      // of DEEP keys in a block
+constexpr int BLOCK_KEYS = STEPS * DEEP;      // read at a time
+
+#ifndef __AMX_BF16__
+
+// Adds the products of a tile of rows with one of columns [16 pairs, 16 columns, 2] to sums
+// [16 rows, 16 columns]. Rows, and the pairs of a row, are so many elements apart.
+template <int Row, int Pair>
+inline void add_tile(float (*sums)[LANES], const uint16_t* rows, const uint16_t* columns) {
+  Floats kept[SIDE][1];
+  std::memcpy(kept, sums, sizeof kept);
+#pragma GCC unroll 2
+  for (int p = 0; p < SIDE; ++p) {
+    const Words column[1] = {read<Words>(columns + p * DEEP)};
+    for (int r = 0; r < SIDE; ++r) add_pairs(kept[r], column, rows + r * Row + p * Pair);
+  }
+  std::memcpy(sums, kept, sizeof kept);
+}
+
+#endif
 
 // What a task keeps; sixteen queries are a set.
 template <int D>
@@ -40,7 +54,7 @@ struct Attended {
   }
 
   // Turns the rows that were read into columns.
-  void turn_queries(int set) {
+  void start(int set) {
     for (int c = 0; c < DEPTHS; ++c) {
       Words pairs[LANES];
       std::memcpy(pairs, queries[set][c], sizeof pairs);
@@ -78,6 +92,15 @@ struct Attended {
         std::memcpy(values[s][b], pairs, sizeof pairs);
       }
     }
+  }
+
+  // Adds what a set's queries attend to among the first `count` keys of the block, of which a
+  // query sees as many as `seen` says.
+  void attend(int set, int count, const int (&seen)[SIDE], float scale) {
+    const int steps = (count + DEEP - 1) / DEEP;
+    score(set, steps);
+    weigh(set, steps, read<Ints>(seen), seen[0] < steps * DEEP, scale);
+    add_all(set, steps);
   }
 
   // Scores become weights, and what was summed up shrinks if they are larger than any before.
@@ -177,50 +200,27 @@ struct Attended {
   }
 
 #endif
-};
 
-// As `attend_head`.
-template <int D>
-void attend_by_tiles(const bf16* query, const bf16* keys, const bf16* values, bf16* out,
-                     const Segment& segment, int first, int rows, int head, const Shape& shape) {
-  const int group = int(shape.heads / shape.kv_heads), queries = rows * group;
-  const int sets = (queries + SIDE - 1) / SIDE;
-  const float scale = shape.scale * 1.44269504f;
-  const auto row = [&](int m) { return segment.row + first + m / group; };
-  const auto place = [&](int m) { return (head * group + m % group) * D; };
-  Attended<D> task;
-  for (int m = 0; m < queries; ++m)
-    task.read_query(m, query + row(m) * shape.query_stride + place(m));
-  for (int set = 0; set < sets; ++set) task.turn_queries(set);
-  const int64_t stride = shape.slot_stride, from = segment.start * stride + head * D;
-  const int64_t base = segment.length + first, length = base + rows - 1;
-  configure(SIDE, SIDE);
-  for (int64_t at = 0; at < length; at += STEPS * DEEP) {
-    const int here = int(length - at < STEPS * DEEP ? length - at : STEPS * DEEP);
-    task.read_block(keys + from + at * stride, values + from + at * stride, stride, here);
-    for (int set = 0; set < sets; ++set) {
-      Ints seen;
-      for (int i = 0; i < LANES; ++i) seen[i] = int(base - at) + (set * SIDE + i) / group;
-      const int last = set * SIDE + SIDE < queries ? set * SIDE + SIDE : queries;
-      const int64_t most = base - at + (last - 1) / group;
-      const int steps = int(((most < here ? most : here) + DEEP - 1) / DEEP);
-      if (steps <= 0) continue;
-      task.score(set, steps);
-      task.weigh(set, steps, seen, seen[0] < steps * DEEP, scale);
-      task.add_all(set, steps);
-    }
+  // Writes what query `m` attended to.
+  void write(int m, bf16* to) {
+    const int set = m / SIDE;
+    if (m % SIDE == 0) finish(set);
+    for (int band = 0; band < BANDS; ++band)
+      store(to + band * SIDE, load(sums[set][band * SIDE + m % SIDE]));
   }
-  release();
-  for (int set = 0; set < sets; ++set) {
-    const Floats inverse = 1.0f / task.norm[set];
+
+  // Sums become [band, query, 16 of d], divided.
+  void finish(int set) {
+    const Floats inverse = 1.0f / norm[set];
     for (int band = 0; band < D; band += SIDE) {
       Floats v[LANES];
-      for (int i = 0; i < SIDE; ++i) v[i] = load(task.sums[set][band + i]) * inverse;
+      for (int i = 0; i < SIDE; ++i) v[i] = load(sums[set][band + i]) * inverse;
       transpose(v);
-      for (int i = 0, m = set * SIDE; i < SIDE && m < queries; ++i, ++m)
-        store(out + row(m) * shape.heads * D + place(m) + band, v[i]);
+      for (int i = 0; i < SIDE; ++i) store(sums[set][band + i], v[i]);
     }
   }
-}
+};
 
 }  // namespace
+
+#endif

@@ -1,4 +1,6 @@
 // A whole decoder of Llama's form in one parallel region: no thread waits for Python in between.
+#include <algorithm>
+
 #include "decoder.h"
 
 // From tokens to the final norm: `embedding` is [vocabulary, hidden], cosines and sines are

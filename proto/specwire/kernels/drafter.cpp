@@ -1,5 +1,7 @@
 // An EAGLE-3 drafter of one layer: real entries, and all steps of chains, in one parallel region
 // each.
+#include <algorithm>
+
 #include "decoder.h"
 #include "draw.h"
 

@@ -7,7 +7,10 @@
 
 namespace {
 
-constexpr int CHUNK = 4 * LANES;  // tokens of sixteen Philox blocks
+using Indices = int64_t __attribute__((vector_size(4 * LANES)));
+using Wide = int64_t __attribute__((vector_size(8 * LANES)));
+
+constexpr int CHUNK = 4 * LANES;  // tokens of a Philox block a lane
 
 // Below exp(x) * 2**-32 by 6 % at most, for 0 <= x: the bits of a float are near its logarithm.
 inline Floats exp_from_below(Floats x) {
@@ -84,25 +87,32 @@ struct Race {
 
   // Words of the tokens start, start + 1, ..., which share blocks of four.
   void words_from(int64_t start, Words (&words)[4]) const {
-    Words blocks, lanes[4];
-    for (int j = 0; j < LANES; j++) blocks[j] = uint32_t(start >> 2) + j;
-    philox(blocks, key, lanes);
-    uint32_t mixed[CHUNK];
-    for (int j = 0; j < LANES; j++)
-      for (int lane = 0; lane < 4; lane++) mixed[4 * j + lane] = lanes[lane][j];
-    std::memcpy(words, mixed, sizeof mixed);
+    Words of[4];  // word w of block j
+    philox(Words(lanes()) + uint32_t(start >> 2), key, of);
+    // Pairs of words, then all four of a block, side by side.
+    Indices pairs;
+    for (int i = 0; i < LANES / 2; i++) pairs[i] = i / 2 + i % 2 * (LANES / 2);
+    const Ints low = lanes() / 2 + lanes() % 2 * LANES, high = low + LANES / 2;
+    const Longs even[2] = {Longs(__builtin_shuffle(of[0], of[1], low)),
+                           Longs(__builtin_shuffle(of[0], of[1], high))};
+    const Longs odd[2] = {Longs(__builtin_shuffle(of[2], of[3], low)),
+                          Longs(__builtin_shuffle(of[2], of[3], high))};
+    for (int half = 0; half < 2; half++) {
+      words[2 * half] = Words(__builtin_shuffle(even[half], odd[half], pairs));
+      words[2 * half + 1] = Words(__builtin_shuffle(even[half], odd[half], pairs + LANES / 4));
+    }
   }
 
   void words_of(int64_t start, Words (&words)[4]) const {
     for (int part = 0; part < 4; part++) {
-      Words some, lanes[4];
-      for (int j = 0; j < LANES; j++) {
-        const int64_t i = start + part * LANES + j;
-        some[j] = i < width ? uint32_t(ids[i]) : 0;
-      }
-      philox(some >> 2, key, lanes);
-      const Words low = (some & 1) != 0 ? lanes[1] : lanes[0];
-      const Words high = (some & 1) != 0 ? lanes[3] : lanes[2];
+      const int64_t at = start + part * LANES, left = width - at;
+      int64_t own[LANES] = {};
+      if (left > 0) std::memcpy(own, ids + at, (left < LANES ? left : LANES) * sizeof *ids);
+      const Words some = __builtin_convertvector(read<Wide>(own), Words);
+      Words of[4];
+      philox(some >> 2, key, of);
+      const Words low = (some & 1) != 0 ? of[1] : of[0];
+      const Words high = (some & 1) != 0 ? of[3] : of[2];
       words[part] = (some & 2) != 0 ? high : low;
     }
   }

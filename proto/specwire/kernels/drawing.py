@@ -32,7 +32,10 @@ class Noise:
 
 
 def draw(
-    logits: torch.Tensor, noise: Noise | None = None, ids: torch.Tensor | None = None
+    logits: torch.Tensor,
+    noise: Noise | None = None,
+    ids: torch.Tensor | None = None,
+    expected: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Draw from each row of logits [rows, width] of the tokens `ids` (None: 0, 1, 2, ...).
 
@@ -40,6 +43,9 @@ def draw(
 
     The draw is argmin E / p, ties to the lowest id, with E as `specwire.torch.exponentials` and
     p the softmax of logits / temperature; without `noise` it is the first argmax.
+
+    With `expected`, int64 [rows], a row counts only if all before it, back to the one behind a
+    negative number, drew what they expected; what is returned for others means nothing.
 
     Returns int64 [rows], indices into the row. -1 stands for a row that has a NaN, or none that
     is finite among its largest.
@@ -65,6 +71,7 @@ def draw(
         logits.stride(0),
         None if ids is None else ids.data_ptr(),
         *keys,
+        None if expected is None else expected.data_ptr(),
         winners.data_ptr(),
         threads(),
     )

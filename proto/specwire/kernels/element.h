@@ -1,21 +1,38 @@
-// Sixteen elements at a time: what all kernels share. All arithmetic is in fp32.
+// Vectors of the machine's width: what all kernels share. All arithmetic is in fp32.
+//
+// A kernel is compiled once for each level of `levels.py`, with the flags of that level.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
+// As many as fit into a register: wider vectors would be kept in memory between two steps.
+#if defined(__AVX512F__)
 constexpr int LANES = 16;
-using Floats = float __attribute__((vector_size(64)));
-using Ints = int32_t __attribute__((vector_size(64)));
-using Words = uint32_t __attribute__((vector_size(64)));
-using Halves = uint16_t __attribute__((vector_size(32)));
+#elif defined(__AVX2__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+using Floats = float __attribute__((vector_size(4 * LANES)));
+using Ints = int32_t __attribute__((vector_size(4 * LANES)));
+using Words = uint32_t __attribute__((vector_size(4 * LANES)));
+using Longs = uint64_t __attribute__((vector_size(4 * LANES)));
+using Halves = uint16_t __attribute__((vector_size(2 * LANES)));
 
 struct bf16 {
   uint16_t bits;
 };
+
+template <class Vector>
+inline Vector read(const void* from) {
+  Vector out;
+  std::memcpy(&out, from, sizeof out);
+  return out;
+}
 
 inline float load(float value) { return value; }
 inline float load(bf16 value) {
@@ -25,30 +42,33 @@ inline float load(bf16 value) {
   return out;
 }
 
-inline Floats load(const float* from) {
-  Floats out;
-  std::memcpy(&out, from, sizeof out);
-  return out;
-}
+inline Floats load(const float* from) { return read<Floats>(from); }
 inline Floats load(const bf16* from) {
-  Halves halves;
-  std::memcpy(&halves, from, sizeof halves);
-  return Floats(__builtin_convertvector(halves, Words) << 16);
+  return Floats(__builtin_convertvector(read<Halves>(from), Words) << 16);
 }
 
 inline void store(float* to, Floats values) { std::memcpy(to, &values, sizeof values); }
-inline void store(bf16* to, Floats values) {  // to nearest, ties to even
+
+// The upper halves of numbers that are rounded to bf16: to nearest, ties to even.
+inline Words rounded(Floats values) {
+  const Words bits = Words(values);
+  return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+}
+
+inline void store(bf16* to, Floats values) {
 #if defined(__AVX512BF16__)
   const auto halves = _mm512_cvtneps_pbh(__m512(values));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+  const auto words = __m256i(rounded(values));
+  const auto halves =
+      _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 #else
-  const Words bits = Words(values);
-  const Halves halves =
-      __builtin_convertvector((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, Halves);
+  const auto halves = __builtin_convertvector(rounded(values), Halves);
 #endif
   std::memcpy(to, &halves, sizeof halves);
 }
 
-// Thirty-two elements at once.
+// Two vectors at once.
 inline void store(bf16* to, Floats first, Floats second) {
 #if defined(__AVX512BF16__)
   const auto halves = _mm512_cvtne2ps_pbh(__m512(second), __m512(first));
@@ -59,43 +79,56 @@ inline void store(bf16* to, Floats first, Floats second) {
 #endif
 }
 
-// The first `count` elements, `rest` behind them.
+// 0, 1, 2, ...
+inline Ints lanes() {
+  Ints out;
+  for (int j = 0; j < LANES; j++) out[j] = j;
+  return out;
+}
+
+// The first `count` elements, if any, `rest` behind them.
 template <class T>
 inline Floats load_some(const T* from, int count, float rest) {
-  Floats out;
-  for (int j = 0; j < LANES; j++) out[j] = j < count ? load(from[j]) : rest;
-  return out;
-}
-
-inline float sum(Floats values) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps(__m512(values));
-#else
-  float out = 0;
-  for (int j = 0; j < LANES; j++) out += values[j];
-  return out;
-#endif
-}
-
-inline float largest(Floats values) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_max_ps(__m512(values));
-#else
-  float out = values[0];
-  for (int j = 1; j < LANES; j++) out = values[j] > out ? values[j] : out;
-  return out;
-#endif
+  T some[LANES] = {};
+  if (count > 0) std::memcpy(some, from, count * sizeof(T));
+  return lanes() < count ? load(some) : Floats{} + rest;
 }
 
 inline bool any(Ints mask) {
 #if defined(__AVX512F__)
   return _mm512_test_epi32_mask(__m512i(mask), __m512i(mask)) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256(__m256i(mask), __m256i(mask));
 #else
-  int32_t out = 0;
-  for (int j = 0; j < LANES; j++) out |= mask[j];
-  return out != 0;
+  const Longs both = Longs(mask);
+  return (both[0] | both[1]) != 0;
 #endif
 }
+
+template <int Width>
+inline Floats rotated(Floats v) {
+  return __builtin_shuffle(v, (lanes() + Width) % LANES);
+}
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+// The largest lane, and the sum of all lanes, in every lane.
+inline Floats max_of(Floats v) {
+  if constexpr (LANES > 8) v = larger(v, rotated<8 % LANES>(v));
+  if constexpr (LANES > 4) v = larger(v, rotated<4 % LANES>(v));
+  v = larger(v, rotated<2>(v));
+  return larger(v, rotated<1>(v));
+}
+
+inline Floats sum_of(Floats v) {
+  if constexpr (LANES > 8) v += rotated<8 % LANES>(v);
+  if constexpr (LANES > 4) v += rotated<4 % LANES>(v);
+  v += rotated<2>(v);
+  return v + rotated<1>(v);
+}
+
+inline float sum(Floats values) { return sum_of(values)[0]; }
+inline float largest(Floats values) { return max_of(values)[0]; }
 
 // exp(x) for x <= 0, within 2 units in the last place; 0 below -87.
 inline Floats exp_of_negative(Floats x) {

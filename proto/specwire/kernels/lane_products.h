@@ -1,6 +1,10 @@
 // Products of bf16 rows with packed weights on vectors, where there are no matrix tiles.
+//
+// Where vectors multiply pairs of bf16 elements, rows are read as they are. Elsewhere they are
+// widened to fp32 before: an element of a row is then broadcast by the load that reads it.
 #pragma once
 #include <utility>
+#include <vector>
 
 #include "tiles.h"
 
@@ -8,105 +12,130 @@
 
 namespace {
 
-// Vectors as wide as the machine's: wider ones would be kept in memory between two steps. Results of
-// so many rows and columns of tiles, and what makes them, fit into the registers. For so few
-// rows, columns are taken one by one: one stream is read fastest, and their products take less time.
-#ifdef __AVX512F__
-constexpr int WIDE = 16, BLOCK_ROWS = 6, BLOCK_COLUMNS = 4, STREAM_ROWS = 4;
-#else
-constexpr int WIDE = 8, BLOCK_ROWS = 2, BLOCK_COLUMNS = 2, STREAM_ROWS = 0;
-#endif
-constexpr int SPLIT = SIDE / WIDE;  // vectors of a tile's row
-using Sums = float __attribute__((vector_size(4 * WIDE)));
-using Pairs = uint32_t __attribute__((vector_size(4 * WIDE)));
+constexpr int SPLIT = SIDE / LANES;  // vectors of a tile's row
 
-template <class Vector>
-inline Vector read(const void* from) {
-  Vector out;
-  std::memcpy(&out, from, sizeof out);
-  return out;
-}
-
-// Adds the products of two elements of a row with those of columns.
-inline void add_pairs(Sums& sums, const Pairs& columns, const uint16_t* pair) {
 #ifdef __AVX512BF16__
-  const auto both = _mm512_set1_epi32(read<int>(pair));
-  sums = Sums(_mm512_dpbf16_ps(__m512(sums), __m512bh(__m512i(columns)), __m512bh(both)));
-#else
-  sums += Sums(columns << 16) * load(bf16{pair[0]});
-  sums += Sums(columns & 0xFFFF0000) * load(bf16{pair[1]});
-#endif
+
+using Element = uint16_t;
+constexpr bool WIDENED = false;
+constexpr int BLOCK_ROWS = 6;
+
+// Rows as they are multiplied; `room` is for those that are not left as they are.
+inline const Element* taken(const bf16* rows, int64_t, std::vector<Element>&) {
+  return reinterpret_cast<const Element*>(rows);
 }
+
+// Adds the products of the pair of elements at `pair` with those of columns.
+template <int Vectors>
+inline void add_pairs(Floats (&sums)[Vectors], const Words (&columns)[Vectors],
+                      const Element* pair) {
+  const auto both = _mm512_set1_epi32(read<int>(pair));
+  for (int v = 0; v < Vectors; ++v)
+    sums[v] = Floats(
+        _mm512_dpbf16_ps(__m512(sums[v]), __m512bh(__m512i(columns[v])), __m512bh(both)));
+}
+
+// Columns of tiles that are taken together. For so few rows that memory is waited for, one stream
+// is read fastest.
+inline int64_t columns_for(int64_t rows) { return rows > 4 ? 4 : 1; }
+
+#else
+
+using Element = float;
+constexpr bool WIDENED = true;
+constexpr int BLOCK_ROWS = LANES == 16 ? 12 : LANES == 8 ? 6 : 4;
+
+inline const Element* taken(const bf16* rows, int64_t count, std::vector<Element>& room) {
+  room.resize(count);
+  for (int64_t i = 0; i < count; i += LANES) store(&room[i], load(rows + i));
+  return room.data();
+}
+
+template <int Vectors>
+inline void add_pairs(Floats (&sums)[Vectors], const Words (&columns)[Vectors],
+                      const Element* pair) {
+  for (int v = 0; v < Vectors; ++v) sums[v] += Floats(columns[v] << 16) * pair[0];
+  for (int v = 0; v < Vectors; ++v) sums[v] += Floats(columns[v] & 0xFFFF0000) * pair[1];
+}
+
+// As many as leave a sum for each row in the registers, but two where a single row would wait for
+// its own sums.
+inline int64_t columns_for(int64_t rows) {
+  if (LANES == 16) return rows > 6 ? 2 : rows > 2 ? 4 : 2;
+  return rows > BLOCK_ROWS / 2 ? 1 : 2;
+}
+
+#endif
 
 // `Rows` rows, `width` elements apart, times columns of tiles, `apart` elements apart: 16 results
 // of a row for each, those of column s at results[s]. Lines [first, last) of the tiles of as many
 // columns behind them are fetched meanwhile.
 template <int Rows, int Columns>
-void block(const uint16_t* rows, int64_t width, const uint16_t* weights, int first, int last,
+void block(const Element* rows, int64_t width, const uint16_t* weights, int first, int last,
            float (*results)[TILE / 2]) {
+  constexpr int VECTORS = Columns * SPLIT;
   const int64_t apart = width * SIDE;
-  Sums sums[Rows][Columns][SPLIT] = {};
+  Floats sums[Rows][VECTORS] = {};
   for (int64_t k = 0; k < width; k += DEEP, weights += TILE) {
     const uint16_t* next = weights + Columns * apart;
     for (int s = 0; s < Columns; ++s)
       for (int i = first; i < last; ++i) __builtin_prefetch(next + s * apart + i * DEEP, 0, 2);
 #pragma GCC unroll 4
-    for (int p = 0; p < SIDE; ++p)
-      for (int s = 0; s < Columns; ++s)
-        for (int h = 0; h < SPLIT; ++h) {
-          const auto column = read<Pairs>(weights + s * apart + p * DEEP + 2 * h * WIDE);
-          for (int r = 0; r < Rows; ++r)
-            add_pairs(sums[r][s][h], column, rows + r * width + k + 2 * p);
-        }
+    for (int p = 0; p < SIDE; ++p) {
+      Words columns[VECTORS];
+      for (int v = 0; v < VECTORS; ++v)
+        columns[v] = read<Words>(weights + v / SPLIT * apart + p * DEEP + v % SPLIT * 2 * LANES);
+      for (int r = 0; r < Rows; ++r) add_pairs(sums[r], columns, rows + r * width + k + 2 * p);
+    }
   }
   for (int s = 0; s < Columns; ++s)
-    for (int r = 0; r < Rows; ++r) std::memcpy(results[s] + r * LANES, sums[r][s], LANES * 4);
+    for (int r = 0; r < Rows; ++r)
+      std::memcpy(results[s] + r * SIDE, &sums[r][s * SPLIT], SIDE * sizeof(float));
+}
+
+using Block = decltype(&block<1, 1>);
+
+template <int Columns, size_t... Rows>
+constexpr Block block_of(int rows, std::index_sequence<Rows...>) {
+  constexpr Block blocks[] = {block<Rows + 1, Columns>...};
+  return blocks[rows - 1];
 }
 
 // As in tile_products.h.
 class Products {
-  using Block = decltype(&block<1, 1>);
-
-  template <size_t... Each>
-  static Block find(int rows, int64_t columns, std::index_sequence<Each...>) {
-    static constexpr Block BLOCKS[] = {
-        block<Each / BLOCK_COLUMNS + 1, Each % BLOCK_COLUMNS + 1>...};
-    return BLOCKS[(rows - 1) * BLOCK_COLUMNS + columns - 1];
-  }
+  std::vector<Element> widened_;
 
  public:
-  static constexpr int64_t ROWS = BLOCK_ROWS;
-  static int64_t columns(int64_t count) { return count > STREAM_ROWS ? BLOCK_COLUMNS : 1; }
+  static constexpr int64_t ROWS = BLOCK_ROWS, COLUMNS = 4;
+  static int64_t columns(int64_t count) { return columns_for(count); }
 
-  void run(const uint16_t* from, int rows, int64_t width, const uint16_t* weights, int64_t columns,
+  // Rows of a group, which is multiplied with all columns before the next one: they stay in the
+  // second-level cache.
+  static int64_t group(int64_t width) {
+    const int64_t fit = (256 << 10) / (width * int64_t(sizeof(Element)));
+    return std::max<int64_t>(8, fit / ROWS) * ROWS;
+  }
+
+  // Takes rows as `run` wants them.
+  const Element* take(const uint16_t* rows, int64_t count, int64_t width) {
+    return taken(reinterpret_cast<const bf16*>(rows), count * width, widened_);
+  }
+
+  void run(const Element* from, int rows, int64_t width, const uint16_t* weights, int64_t columns,
            int64_t part, int64_t parts, float (*results)[TILE / 2]) {
-    const auto all = std::make_index_sequence<BLOCK_ROWS * BLOCK_COLUMNS>();
-    // Memory is read while other rows keep the core busy. For a few rows it reads ahead by itself,
-    // which is faster.
-    const int lines = parts > 1 ? SIDE : 0;
+    constexpr auto few = std::make_index_sequence<BLOCK_ROWS < 6 ? BLOCK_ROWS : 6>();
+    constexpr auto all = std::make_index_sequence<BLOCK_ROWS>();
+    // Memory is read while products keep the core busy. For a few rows that are multiplied by
+    // pairs it reads ahead by itself, which is faster.
+    const int lines = parts > 1 || WIDENED ? SIDE : 0;
     const int first = int(lines * part / parts), last = int(lines * (part + 1) / parts);
-    find(rows, columns, all)(from, width, weights, first, last, results);
+    const Block run = columns == 1   ? block_of<1>(rows, all)
+                      : columns == 2 ? block_of<2>(rows, all)
+                      : columns == 3 ? block_of<3>(rows, few)
+                                     : block_of<4>(rows, few);
+    run(from, width, weights, first, last, results);
   }
 };
-
-// Adds the products of a tile of rows with one of columns [16 pairs, 16 columns, 2] to sums
-// [16 rows, 16 columns]. Rows, and the pairs of a row, are so many elements apart.
-template <int Row, int Pair>
-inline void add_tile(float (*sums)[LANES], const uint16_t* rows, const uint16_t* columns) {
-  constexpr int ROWS = WIDE == SIDE ? SIDE : 4;  // that fit into the registers
-  for (int first = 0; first < SIDE; first += ROWS) {
-    Sums kept[ROWS][SPLIT];
-    std::memcpy(kept, sums[first], sizeof kept);
-#pragma GCC unroll 2
-    for (int p = 0; p < SIDE; ++p)
-      for (int h = 0; h < SPLIT; ++h) {
-        const auto column = read<Pairs>(columns + p * DEEP + 2 * h * WIDE);
-        for (int r = 0; r < ROWS; ++r)
-          add_pairs(kept[r][h], column, rows + (first + r) * Row + p * Pair);
-      }
-    std::memcpy(sums[first], kept, sizeof kept);
-  }
-}
 
 }  // namespace
 

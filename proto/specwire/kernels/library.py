@@ -9,23 +9,26 @@ import torch
 
 from specwire import logs
 from specwire.kernels.build import KernelError, load
+from specwire.kernels.levels import Level, levels_here
 from specwire.settings import StartError
 
 #: Whether to compile: if it works, or fail if it does not, or not at all.
 Compile = Literal["auto", "on", "off"]
+#: A level, or the best one that the CPU has.
+CpuLevel = Literal["auto", Level]
 
 _log = logs.get(__name__)
 
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _ARGUMENTS: dict[str, list[Any]] = {
-    "hc_draw": [_INT, _POINTER, *[_LONG] * 3, *[_POINTER] * 6, _INT],
+    "hc_draw": [_INT, _POINTER, *[_LONG] * 3, *[_POINTER] * 7, _INT],
     "hc_shares": [_INT, _POINTER, *[_LONG] * 3, *[_POINTER] * 2],
     "hc_argmax": [*[_POINTER] * 4, *[_LONG] * 3, _FLOAT, _POINTER, _INT],
     "hc_attend": [
         _INT, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _POINTER,
         *[_LONG] * 4, _FLOAT, _POINTER, _INT,
     ],
-    "hc_linear": [*[_POINTER] * 4, *[_LONG] * 3, _INT],
+    "hc_linear": [_INT, *[_POINTER] * 4, *[_LONG] * 3, _INT],
     "hc_start_tiles": [],
     "hc_decode": [_POINTER, _POINTER, _INT],
     "hc_entries": [_POINTER, _POINTER, _INT],
@@ -41,28 +44,60 @@ _ARGUMENTS: dict[str, list[Any]] = {
 }  # fmt: skip
 
 _library: ctypes.CDLL | None = None
+_level: Level | None = None
 
 
-def prepare(compile: Compile) -> None:
+def prepare(compile: Compile, level: CpuLevel = "auto") -> None:
     """Compile the kernels, or load those that were; they serve the whole process from then on.
 
+    `level` is that of the CPU's instructions, `auto` the best that it has.
+
     Raises:
-        StartError: they are wanted `on` and cannot be had.
+        StartError: they are wanted `on` and cannot be had, or the CPU does not have that level.
     """
-    global _library
-    _library = None
+    global _library, _level
+    _library = _level = None
+    here = levels_here()
+    if level != "auto" and level not in here:
+        raise StartError(
+            f"--cpu-level: {level} was asked for, and this CPU has {here[-1]} at most."
+        )
     if compile == "off":
         return
-    try:
-        library = load()
-    except KernelError as error:
+    for each in reversed(here) if level == "auto" else (level,):
+        try:
+            library = load(each)
+            # A system may keep matrix tiles from its processes.
+            if library.hc_start_tiles() == 0:
+                break
+            reason = "the system gives no matrix tiles"
+        except KernelError as error:
+            reason = str(error)
+        _log.warning("kernels of this level cannot be had", level=each, reason=reason)
+    else:
         if compile == "on":
-            raise StartError(f"--compile: {error}.") from None
-        _log.warning("no compiled kernels; torch's operators are used", reason=str(error))
+            raise StartError(f"--compile: {reason}.")
+        _log.warning("no compiled kernels; torch's operators are used", reason=reason)
         return
     for name, arguments in _ARGUMENTS.items():
         getattr(library, name).argtypes = arguments
-    _library = library
+    _library, _level = library, each
+
+
+def level() -> Level | None:
+    """The level of the kernels that serve; None where torch's operators do."""
+    return _level
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """The element type that is fastest on a device: bf16 wherever kernels, or the device, take it.
+
+    `prepare` comes first.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    fast = _library is not None or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def kernels_for(*tensors: torch.Tensor) -> Any:

@@ -20,10 +20,9 @@ ROUNDING = 2.0**-8
 def tileable(weight: torch.Tensor) -> bool:
     """Whether there is a kernel for products with this weight [out, in]."""
     outputs, inputs = weight.shape
-    kernels = kernels_for(weight)
-    if kernels is None or weight.dtype != torch.bfloat16 or outputs % _SIDE or inputs % _DEEP:
+    if kernels_for(weight) is None or weight.dtype != torch.bfloat16:
         return False
-    return not kernels.hc_start_tiles()
+    return outputs % _SIDE == 0 and inputs % _DEEP == 0
 
 
 def tiled(weight: torch.Tensor) -> torch.Tensor | None:
@@ -57,13 +56,16 @@ class Product:
         return self.weight.shape[0] * _SIDE
 
 
-def linear(rows: torch.Tensor, product: Product) -> torch.Tensor:
-    """The product with bf16 rows [..., in], bias added: [..., out]."""
+def linear(
+    rows: torch.Tensor, product: Product, dtype: torch.dtype = torch.bfloat16
+) -> torch.Tensor:
+    """The product with bf16 rows [..., in], bias added: [..., out], in bf16 or fp32."""
     rows = rows.contiguous()
-    out = rows.new_empty(*rows.shape[:-1], product.outputs)
+    out = rows.new_empty(*rows.shape[:-1], product.outputs, dtype=dtype)
     kernels = kernels_for(rows)
     assert kernels is not None, "weights are tiled where there are kernels"
     kernels.hc_linear(
+        dtype == torch.bfloat16,
         rows.data_ptr(),
         product.weight.data_ptr(),
         None if product.bias is None else product.bias.data_ptr(),

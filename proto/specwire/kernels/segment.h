@@ -2,8 +2,6 @@
 #pragma once
 #include <cstdint>
 
-namespace {
-
 // Rows [row, row + count): the first attends to slots [start, start + length), each further one to
 // one more.
 struct Segment {
@@ -14,5 +12,3 @@ struct Shape {
   int64_t heads, kv_heads, query_stride, slot_stride;
   float scale;
 };
-
-}  // namespace

@@ -11,9 +11,7 @@ constexpr int MAX_QUERIES = 24;      // their state stays in the first-level cac
 // The scores of run `r` of a block, without keys beyond the first `seen` of the block.
 inline Floats visible(Floats scores, int r, int64_t seen) {
   if (seen >= (r + 1) * LANES) return scores;
-  Ints lane;
-  for (int i = 0; i < LANES; ++i) lane[i] = i;
-  return lane + r * LANES < int(seen) ? scores : Floats{} - INFINITY;
+  return lanes() + r * LANES < int(seen) ? scores : Floats{} - INFINITY;
 }
 
 // Scores of a block become weights, of which the largest of all, `most`, has weight 1; `norm` and

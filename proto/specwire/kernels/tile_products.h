@@ -88,9 +88,15 @@ class Products {
   int upper_ = 0, lower_ = 0;  // rows that the tiles are configured for
 
  public:
-  static constexpr int64_t ROWS = DEEP;  // of a product, at most
+  static constexpr int64_t ROWS = DEEP, COLUMNS = 4;  // of a product, at most
   // Columns of tiles that run side by side.
   static int64_t columns(int64_t rows) { return rows > SIDE ? 2 : 4; }
+
+  // Rows that are multiplied with all columns before others are.
+  static int64_t group(int64_t) { return INT64_MAX; }
+
+  // Takes rows as `run` wants them.
+  const uint16_t* take(const uint16_t* rows, int64_t, int64_t) { return rows; }
 
   // `rows` rows times `columns` columns of tiles, as one of `parts` that read the same weights.
   void run(const uint16_t* from, int rows, int64_t width, const uint16_t* weights, int64_t columns,

@@ -1,0 +1,48 @@
+"""Levels of instructions that the kernels are compiled for, and which of them this CPU has."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+#: A level, each of which has what those before it have.
+Level = Literal["plain", "avx2", "avx512", "avx512_bf16", "amx"]
+LEVELS: tuple[Level, ...] = get_args(Level)
+
+
+@dataclass(frozen=True, slots=True)
+class Instructions:
+    """What a level is compiled with, and the flags of /proc/cpuinfo that it needs."""
+
+    arguments: tuple[str, ...]
+    flags: frozenset[str]
+
+
+_AVX2 = frozenset(("avx2", "fma", "f16c", "bmi1", "bmi2", "movbe", "abm"))
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+_BF16 = _AVX512 | {"avx512_bf16"}
+_V4_BF16 = ("-march=x86-64-v4", "-mavx512bf16")
+
+#: `plain` is what every CPU of the architecture has: SSE2, or NEON on AArch64.
+INSTRUCTIONS: dict[Level, Instructions] = {
+    "plain": Instructions((), frozenset()),
+    "avx2": Instructions(("-march=x86-64-v3",), _AVX2),
+    "avx512": Instructions(("-march=x86-64-v4",), _AVX512),
+    "avx512_bf16": Instructions(_V4_BF16, _BF16),
+    "amx": Instructions((*_V4_BF16, "-mamx-tile", "-mamx-bf16"), _BF16 | {"amx_tile", "amx_bf16"}),
+}
+
+
+def levels_here() -> tuple[Level, ...]:
+    """The levels that this CPU has, the best one last."""
+    flags = _cpu_flags() if platform.machine() == "x86_64" else frozenset()
+    return tuple(level for level in LEVELS if INSTRUCTIONS[level].flags <= flags)
+
+
+def _cpu_flags() -> frozenset[str]:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.partition(":")[2].split())

@@ -81,8 +81,10 @@ int attend(const void* query, const void* keys, const void* values, const Segmen
 extern "C" int hc_attend(int is_bf16, int64_t dim, const void* query, int64_t query_stride,
                          const void* keys, const void* values, int64_t slot_stride,
                          const int64_t* segments, int64_t count, int64_t prompts, int64_t heads,
-                         int64_t kv_heads, float scale, void* out, int threads) {
+                         int64_t kv_heads, float scale, int64_t window, float softcap,
+                         const float* sinks, void* out, int threads) {
   return (is_bf16 ? attend<bf16> : attend<float>)(
       query, keys, values, reinterpret_cast<const Segment*>(segments), count, prompts, dim,
-      Shape{heads, kv_heads, query_stride, slot_stride, scale}, out, threads);
+      Shape{heads, kv_heads, query_stride, slot_stride, scale, window, softcap, sinks}, out,
+      threads);
 }

@@ -1,7 +1,7 @@
 // What a prompt's attention keeps where vectors do not multiply pairs of bf16: all of it in fp32.
 #pragma once
 #include "lane_products.h"
-#include "segment.h"
+#include "softmax.h"
 
 #ifndef __AVX512BF16__
 
@@ -42,8 +42,11 @@ struct Attended {
     for (int d = 0; d < D; ++d) queries[m / SIDE][d][m % SIDE] = load(row[d]);
   }
 
-  void start(int set) {
-    for (int v = 0; v < SPLIT; ++v) most[set][v] = Floats{} - INFINITY, norm[set][v] = Floats{};
+  void start(int set, const float (&most_of)[SIDE], const float (&norm_of)[SIDE]) {
+    for (int v = 0; v < SPLIT; ++v) {
+      most[set][v] = load(most_of + v * LANES);
+      norm[set][v] = load(norm_of + v * LANES);
+    }
   }
 
   // Reads `here` keys and values; beyond the end the last stand in, to be masked. The block behind
@@ -63,25 +66,24 @@ struct Attended {
     }
   }
 
-  // Adds what a set's queries attend to among the first `count` keys of the block, of which a
-  // query sees as many as `seen` says.
-  void attend(int set, int count, const int (&seen)[SIDE], float scale) {
+  // Adds what a set's queries attend to among the first `count` keys of the block.
+  void attend(int set, int count, const Sight& sight, float unit, const Shape& shape) {
     count = (count + SIDE - 1) / SIDE * SIDE;
     multiply<false>(scores, count, keys[0], D, 1, queries[set], D);
-    for (int v = 0; v < SPLIT; ++v)
-      weigh(set, v, count, read<Ints>(seen + v * LANES), seen[v * LANES] < count, scale);
+    for (int v = 0; v < SPLIT; ++v) {
+      show(scores[0] + v * LANES, SIDE, count, sight.first + v * LANES, sight.end + v * LANES,
+           sight.partial(count), shape);
+      weigh(set, v, count, unit * 1.44269504f);
+    }
     multiply<true>(sums[set], D, values[0], 1, D, scores, count);
   }
 
   // Scores of a vector of queries become weights, and what was summed up shrinks if they are
   // larger than any before.
-  void weigh(int set, int v, int count, Ints seen, bool masked, float scale) {
+  void weigh(int set, int v, int count, float scale) {
     const auto at = [&](int j) { return scores[j] + v * LANES; };
     Floats top = most[set][v];
-    for (int j = 0; j < count; ++j) {
-      if (masked) store(at(j), j < seen ? load(at(j)) : Floats{} - INFINITY);
-      top = larger(top, load(at(j)));
-    }
+    for (int j = 0; j < count; ++j) top = larger(top, load(at(j)));
     const Floats shrink = power_of_two((most[set][v] - top) * scale), shift = top * scale;
     Floats sum[2] = {};
     for (int j = 0; j < count; ++j) {

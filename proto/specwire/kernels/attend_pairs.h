@@ -112,16 +112,16 @@ void attend_by_pairs(const bf16* query, const bf16* keys, const bf16* values, bf
   const auto place = [&](int m) { return (head * group + m % group) * D; };
   const bf16* q[MAX_QUERIES];
   Ints spread[RUNS][LANES * VECTORS], pairs[BLOCK / 2][SUMS];
-  Floats acc[MAX_QUERIES][SUMS] = {}, norm[MAX_QUERIES] = {}, most[MAX_QUERIES];
+  Floats acc[MAX_QUERIES][SUMS] = {}, norm[MAX_QUERIES], most[MAX_QUERIES];
   Floats weights[MAX_QUERIES][RUNS];
   for (int m = 0; m < queries; ++m) {
     q[m] = query + row(m) * shape.query_stride + place(m);
-    most[m] = Floats{} - INFINITY;
+    start(most[m], norm[m], shape, head * group + m % group);
   }
   const int64_t stride = shape.slot_stride, from = segment.start * stride + head * D;
   const int64_t base = segment.length + first;  // keys that the first row sees
   const int64_t length = base + rows - 1;
-  for (int64_t at = 0; at < length; at += BLOCK) {
+  for (int64_t at = shape.first(base) / BLOCK * BLOCK; at < length; at += BLOCK) {
     const int here = length - at < BLOCK ? int(length - at) : BLOCK;
     const int runs = (here + LANES - 1) / LANES;
     // Beyond the end the last row stands in, to be masked.
@@ -134,8 +134,9 @@ void attend_by_pairs(const bf16* query, const bf16* keys, const bf16* values, bf
     for (int r = 0; r < runs; ++r) spread_keys<VECTORS>(spread[r], key + r * LANES, behind);
     score_all<RUNS>(q, queries, runs, spread, shape.scale, weights);
     for (int m = 0; m < queries; ++m) {
-      const int64_t seen = base + m / group - at;
-      for (int r = 0; r < runs; ++r) weights[m][r] = visible(weights[m][r], r, seen);
+      const int64_t end = base + m / group, begin = shape.first(end);
+      for (int r = 0; r < runs; ++r)
+        weights[m][r] = visible(capped(weights[m][r], shape), r, begin - at, end - at);
       weigh(weights[m], runs, most[m], norm[m], acc[m]);
     }
     pair_values<VECTORS>(pairs, value, runs * LANES, behind);

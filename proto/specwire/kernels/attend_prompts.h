@@ -19,26 +19,37 @@ void attend_prompt(const bf16* query, const bf16* keys, const bf16* values, bf16
                    const Segment& segment, int first, int rows, int head, const Shape& shape) {
   const int group = int(shape.heads / shape.kv_heads), queries = rows * group;
   const int sets = (queries + SIDE - 1) / SIDE;
-  const float scale = shape.scale * 1.44269504f;
+  // Scores are kept as they are computed, or as the tanh that bounds them; their unit is:
+  const float unit = shape.softcap ? shape.softcap : shape.scale;
   const auto row = [&](int m) { return segment.row + first + m / group; };
   const auto place = [&](int m) { return (head * group + m % group) * D; };
   Attended<D> task;
   for (int m = 0; m < queries; ++m)
     task.read_query(m, query + row(m) * shape.query_stride + place(m));
-  for (int set = 0; set < sets; ++set) task.start(set);
+  for (int set = 0; set < sets; ++set) {
+    float most[SIDE], norm[SIDE];
+    for (int i = 0; i < SIDE; ++i) {
+      const int64_t of = head * group + (set * SIDE + i) % group;
+      most[i] = shape.sinks ? shape.sinks[of] / unit : LEAST, norm[i] = shape.sinks ? 1.0f : 0.0f;
+    }
+    task.start(set, most, norm);
+  }
   const int64_t stride = shape.slot_stride, from = segment.start * stride + head * D;
   const int64_t base = segment.length + first, length = base + rows - 1;
   configure(SIDE, SIDE);
-  for (int64_t at = 0; at < length; at += BLOCK_KEYS) {
+  for (int64_t at = shape.first(base) / BLOCK_KEYS * BLOCK_KEYS; at < length; at += BLOCK_KEYS) {
     const int here = int(length - at < BLOCK_KEYS ? length - at : BLOCK_KEYS);
     task.read_block(keys + from + at * stride, values + from + at * stride, stride, here);
     for (int set = 0; set < sets; ++set) {
-      int seen[SIDE];
-      for (int i = 0; i < SIDE; ++i) seen[i] = int(base - at) + (set * SIDE + i) / group;
+      Sight sight;
+      for (int i = 0; i < SIDE; ++i) {
+        const int64_t end = base + (set * SIDE + i) / group;
+        sight.end[i] = int(end - at), sight.first[i] = int(shape.first(end) - at);
+      }
       const int last = set * SIDE + SIDE < queries ? set * SIDE + SIDE : queries;
       const int64_t most = base - at + (last - 1) / group;
       const int count = int(most < here ? most : here);
-      if (count > 0) task.attend(set, count, seen, scale);
+      if (count > 0 && sight.first[0] < here) task.attend(set, count, sight, unit, shape);
     }
   }
   release();

@@ -34,20 +34,19 @@ void attend_head(const T* query, const T* keys, const T* values, T* out, const S
       q[m][c] = load(from + c * LANES) * shape.scale;
       acc[m][c] = Floats{};
     }
-    norm[m] = Floats{};
-    most[m] = Floats{} - INFINITY;
+    start(most[m], norm[m], shape, head * group + m % group);
   }
   keys += segment.start * slot_stride + head * D;
   values += segment.start * slot_stride + head * D;
   const int64_t base = segment.length + first;  // keys that the first row sees
   const int64_t length = base + rows - 1;
   Floats block[BLOCK][Chunks], weights[MAX_QUERIES][RUNS];
-  for (int64_t at = 0; at < length; at += BLOCK) {
+  for (int64_t at = shape.first(base) / BLOCK * BLOCK; at < length; at += BLOCK) {
     const int here = length - at < BLOCK ? int(length - at) : BLOCK;
     const int runs = (here + LANES - 1) / LANES;
     read_block<T, Chunks>(block, keys + at * slot_stride, slot_stride, here, runs);
     for (int m = 0; m < queries; ++m) {
-      const int64_t seen = base + m / group - at;
+      const int64_t end = base + m / group, begin = shape.first(end);
       for (int r = 0; r < runs; ++r) {
         Floats dots[LANES];
         for (int j = 0; j < LANES; ++j) {
@@ -55,7 +54,7 @@ void attend_head(const T* query, const T* keys, const T* values, T* out, const S
           dots[j] = q[m][0] * k[0];
           for (int c = 1; c < Chunks; ++c) dots[j] += q[m][c] * k[c];
         }
-        weights[m][r] = visible(sums_of(dots), r, seen);
+        weights[m][r] = visible(capped(sums_of(dots), shape), r, begin - at, end - at);
       }
       weigh(weights[m], runs, most[m], norm[m], acc[m]);
     }

@@ -4,7 +4,7 @@
 #pragma once
 #include "lane_products.h"
 #include "lanes.h"
-#include "segment.h"
+#include "softmax.h"
 
 #ifdef __AVX512BF16__
 
@@ -54,15 +54,15 @@ struct Attended {
   }
 
   // Turns the rows that were read into columns.
-  void start(int set) {
+  void start(int set, const float (&most_of)[SIDE], const float (&norm_of)[SIDE]) {
     for (int c = 0; c < DEPTHS; ++c) {
       Words pairs[LANES];
       std::memcpy(pairs, queries[set][c], sizeof pairs);
       transpose(pairs);
       std::memcpy(queries[set][c], pairs, sizeof pairs);
     }
-    most[set] = Floats{} - INFINITY;
-    norm[set] = Floats{};
+    most[set] = load(most_of);
+    norm[set] = load(norm_of);
   }
 
   // Reads `here` keys and values; beyond the end the last stand in, to be masked. The block behind
@@ -94,21 +94,17 @@ struct Attended {
     }
   }
 
-  // Adds what a set's queries attend to among the first `count` keys of the block, of which a
-  // query sees as many as `seen` says.
-  void attend(int set, int count, const int (&seen)[SIDE], float scale) {
+  // Adds what a set's queries attend to among the first `count` keys of the block.
+  void attend(int set, int count, const Sight& sight, float unit, const Shape& shape) {
     const int steps = (count + DEEP - 1) / DEEP;
     score(set, steps);
-    weigh(set, steps, read<Ints>(seen), seen[0] < steps * DEEP, scale);
+    show(scores[0], LANES, steps * DEEP, sight.first, sight.end, sight.partial(steps * DEEP), shape);
+    weigh(set, steps, unit * 1.44269504f);
     add_all(set, steps);
   }
 
   // Scores become weights, and what was summed up shrinks if they are larger than any before.
-  // A query sees as many keys of the block as `seen` says.
-  void weigh(int set, int steps, Ints seen, bool masked, float scale) {
-    if (masked)
-      for (int j = 0; j < steps * DEEP; ++j)
-        store(scores[j], j < seen ? load(scores[j]) : Floats{} - INFINITY);
+  void weigh(int set, int steps, float scale) {
     Floats top = most[set];
     for (int j = 0; j < steps * DEEP; j += 4) {
       const Floats a = larger(load(scores[j]), load(scores[j + 1]));

@@ -132,6 +132,9 @@ def _attend_by_kernel(
         heads,
         keys.shape[1],
         scale,
+        0,
+        0.0,
+        None,
         out.data_ptr(),
         threads(),
     )

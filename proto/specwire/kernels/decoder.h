@@ -6,14 +6,16 @@
 
 namespace {
 
-// As `_Layer` in decoder.py. Weights of products are tiled; norms of heads and biases may be null.
-// Sizes are in elements; `inputs` are those of the first product.
+// As `Layer` in decoder.py. Weights of products are tiled; norms of heads, biases and sinks may be
+// null. Sizes are in elements; `inputs` are those of the first product. See `Shape` for the rest.
 struct Layer {
   const bf16 *input_norm, *post_norm, *query_norm, *key_norm;
   const uint16_t *qkv, *out, *gate_up, *down;
   const float *qkv_bias, *out_bias, *gate_up_bias, *down_bias;
   int64_t inputs, hidden, heads, kv_heads, dim, inner;
-  float eps, head_eps, scale;
+  float eps, head_eps, scale, softcap;
+  int64_t window;
+  const float* sinks;
 
   int64_t own() const { return heads * dim; }
   int64_t wide() const { return (heads + 2 * kv_heads) * dim; }
@@ -75,7 +77,8 @@ inline void run_layer(const Layer& layer, const Places& places, const bf16* inpu
                       const bf16* residual, bf16* states, bf16* keys, bf16* values,
                       const Scratch& scratch) {
   const int64_t rows = places.rows, width = layer.hidden, wide = layer.wide();
-  const Shape shape{layer.heads, layer.kv_heads, wide, layer.kv_heads * layer.dim, layer.scale};
+  const Shape shape{layer.heads,   layer.kv_heads, wide,          layer.kv_heads * layer.dim,
+                    layer.scale,   layer.window,   layer.softcap, layer.sinks};
   place_rows(layer, places, input, keys, values, scratch);
   attend_for<bf16>(layer.dim, layer.heads / layer.kv_heads)(
       scratch.qkv, keys, values, places.table, places.segments, places.prompts, shape,

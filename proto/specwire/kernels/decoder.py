@@ -23,7 +23,9 @@ class Layer(ctypes.Structure):
         *((name, _POINTER) for name in ("qkv", "out", "gate_up", "down")),
         *((f"{name}_bias", _POINTER) for name in ("qkv", "out", "gate_up", "down")),
         *((name, _LONG) for name in ("inputs", "hidden", "heads", "kv_heads", "dim", "inner")),
-        *((name, _FLOAT) for name in ("eps", "head_eps", "scale")),
+        *((name, _FLOAT) for name in ("eps", "head_eps", "scale", "softcap")),
+        ("window", _LONG),
+        ("sinks", _POINTER),
     )
 
 
@@ -60,7 +62,10 @@ class Places(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """A layer's norms [hidden] and [dim] in bf16, those of heads or none; products; its shape."""
+    """A layer's norms [hidden] and [dim] in bf16, those of heads or none; products; its shape.
+
+    `window`, `softcap` and `sinks`, fp32 [heads], are as `attend` takes them.
+    """
 
     input_norm: torch.Tensor
     post_norm: torch.Tensor
@@ -76,6 +81,9 @@ class LayerWeights:
     eps: float
     head_eps: float
     scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +183,8 @@ def layer_struct(w: LayerWeights) -> Layer:
         *(_address(product.bias) for product in products),
     )
     shape = (w.qkv.inputs, len(w.input_norm), w.heads, w.kv_heads, w.dim, w.down.inputs)
-    return Layer(*pointers, *shape, w.eps, w.head_eps, w.scale)
+    scoring = w.scale, w.softcap or 0.0, w.window or 0, _address(w.sinks)
+    return Layer(*pointers, *shape, w.eps, w.head_eps, *scoring)
 
 
 def row_elements(w: LayerWeights) -> int:

@@ -26,7 +26,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "hc_argmax": [*[_POINTER] * 4, *[_LONG] * 3, _FLOAT, _POINTER, _INT],
     "hc_attend": [
         _INT, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _LONG, _POINTER,
-        *[_LONG] * 4, _FLOAT, _POINTER, _INT,
+        *[_LONG] * 4, _FLOAT, _LONG, _FLOAT, _POINTER, _POINTER, _INT,
     ],
     "hc_linear": [_INT, *[_POINTER] * 4, *[_LONG] * 3, _INT],
     "hc_start_tiles": [],

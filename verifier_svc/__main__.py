@@ -16,6 +16,7 @@ from verifier_svc.build import (
     find_target,
     model_length,
 )
+from verifier_svc.checkpoint import load_tokenizer_files
 from verifier_svc.dispatcher import Dispatcher
 from verifier_svc.drafters import drafter_port
 from verifier_svc.follower import follow
@@ -24,7 +25,7 @@ from verifier_svc.ranks import Ranks
 from verifier_svc.requests import MAX_TOP_LOGPROBS
 from verifier_svc.service import VerifierServicer
 from verifier_svc.settings import VerifierSettings
-from verifier_svc.target import Target, load_tokenizer_files
+from verifier_svc.target import Target
 
 _log = logs.get(__name__)
 

@@ -19,13 +19,13 @@ class Head:
     Logits rounded to bf16 would tie where fp32 ones differ, so they are never drawn from.
     """
 
-    def __init__(self, linear: torch.nn.Module, config: Any) -> None:
+    def __init__(self, linear: torch.nn.Module, config: Any, scale: float = 1.0) -> None:
+        """Take the layer that makes logits of states, and what its logits are multiplied by."""
         weight, bias = linear.weight, getattr(linear, "bias", None)
         assert isinstance(weight, torch.Tensor)
         self._weight = weight.detach()
         self._bias = None if bias is None else bias.detach().float()
-        self._divisor = getattr(config, "logits_scaling", None) or 1.0
-        self._factor = getattr(config, "logit_scale", None) or 1.0
+        self._scale = scale
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._rough = PackedLinear(self._weight, bias) if packable(self._weight) else None
         if self._weight.device.type == "cpu":
@@ -51,8 +51,8 @@ class Head:
         else:
             logits = torch.mm(hidden, self._weight.T, out_dtype=torch.float32)
             logits = logits if self._bias is None else logits + self._bias
-        if self._divisor != 1.0 or self._factor != 1.0:
-            logits = logits * (self._factor / self._divisor)
+        if self._scale != 1.0:
+            logits = logits * self._scale
         return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
 
     def argmax(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -126,7 +126,7 @@ def test_graphs_that_give_something_else_are_not_used(
     module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(body_of(module, 3, 2, 32), GraphBody)
-    assert isinstance(body_of(module, 3, 2, 32, alone=False), ModuleBody)
+    assert isinstance(body_of(module, 3, 2, 32, record=False), ModuleBody)
 
     def stale(work: Work) -> tuple[Tensors, Replay]:
         return work(), lambda: None

@@ -33,16 +33,15 @@ from specwire.torch import target_fingerprint
 from tests.support.tiny_llama import write_tiny_llama
 from verifier_svc.blocks import BlockPool
 from verifier_svc.cache import KVCache
+from verifier_svc.checkpoint import TargetError, load_tokenizer_files
 from verifier_svc.generation import Generation, Sampling
 from verifier_svc.head import Head
 from verifier_svc.scheduler import Work
 from verifier_svc.sequence import Sequence
 from verifier_svc.target import (
     Target,
-    TargetError,
     default_aux_layers,
     load_target,
-    load_tokenizer_files,
 )
 
 TINY: dict[str, Any] = {

@@ -1,0 +1,56 @@
+"""Families of models that cannot be served, and why, as far as a configuration tells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+# Layer types whose state is more than keys and values, so that no length rolls it back.
+_RECURRENT = ("linear", "mamba", "recurrent", "conv", "rwkv", "lstm", "hybrid", "gdn", "kda")
+# What a configuration has only where layers keep compressed keys and values.
+_LATENT = ("kv_lora_rank",)
+# ... and where rows choose the keys that they attend to.
+_SPARSE = ("index_topk", "index_n_heads", "sparse_attention_config", "block_sparse")
+
+
+def why_not(config: Any) -> str | None:
+    """Why a model of this configuration cannot be served; None where nothing speaks against it."""
+    kind, text = config.model_type, config.get_text_config()
+    if getattr(config, "is_encoder_decoder", False):
+        return f"{kind} is an encoder with a decoder; a decoder alone can be served"
+    if text is not config:
+        return f"{kind} takes more than text; its text model alone may be one that can be served"
+    types = [str(each) for each in getattr(text, "layer_types", None) or ()]
+    for each in dict.fromkeys(types):
+        if any(name in each for name in _RECURRENT):
+            return f"layers of type {each} keep a recurrent state, which cannot be rolled back"
+    if any(getattr(text, name, None) for name in _SPARSE):
+        return f"{kind} has sparse attention, whose rows choose their keys"
+    if any(getattr(text, name, None) for name in _LATENT):
+        return f"{kind} has multi-head latent attention (MLA), which is not served"
+    if positions_of(text) < 1:
+        return f"the configuration of {kind} has no max_position_embeddings"
+    model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if model is not None and not model._can_set_attn_implementation():
+        return f"{model.__name__} has attention of its own, outside of transformers' interface"
+    return None
+
+
+def positions_of(config: Any) -> int:
+    """Positions of a sequence at most; 0 where the configuration says nothing of them.
+
+    Factors by length (longrope) would change for a whole sequence once it is longer than the
+    model's original length: those of such a length are served.
+    """
+    most: int = getattr(config, "max_position_embeddings", None) or 0
+    for rope in _ropes(getattr(config, "rope_parameters", None) or {}):
+        if rope.get("rope_type") == "longrope":
+            most = min(most, rope.get("original_max_position_embeddings") or most)
+    return most
+
+
+def _ropes(parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    """RoPE's parameters, of all layers or by their type."""
+    nested = [each for each in parameters.values() if isinstance(each, dict)]
+    return nested or [parameters]

@@ -16,6 +16,8 @@ from specwire.kernels import Reach
 
 NAME = "holdcourse"
 
+_Rotation = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
 # Arguments of transformers' attention functions that change what is attended to.
 _NOT_SERVED = ("position_bias", "softmax_offset", "indices", "block_mask")
 
@@ -63,9 +65,8 @@ class AttentionPlan:
     """What a packed batch writes to and reads from the cache, and what is kept on the way.
 
     `slots` is int64 [rows]; `keys` and `values` hold per layer [slots, kv_heads, head_dim].
-    `rotation` is made by the first layer that needs it, for all of them. States [rows, hidden]
-    that are wanted have their layer in `captured` from the start. `scored` fills with what each
-    layer asked for.
+    States [rows, hidden] that are wanted have their layer in `captured` from the start. `scored`
+    fills with what each layer asked for.
 
     Layers find the plan of their forward by `current`: not all of them hand arguments on.
     """
@@ -74,9 +75,9 @@ class AttentionPlan:
     slots: torch.Tensor
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
-    rotation: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     captured: dict[int, torch.Tensor] = field(default_factory=dict)
     scored: dict[int, Scoring] = field(default_factory=dict)
+    _rotations: dict[int, tuple[torch.Tensor, _Rotation]] = field(default_factory=dict)
 
     @contextmanager
     def followed(self) -> Iterator[None]:
@@ -92,16 +93,19 @@ class AttentionPlan:
         """The plan of the forward that is running, if it follows one."""
         return _current.get()
 
-    def turned(
-        self, cosines: torch.Tensor, sines: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What `kernels.rotate` takes, from transformers' tables [1, rows, head_dim]."""
-        if self.rotation is None:
+    def turned(self, cosines: torch.Tensor, sines: torch.Tensor) -> _Rotation:
+        """What `kernels.rotate` takes, from transformers' tables [1, rows, turned].
+
+        It is made once for all layers that are given these very tables.
+        """
+        tables, rotation = self._rotations.get(id(cosines), (None, None))
+        if rotation is None or tables is not cosines:
             half = cosines.shape[-1] // 2
             signed = torch.cat([-sines[0, :, None, :half], sines[0, :, None, half:]], -1)
             positions = torch.arange(cosines.shape[1], device=cosines.device)
-            self.rotation = cosines[0, :, None].contiguous(), signed, positions
-        return self.rotation
+            rotation = cosines[0, :, None].contiguous(), signed, positions
+            self._rotations[id(cosines)] = cosines, rotation
+        return rotation
 
     def attend(
         self,

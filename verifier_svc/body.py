@@ -114,6 +114,8 @@ class KernelBody:
             return None
         places = torch.arange(positions)[None]
         cosines, sines = (table[0] for table in rotary(norm.weight[None, None], places))
+        if cosines.shape[-1] != weights[0].dim:
+            return None
         half = cosines.shape[-1] // 2
         decoder = DecoderWeights(
             layers=weights,

@@ -68,16 +68,21 @@ def _attention(module: Any) -> torch.nn.Module | None:
     fuse(module)  # norms of heads
     weight, width = qkv[0].weight, module.head_dim
     rows, kv_heads = _rows(weight), qkv[1].out_features // width
-    around = _surroundings(width, weight)
 
-    def attended(part: Any) -> tuple[torch.Tensor, Scoring]:
+    def attended(part: Any, turned: int) -> tuple[torch.Tensor, Scoring]:
         plan = _plan(module.layer_idx, kv_heads, width, weight)
         with plan.followed():
-            return part(rows, **around)[0], plan.scored[module.layer_idx]
+            return part(rows, **_surroundings(turned, weight))[0], plan.scored[module.layer_idx]
 
-    expected, scoring = attended(module)
+    expected, scoring = attended(module, width)
     fused = FusedAttention(module, scoring)
-    return fused if near(attended(fused)[0], expected) else None
+    if not near(attended(fused, width)[0], expected):
+        return None
+    try:  # some turn a part of each head
+        expected, _ = attended(module, width // 2)
+    except RuntimeError:
+        return fused
+    return fused if near(attended(fused, width // 2)[0], expected) else None
 
 
 def _linears(module: Any, *names: str) -> list[torch.nn.Linear]:
@@ -89,7 +94,7 @@ def _linears(module: Any, *names: str) -> list[torch.nn.Linear]:
 
 
 def _surroundings(width: int, like: torch.Tensor) -> dict[str, Any]:
-    """What attention of heads so wide is called with, for three rows."""
+    """What attention is called with for three rows, to turn so many elements of a head."""
     angles = torch.arange(3, device=like.device)[:, None] / torch.arange(
         1, width // 2 + 1, device=like.device
     )

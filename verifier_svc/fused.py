@@ -64,7 +64,9 @@ class FusedAttention(torch.nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Map hidden_states [1, rows, hidden]; cosines and sines are [1, rows, head_dim].
+        """Map hidden_states [1, rows, hidden]; cosines and sines are [1, rows, turned].
+
+        Of each head the first `turned` elements are.
 
         Raises:
             Unsupported: outside of a forward that follows a plan.
@@ -77,8 +79,9 @@ class FusedAttention(torch.nn.Module):
         for norm, heads in zip(self.norms, (query, key), strict=True):
             if norm is not None:
                 heads.copy_(norm(heads))
-        rotation = plan.turned(*position_embeddings)
-        kernels.rotate(qkv[:, : self.heads + self.kv_heads], *rotation)
+        cosines, sines = position_embeddings
+        turning = qkv[:, : self.heads + self.kv_heads, : cosines.shape[-1]]
+        kernels.rotate(turning, *plan.turned(cosines, sines))
         attended = plan.attend(self.layer_idx, query, key, value, self.scoring)
         output: torch.Tensor = self.out(attended.flatten(1)[None])
         return output, None

@@ -74,7 +74,7 @@ class Target:
     @torch.inference_mode()
     def _take_over(self, model: PreTrainedModel) -> None:
         """See what the model does, replace its parts, and prove that it is still done."""
-        started = time.perf_counter()
+        begun = time.perf_counter()
         body: Any = model.get_decoder()
         seen = survey(model, self.num_layers, positions_of(self.config))
         self.max_position, self.kv_heads, self.head_dim = (
@@ -86,6 +86,7 @@ class Target:
         linear = model.get_output_embeddings()
         self.head = Head(linear, self.config, reference.head_scale(linear, self.config))
         reference.check_head(self.head)
+        replaced = time.perf_counter()
         fuse(body)
         self._body = body_of(
             body,
@@ -96,12 +97,19 @@ class Target:
             record=self._ranks is None and seen.plain,
         )
         pack_linears(body)
+        built = time.perf_counter()
         reference.check_states(self._body, seen, self.aux_layers)
         _log.info(
             "the target gives what its own forward gives",
-            seconds=round(time.perf_counter() - started, 2),
+            seconds=round(time.perf_counter() - built + replaced - begun, 2),
             rounding=f"{reference.noise:.1e}",
         )
+        if self.max_position < (most := self.config.max_position_embeddings):
+            _log.warning(
+                "sequences are shorter than the model's limit, beyond which attention changes",
+                limit=most,
+                served=self.max_position,
+            )
 
     @property
     def shape(self) -> Shape:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
+from transformers import PreTrainedModel
 
 from specwire.kernels import Decoder, DecoderMemory, DecoderWeights, LayerWeights, Reach
 from specwire.torch import PackedLinear
@@ -72,6 +73,16 @@ class ModuleBody:
             features = torch.cat([captured[index] for index in kept.layers], -1)
             kept.features.index_copy_(0, kept.rows, features)
         return hidden
+
+
+def decoder_of(model: Any) -> Any:
+    """What makes final states of tokens, inside a model that makes logits of them."""
+    decoder = model.get_decoder()
+    if isinstance(decoder, PreTrainedModel) and decoder is not model:
+        return decoder
+    # Some have a head of that name, or have their decoder under a name of their own.
+    parts = (part for part in model.children() if isinstance(part, PreTrainedModel))
+    return next(parts, model)
 
 
 def decoder_layers(module: torch.nn.Module, num_layers: int) -> list[torch.nn.Module]:

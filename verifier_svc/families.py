@@ -8,6 +8,8 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 # Layer types whose state is more than keys and values, so that no length rolls it back.
 _RECURRENT = ("linear", "mamba", "recurrent", "conv", "rwkv", "lstm", "hybrid", "gdn", "kda")
+# Models beside the decoder of text.
+_OTHER_MODELS = ("vision_config", "audio_config", "patcher_config")
 # What a configuration has only where layers keep compressed keys and values.
 _LATENT = ("kv_lora_rank",)
 # ... and where rows choose the keys that they attend to.
@@ -16,24 +18,27 @@ _SPARSE = ("index_topk", "index_n_heads", "sparse_attention_config", "block_spar
 
 def why_not(config: Any) -> str | None:
     """Why a model of this configuration cannot be served; None where nothing speaks against it."""
-    kind, text = config.model_type, config.get_text_config()
+    kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         return f"{kind} is an encoder with a decoder; a decoder alone can be served"
-    if text is not config:
-        return f"{kind} takes more than text; its text model alone may be one that can be served"
-    types = [str(each) for each in getattr(text, "layer_types", None) or ()]
-    for each in dict.fromkeys(types):
+    try:
+        text = config.get_text_config()
+    except ValueError:  # there are several
+        text = None
+    if text is not config or any(name in config.sub_configs for name in _OTHER_MODELS):
+        return f"{kind} is made of several models; a decoder of text alone can be served"
+    for each in dict.fromkeys(map(str, getattr(text, "layer_types", None) or ())):
         if any(name in each for name in _RECURRENT):
             return f"layers of type {each} keep a recurrent state, which cannot be rolled back"
     if any(getattr(text, name, None) for name in _SPARSE):
         return f"{kind} has sparse attention, whose rows choose their keys"
     if any(getattr(text, name, None) for name in _LATENT):
         return f"{kind} has multi-head latent attention (MLA), which is not served"
-    if positions_of(text) < 1:
-        return f"the configuration of {kind} has no max_position_embeddings"
     model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if model is not None and not model._can_set_attn_implementation():
-        return f"{model.__name__} has attention of its own, outside of transformers' interface"
+        return f"{model.__name__} does not attend through transformers' attention interface"
+    if positions_of(text) < 1:
+        return f"the configuration of {kind} has no max_position_embeddings"
     return None
 
 

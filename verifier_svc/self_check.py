@@ -1,8 +1,8 @@
 """A target proves itself as it is loaded: what it serves is what its own forward gives.
 
 The model runs a few short texts, each alone, with transformers' own attention, mask and head, and
-then once more with its states off by a rounding in every layer, which tells how far rounding leads.
-What serves runs the same texts side by side, in pieces, with wrong drafts that are taken back.
+the last once more with states off by a rounding behind every part, which tells how far rounding
+leads. What serves runs the same texts side by side, in pieces, with wrong drafts that are taken back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from specwire.kernels import Reach, Segment
 from verifier_svc.attention import Unsupported
 from verifier_svc.blocks import BLOCK_SIZE, blocks_for
-from verifier_svc.body import Body, Kept, decoder_layers
+from verifier_svc.body import Body, Kept, decoder_layers, decoder_of
 from verifier_svc.cache import KVCache
 from verifier_svc.head import Head
 from verifier_svc.survey import Survey, attending
@@ -30,9 +30,9 @@ _LENGTHS, _LONGEST = (2, 19, 32), 160
 _CUTS = ((13, True), (1, False), (6, False), (2, True), (24, True), (4, False))
 # Drafts that are wrong, behind a piece that is of no prompt.
 _WRONG = 3
-# Rows may be so many times as far off as rounding leads them, and few of them, those that were
-# about to take other experts, farther.
-_FACTOR, _FEW = 3.0, 0.1
+# Rows may be so many times as far off as rounding leads half of them, and of so many side by side
+# a few farther: those that were about to take other experts.
+_FACTOR, _GROUP, _FEW = 1.5, 16, 0.25
 # Scalings of logits by their names in configurations; some families multiply, some divide.
 _SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier_scale")
 
@@ -51,7 +51,7 @@ class Reference:
 
     By text: `inputs` are the states that enter layers [rows, layers, hidden], `states` leave its
     decoder [rows, hidden]. `logits` [rows, vocab] are those of the last text. `noise` is how far a
-    rounding in every layer leads final states, as a share of their norm.
+    rounding behind every part leads final states, as a share of their norm.
     """
 
     texts: tuple[Text, ...]
@@ -71,10 +71,10 @@ class Reference:
         vocabulary = model.get_input_embeddings().weight.shape[0]
         texts = tuple(_texts(survey, vocabulary))
         with attending(model, "eager"):
-            runs = [_own_states(model.get_decoder(), text, layers) for text in texts[:-1]]
+            runs = [_own_states(decoder_of(model), text, layers) for text in texts[:-1]]
             *last, logits = _own_logits(model, texts[-1], layers)
             with _rounded(model):
-                _, moved = _own_states(model.get_decoder(), texts[-1], layers)
+                _, moved = _own_states(decoder_of(model), texts[-1], layers)
         inputs, states = (list(each) for each in zip(*runs, last, strict=True))
         return cls(texts, inputs, states, logits, float(_far(moved, states[-1]).median()))
 
@@ -117,11 +117,11 @@ class Reference:
         eps = torch.finfo(self.states[0].dtype).eps
         limit = max(_FACTOR * self.noise, 4 * eps, 1e-4)
         far = [_far(each[1], own) for each, own in zip(got, self.states, strict=True)]
-        far += [
+        entered = [
             _far(each[0].view_as(own), own).amax(-1)
             for each, own in zip(got, self.inputs, strict=True)
         ]
-        for rows in far:
+        for rows in torch.split(torch.cat(far + entered), _GROUP):
             # A NaN is never near.
             if float((rows <= limit).float().mean()) < 1 - _FEW:
                 raise Unsupported(
@@ -152,7 +152,7 @@ def _own_logits(
     model: PreTrainedModel, text: Text, layers: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Inputs of layers, final states and logits of a text, by the model alone."""
-    with _watched(model.get_decoder(), layers) as seen:
+    with _watched(decoder_of(model), layers) as seen:
         logits = model(**_arguments(text, model.device)).logits[0]
     return *seen.all(layers), logits
 
@@ -211,19 +211,19 @@ def _watched(decoder: torch.nn.Module, layers: Sequence[int]) -> Iterator[_Seen]
 
 @contextmanager
 def _rounded(model: PreTrainedModel) -> Iterator[None]:
-    """States leave every layer off by a rounding of their dtype."""
+    """States leave every part of the model off by a rounding of their dtype."""
     generator = torch.Generator().manual_seed(1)
-    eps = torch.finfo(model.dtype).eps
+
+    def moved(state: Any) -> Any:
+        if not isinstance(state, torch.Tensor) or not state.is_floating_point():
+            return state
+        off = torch.randn(state.shape, generator=generator).to(state.device)
+        return (state.float() * (1 + torch.finfo(model.dtype).eps * off)).to(state.dtype)
 
     def hook(_: Any, __: Any, output: Any) -> Any:
-        state = output[0] if isinstance(output, tuple) else output
-        off = torch.randn(state.shape, generator=generator).to(state.device)
-        moved = (state.float() * (1 + eps * off)).to(state.dtype)
-        return (moved, *output[1:]) if isinstance(output, tuple) else moved
+        return (moved(output[0]), *output[1:]) if isinstance(output, tuple) else moved(output)
 
-    config = model.config.get_text_config()
-    layers = decoder_layers(model.get_decoder(), config.num_hidden_layers)
-    hooks = [layer.register_forward_hook(hook) for layer in layers]
+    hooks = [part.register_forward_hook(hook) for part in model.modules()]
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from verifier_svc.attention import Scoring, Unsupported
+from verifier_svc.body import decoder_of
 
 _NAME = "holdcourse-survey"
 
@@ -77,7 +78,7 @@ def survey(model: PreTrainedModel, num_layers: int, positions: int) -> Survey:
     rows = torch.arange(2, device=model.device)[None]
     try:
         with attending(model, _NAME):
-            model.get_decoder()(input_ids=rows, position_ids=rows, use_cache=False)
+            decoder_of(model)(input_ids=rows, position_ids=rows, use_cache=False)
     except Unsupported:
         raise
     except Exception as error:
@@ -88,7 +89,7 @@ def survey(model: PreTrainedModel, num_layers: int, positions: int) -> Survey:
     calls = notes.calls
     layers = [getattr(call.module, "layer_idx", None) for call in calls]
     if not calls:
-        raise Unsupported(f"{name} has attention of its own, outside of transformers' interface")
+        raise Unsupported(f"{name} does not attend through transformers' attention interface")
     if len(set(layers)) < len(layers):
         raise Unsupported(f"{name} attends more than once in a layer")
     if layers != list(range(num_layers)):
@@ -182,9 +183,11 @@ def _sight(mask_function: Callable[..., Any], positions: int, device: torch.devi
         keys = torch.arange(row + 2, device=device)
         zero = torch.zeros((), dtype=torch.long, device=device)
         shown = torch.as_tensor(mask_function(zero, zero, zero + row, keys)).expand(row + 2)
+        if bool(shown[row + 1]):
+            raise Unsupported("its rows see those behind them")
         count = int(shown.sum())
         if not bool(shown[row + 1 - count : row + 1].all()):
-            raise Unsupported("rows see other keys than the last ones before them")
+            raise Unsupported("its rows see other keys than the last ones before them")
         seen.append(count)
     if seen == [row + 1 for row in rows]:
         return _Sight()
@@ -195,7 +198,7 @@ def _sight(mask_function: Callable[..., Any], positions: int, device: torch.devi
     for chunk in range(max(seen), first):
         if seen == [row % chunk + 1 for row in rows]:
             return _Sight(chunk=chunk)
-    raise Unsupported("rows see neither all keys before them nor a window of them")
+    raise Unsupported("its rows see neither all keys before them nor a window of them")
 
 
 AttentionInterface.register(_NAME, _attention)

@@ -18,7 +18,7 @@ from specwire.torch import device_name, pack_linears
 from verifier_svc.attention import NAME, Unsupported
 from verifier_svc.blocks import BLOCK_SIZE
 from verifier_svc.bodies import body_of
-from verifier_svc.body import Kept
+from verifier_svc.body import Kept, decoder_of
 from verifier_svc.cache import KVCache, Rows
 from verifier_svc.checkpoint import TargetError, loading, read_config, read_model
 from verifier_svc.families import positions_of
@@ -75,7 +75,7 @@ class Target:
     def _take_over(self, model: PreTrainedModel) -> None:
         """See what the model does, replace its parts, and prove that it is still done."""
         begun = time.perf_counter()
-        body: Any = model.get_decoder()
+        body: Any = decoder_of(model)
         seen = survey(model, self.num_layers, positions_of(self.config))
         self.max_position, self.kv_heads, self.head_dim = (
             seen.positions,

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from verifier_svc.families import why_not
+
 VOCAB = 97
 _LAYERS = 4
 # Parameters of a model that has been made small, at most.
@@ -69,24 +71,60 @@ _SMALL: dict[str, Any] = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": 2,
+    "n_shared_experts": 1,
+    "is_decoder": True,
+}  # fmt: skip
+
+_PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
+# What a family needs besides to be made at all, or to have layers of all its kinds.
+_NEEDED: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {**_PLAIN, "mrope_section": [3, 3, 2]}
+            for kind in ("full_attention", "sliding_attention")
+        }
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "gemma3n_text": {"num_kv_shared_layers": 2},
+    "gemma4_assistant": {
+        "text_config": {
+            "model_type": "gemma4_text", "hidden_size_per_layer_input": 0,
+            "enable_moe_block": False, "num_kv_shared_layers": 2,
+            "vocab_size_per_layer_input": 0,
+        }
+    },
+    "gpt_neo": {"attention_types": [[["global", "local"], _LAYERS // 2]]},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * (_LAYERS // 2)},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (_LAYERS // 2)},
+    "mamba2": {"num_heads": 8},
 }  # fmt: skip
 
 
 def tiny_config(family: str, **changes: Any) -> Any:
     """The configuration of a family, small; `changes` come last."""
-    kind = CONFIG_MAPPING[family]
-    default = kind()
-    text = default.get_text_config()
-    if text is not default:
+    kind, needed = CONFIG_MAPPING[family], _NEEDED.get(family, {})
+    try:
+        default = kind()
+    except ValueError:  # it needs more than that
+        default = kind(**needed)
+    if why_not(default) is not None and not changes:
         return default  # refused as it is
+    text = default.get_text_config()
     known = text.to_dict()
-    small = {name: value for name, value in _SMALL.items() if known.get(name) is not None}
+    small = {name: value for name, value in _SMALL.items() if name in known}
+    small |= {n: None for n in small if n.endswith("_token_id") and known[n] is None}
     if isinstance(known.get("num_experts_per_tok"), int):
         small["num_experts_per_tok"] = min(2, known["num_experts_per_tok"])
-    if types := getattr(text, "layer_types", None):
+    types = getattr(text, "layer_types", None)
+    name = kind.attribute_map.get("layer_types", "layer_types")
+    if types and not isinstance(getattr(kind, name, None), property):
         # Each kind of layer comes up, however rare it is in the real model.
         small["layer_types"] = list(islice(cycle(dict.fromkeys(types)), _LAYERS))
-    return kind(**{**small, **changes})
+    return kind(**{**small, **needed, **changes})
 
 
 def write_tiny(config: Any, folder: Path, seed: int = 0) -> Path:

@@ -15,8 +15,10 @@ from specwire.target import TargetSource
 from tests.families.tiny import VOCAB, tiny_config, write_tiny
 from tests.support.running_engine import RunningEngine
 from tests.support.scripted_drafter import ScriptedDrafter, good, welcome_for
+from verifier_svc.body import decoder_of
 from verifier_svc.cache import KVCache
 from verifier_svc.checkpoint import TargetError
+from verifier_svc.families import why_not
 from verifier_svc.target import Target, load_target
 
 # Prompts that run side by side, one of them longer than a step, and tokens that follow each.
@@ -72,8 +74,6 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Target:
 
 def _refused_or_loaded(config: Any, folder: Path) -> Target:
     """Where the configuration alone is refused there are no weights to be made."""
-    from verifier_svc.families import why_not
-
     if why_not(config) is None:
         write_tiny(config, folder)
     return load(folder)
@@ -136,7 +136,7 @@ def _far(target: Target, model: Any, text: Sequence[int]) -> float:
             pieces.append(target.states([rows], cache, ())[0].clone())
         start += count
     got = torch.cat(pieces)
-    wanted = model.get_decoder()(torch.tensor([text]), use_cache=False).last_hidden_state[0]
+    wanted = decoder_of(model)(torch.tensor([text]), use_cache=False).last_hidden_state[0]
     return float(((got - wanted).norm(dim=-1) / wanted.norm(dim=-1)).max())
 
 

@@ -15,8 +15,8 @@ from verifier_svc.build import (
     document_length,
     find_target,
     model_length,
+    tokenizer_files,
 )
-from verifier_svc.checkpoint import load_tokenizer_files
 from verifier_svc.dispatcher import Dispatcher
 from verifier_svc.drafters import drafter_port
 from verifier_svc.follower import follow
@@ -41,7 +41,7 @@ async def main() -> None:
     serving.check_bindable(settings.listen)
     source = find_target(settings)
     target = apart(build_target, settings, source, ranks)
-    files = load_tokenizer_files(source, trust_remote_code=settings.trust_remote_code)
+    files = tokenizer_files(settings, source)
     metrics = Metrics()
     serving.serve_metrics(settings.listen, settings.metrics_port)
     port = drafter_port(settings, target)

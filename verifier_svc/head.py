@@ -19,13 +19,13 @@ class Head:
     Logits rounded to bf16 would tie where fp32 ones differ, so they are never drawn from.
     """
 
-    def __init__(self, linear: torch.nn.Module, config: Any, scale: float = 1.0) -> None:
-        """Take the layer that makes logits of states, and what its logits are multiplied by."""
+    def __init__(self, linear: torch.nn.Module, config: Any) -> None:
         weight, bias = linear.weight, getattr(linear, "bias", None)
         assert isinstance(weight, torch.Tensor)
         self._weight = weight.detach()
         self._bias = None if bias is None else bias.detach().float()
-        self._scale = scale
+        #: What the model multiplies its logits by.
+        self.scale = 1.0
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._rough = PackedLinear(self._weight, bias) if packable(self._weight) else None
         if self._weight.device.type == "cpu":
@@ -51,8 +51,8 @@ class Head:
         else:
             logits = torch.mm(hidden, self._weight.T, out_dtype=torch.float32)
             logits = logits if self._bias is None else logits + self._bias
-        if self._scale != 1.0:
-            logits = logits * self._scale
+        if self.scale != 1.0:
+            logits = logits * self.scale
         return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
 
     def argmax(self, hidden: torch.Tensor) -> torch.Tensor:

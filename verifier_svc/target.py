@@ -26,8 +26,9 @@ from verifier_svc.fuse import fuse
 from verifier_svc.head import Head
 from verifier_svc.identity import identity
 from verifier_svc.ranks import LedCache, Ranks
+from verifier_svc.reference import Reference
 from verifier_svc.scheduler import Work
-from verifier_svc.self_check import Reference
+from verifier_svc.self_check import check_head, check_states, scale_head
 from verifier_svc.shards import fingerprint, settle, split
 from verifier_svc.survey import survey
 
@@ -83,9 +84,9 @@ class Target:
             seen.head_dim,
         )
         reference = Reference.of(model, seen, self.aux_layers)
-        linear = model.get_output_embeddings()
-        self.head = Head(linear, self.config, reference.head_scale(linear, self.config))
-        reference.check_head(self.head)
+        self.head = Head(model.get_output_embeddings(), self.config)
+        scale_head(reference, self.head, self.config)
+        check_head(reference, self.head)
         replaced = time.perf_counter()
         fuse(body)
         self._body = body_of(
@@ -98,7 +99,7 @@ class Target:
         )
         pack_linears(body)
         built = time.perf_counter()
-        reference.check_states(self._body, seen, self.aux_layers)
+        check_states(reference, self._body, seen, self.aux_layers)
         _log.info(
             "the target gives what its own forward gives",
             seconds=round(time.perf_counter() - built + replaced - begun, 2),
@@ -261,4 +262,4 @@ def load_target(
         model = read_model(
             source, config=config, dtype=dtype, attn_implementation=NAME, **code, **shared
         )
-    return Target(model.to(device).eval().requires_grad_(False), source.name, ranks)
+        return Target(model.to(device).eval().requires_grad_(False), source.name, ranks)

@@ -27,6 +27,8 @@ def why_not(config: Any) -> str | None:
         text = None
     if text is not config or any(name in config.sub_configs for name in _OTHER_MODELS):
         return f"{kind} is made of several models; a decoder of text alone can be served"
+    if any(name in kind for name in ("lstm", "mamba", "rwkv")):
+        return f"{kind} keeps a recurrent state, which cannot be rolled back"
     for each in dict.fromkeys(map(str, getattr(text, "layer_types", None) or ())):
         if any(name in each for name in _RECURRENT):
             return f"layers of type {each} keep a recurrent state, which cannot be rolled back"

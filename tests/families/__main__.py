@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import warnings
 from collections import Counter
@@ -22,6 +23,8 @@ from rich.table import Table
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from tests.families.walk import Outcome, outcome
+
+_CLASS = re.compile(r"\b\w+(ForCausalLM|LMHeadModel|Attention)\b")
 
 
 def main() -> None:
@@ -61,15 +64,14 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def _markdown(outcomes: Sequence[Outcome]) -> str:
-    """All families by what became of them, those that are refused alike side by side."""
-    rows = {kind: [each.family for each in outcomes if each.kind == kind] for kind in ("exact",)}
-    lines = ["| families | outcome |", "|---|---|", f"| {', '.join(rows['exact'])} | exact |"]
-    reasons: dict[str, list[str]] = {}
-    for family, kind, sentence in outcomes:
-        if kind != "exact":
-            reasons.setdefault(f"{kind}: {sentence}", []).append(family)
-    lines += [f"| {', '.join(names)} | {reason} |" for reason, names in reasons.items()]
-    return "\n".join(lines) + "\n"
+    """Families by what became of them, those side by side that are refused alike."""
+    alike: dict[str, list[str]] = {}
+    for family, kind, sentence in sorted(outcomes, key=lambda each: each.kind):
+        reason = _CLASS.sub("it", sentence.removeprefix("target: ").replace(family, "it"))
+        reason = reason.removeprefix("it cannot be served: ").rstrip(".")
+        alike.setdefault(f"{kind}: {reason}" if reason else kind, []).append(family)
+    rows = [f"| {', '.join(names)} | {what} |" for what, names in alike.items()]
+    return "\n".join(["| families | outcome |", "|---|---|", *rows]) + "\n"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, GraniteConfig, LlamaConfig
+from transformers import AutoModel, GraniteConfig, LlamaConfig, MistralConfig
 
 from specwire import kernels
 from specwire.kernels import Reach, Segment
@@ -115,3 +115,22 @@ def test_layers_of_which_one_is_hooked_are_no_kernel() -> None:
     module.layers[1].mlp.up_proj.register_forward_hook(lambda *_: None)
     fuse(module)
     assert KernelBody.of(module, 3, UNUSED, 128) is None
+
+
+def test_batches_beyond_a_window_run_layer_by_layer() -> None:
+    config = MistralConfig(**HEADS, sliding_window=7)
+    module = decoder(config)
+    body = body_of(module, 3, 2, 32)
+    assert isinstance(body, KernelBody)
+    left = []
+    for each in (ModuleBody(module, 3), body):
+        cache, states = cache_of(3), []
+        for start, count in ((0, 5), (5, 2), (7, 1), (8, 6), (14, 1)):
+            slots = torch.arange(start, start + count)
+            rows = torch.stack([slots % 61, slots, slots])
+            reach = Reach([Segment(0, count, 0, start + 1)], block=16)
+            states.append(each.run(rows, reach, cache, Kept((), cache.features, slots)))
+        left.append([torch.cat(states), *cache.keys, *cache.values])
+    for got, wanted in zip(left[1], left[0], strict=True):
+        torch.testing.assert_close(got, wanted, rtol=2e-2, atol=2e-2)
+    assert torch.equal(left[1][0][8:], left[0][0][8:])

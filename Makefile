@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help install run test lint format-check style types imports proto-lint proto-check \
-	proto format unit bench synthesize train clean
+	proto format unit families bench synthesize train clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,9 @@ format: .venv/everything ## Format the code and sort the imports
 
 proto: .venv/everything ## Generate the protocol's code from its .proto files
 	$(BIN)/python proto/generate.py
+
+families: .venv/everything ## Try tiny models of all families: each is exact, or refused with a reason
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.families $(ARGS)
 
 bench: .venv/everything ## Measure the running stack, speculation on and off; ARGS="--help" shows how
 	$(BIN)/python -m loadtests.bench $(ARGS)

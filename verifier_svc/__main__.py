@@ -15,6 +15,7 @@ from verifier_svc.build import (
     document_length,
     find_target,
     model_length,
+    tokenizer_files,
 )
 from verifier_svc.dispatcher import Dispatcher
 from verifier_svc.drafters import drafter_port
@@ -24,7 +25,7 @@ from verifier_svc.ranks import Ranks
 from verifier_svc.requests import MAX_TOP_LOGPROBS
 from verifier_svc.service import VerifierServicer
 from verifier_svc.settings import VerifierSettings
-from verifier_svc.target import Target, load_tokenizer_files
+from verifier_svc.target import Target
 
 _log = logs.get(__name__)
 
@@ -40,7 +41,7 @@ async def main() -> None:
     serving.check_bindable(settings.listen)
     source = find_target(settings)
     target = apart(build_target, settings, source, ranks)
-    files = load_tokenizer_files(source, trust_remote_code=settings.trust_remote_code)
+    files = tokenizer_files(settings, source)
     metrics = Metrics()
     serving.serve_metrics(settings.listen, settings.metrics_port)
     port = drafter_port(settings, target)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
+from transformers import PreTrainedModel
 
 from specwire.kernels import Decoder, DecoderMemory, DecoderWeights, LayerWeights, Reach
 from specwire.torch import PackedLinear
@@ -54,61 +55,91 @@ class ModuleBody:
 
     def __init__(self, module: Any, num_layers: int) -> None:
         self._module = module
-        for index, layer in enumerate(module.layers[:num_layers]):
+        layers = decoder_layers(module, num_layers)
+        for index, layer in enumerate(layers):
             layer.register_forward_pre_hook(_keep_input(index), with_kwargs=True)
-        last = module.layers[num_layers - 1]
-        last.register_forward_hook(_keep_output(num_layers), with_kwargs=True)
+        layers[-1].register_forward_hook(_keep_output(num_layers))
 
     def run(self, rows: torch.Tensor, reach: Reach, cache: KVCache, kept: Kept) -> torch.Tensor:
         """See `Body`."""
         # What a forward captures travels with it: two of them may run at once.
         captured: dict[int, torch.Tensor] = dict.fromkeys(kept.layers, kept.features)
-        hidden: torch.Tensor = self._module(
-            input_ids=rows[:1],
-            position_ids=rows[1:2],
-            use_cache=False,
-            plan=AttentionPlan(reach, rows[2], cache.keys, cache.values),
-            captured=captured,
-        ).last_hidden_state[0]
+        plan = AttentionPlan(reach, rows[2], cache.keys, cache.values, captured=captured)
+        with plan.followed():
+            hidden: torch.Tensor = self._module(
+                input_ids=rows[:1], position_ids=rows[1:2], use_cache=False
+            ).last_hidden_state[0]
         if captured:
             features = torch.cat([captured[index] for index in kept.layers], -1)
             kept.features.index_copy_(0, kept.rows, features)
         return hidden
 
 
+def decoder_of(model: Any) -> Any:
+    """What makes final states of tokens, inside a model that makes logits of them."""
+    decoder = model.get_decoder()
+    if isinstance(decoder, PreTrainedModel) and decoder is not model:
+        return decoder
+    # Some have a head of that name, or have their decoder under a name of their own.
+    parts = (part for part in model.children() if isinstance(part, PreTrainedModel))
+    return next(parts, model)
+
+
+def decoder_layers(module: torch.nn.Module, num_layers: int) -> list[torch.nn.Module]:
+    """The layers of a decoder; empty where it has no list of so many."""
+    for _, part in module.named_modules():
+        if isinstance(part, torch.nn.ModuleList) and len(part) >= num_layers:
+            return list(part[:num_layers])
+    return []
+
+
 class KernelBody:
-    """A decoder of Llama's form on a CPU, in bf16, as one kernel."""
+    """A decoder of Llama's form on a CPU, in bf16, as one kernel.
+
+    Batches that reach beyond a layer's window run layer by layer.
+    """
 
     sizes: tuple[int, ...] = _WARM
 
-    def __init__(self, decoder: Decoder, width: int) -> None:
+    def __init__(self, decoder: Decoder, width: int, window: int | None, parts: Body) -> None:
+        """Take states' `width`, the narrowest `window` of a layer, and the layers."""
         self._decoder = decoder
         self._width = width
+        self._window = window
+        self._parts = parts
         self._memories: WeakKeyDictionary[KVCache, DecoderMemory] = WeakKeyDictionary()
 
     @classmethod
-    def of(cls, module: Any, num_layers: int) -> KernelBody | None:
-        """The form of a decoder whose parts are fused; None if the kernel cannot run it."""
-        layers = module.layers[:num_layers]
-        parts = [each for layer in layers if (each := _layer_weights(layer)) is not None]
+    def of(cls, module: Any, num_layers: int, parts: Body, positions: int) -> KernelBody | None:
+        """The form of a decoder whose `parts` are fused; None if the kernel cannot run it.
+
+        Sequences have so many `positions` at most.
+        """
+        layers = decoder_layers(module, num_layers)
+        weights = [each for layer in layers if (each := _layer_weights(layer)) is not None]
         norm, rotary = getattr(module, "norm", None), getattr(module, "rotary_emb", None)
         embedding = getattr(module, "embed_tokens", None)
-        if len(parts) < num_layers or not isinstance(norm, FusedNorm):
+        if len(weights) < num_layers or not isinstance(norm, FusedNorm):
             return None
         if rotary is None or not isinstance(embedding, torch.nn.Embedding):
             return None
-        positions = torch.arange(module.config.max_position_embeddings)[None]
-        cosines, sines = (table[0] for table in rotary(norm.weight[None, None], positions))
+        places = torch.arange(positions)[None]
+        cosines, sines = (table[0] for table in rotary(norm.weight[None, None], places))
+        if cosines.shape[-1] != weights[0].dim:
+            return None
         half = cosines.shape[-1] // 2
-        weights = DecoderWeights(
-            layers=parts,
+        decoder = DecoderWeights(
+            layers=weights,
             embedding=embedding.weight.detach(),
             cosines=cosines.contiguous(),
             sines=torch.cat([-sines[:, :half], sines[:, half:]], -1),
             final_norm=norm.weight,
             eps=norm.eps,
         )
-        return cls(Decoder(weights), len(norm.weight))
+        attention: list[Any] = [layer.self_attn for layer in layers]
+        windows = [each.scoring.window for each in attention]
+        window = min((window for window in windows if window is not None), default=None)
+        return cls(Decoder(decoder), len(norm.weight), window, parts)
 
     def run(self, rows: torch.Tensor, reach: Reach, cache: KVCache, kept: Kept) -> torch.Tensor:
         """See `Body`.
@@ -116,12 +147,14 @@ class KernelBody:
         Raises:
             Unsupported: the kernel does not take this shape.
         """
+        if reach.hides(self._window):
+            return self._parts.run(rows, reach, cache, kept)
         if (memory := self._memories.get(cache)) is None:
             memory = self._memories[cache] = DecoderMemory(cache.keys, cache.values)
         captured = _columns(kept.layers, self._width)
         hidden = self._decoder.run(rows, reach, memory, captured, kept.features, kept.rows)
         if hidden is None:
-            raise Unsupported("no kernel takes heads of this shape.")
+            raise Unsupported("no kernel takes heads of this shape")
         return hidden
 
 
@@ -136,9 +169,9 @@ def _keep_input(index: int) -> Any:
     """A hook that keeps the input to layer `index` where the forward wants it."""
 
     def hook(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if index in kwargs["captured"]:
-            state = args[0] if args else kwargs["hidden_states"]
-            kwargs["captured"][index] = state[0]
+        plan = AttentionPlan.current()
+        if plan is not None and index in plan.captured:
+            plan.captured[index] = (args[0] if args else kwargs["hidden_states"])[0]
 
     return hook
 
@@ -146,10 +179,10 @@ def _keep_input(index: int) -> Any:
 def _keep_output(index: int) -> Any:
     """A hook on the last layer that keeps what leaves it, under the number behind its own."""
 
-    def hook(_: torch.nn.Module, __: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if index in kwargs["captured"]:
-            state = output[0] if isinstance(output, tuple) else output
-            kwargs["captured"][index] = state[0]
+    def hook(_: torch.nn.Module, __: Any, output: Any) -> None:
+        plan = AttentionPlan.current()
+        if plan is not None and index in plan.captured:
+            plan.captured[index] = (output[0] if isinstance(output, tuple) else output)[0]
 
     return hook
 
@@ -166,6 +199,7 @@ def _layer_weights(layer: Any) -> LayerWeights | None:
         and all(isinstance(norm, FusedNorm) for norm in norms)
         and norms[0].eps == norms[1].eps
         and attention.width % _HEAD_STEP == 0
+        and attention.scoring.plain
     ):
         return None
     linears = (attention.qkv, attention.out, mlp.gate_up, mlp.down)
@@ -189,5 +223,5 @@ def _layer_weights(layer: Any) -> LayerWeights | None:
         dim=attention.width,
         eps=norms[0].eps,
         head_eps=heads[0].eps if heads else 0.0,
-        scale=attention.scale,
+        scale=attention.scoring.scale,
     )

@@ -15,6 +15,7 @@ from verifier_svc.acceptance import Accept, accept
 from verifier_svc.attention import Unsupported
 from verifier_svc.blocks import BLOCK_SIZE, BlockPool, blocks_for
 from verifier_svc.cache import KVCache
+from verifier_svc.checkpoint import load_tokenizer_files
 from verifier_svc.drafting import Drafting
 from verifier_svc.drawing import draw
 from verifier_svc.engine import Engine, Outbox
@@ -68,6 +69,18 @@ def build_target(
             trust_remote_code=settings.trust_remote_code,
             ranks=ranks,
         )
+    except ValueError as error:
+        raise StartError(str(error)) from None
+
+
+def tokenizer_files(settings: VerifierSettings, source: TargetSource) -> dict[str, bytes]:
+    """The files from which the target's text becomes tokens, by name.
+
+    Raises:
+        StartError: the target has none.
+    """
+    try:
+        return load_tokenizer_files(source, trust_remote_code=settings.trust_remote_code)
     except ValueError as error:
         raise StartError(str(error)) from None
 

@@ -18,6 +18,7 @@ from specwire.draft import DraftEvent, Linked, Unlinked
 from verifier_svc.acceptance import Accept, Accepted
 from verifier_svc.cache import KVCache
 from verifier_svc.charges import charge_step, charge_wait
+from verifier_svc.checkpoint import TargetError
 from verifier_svc.documents import Capture
 from verifier_svc.drafting import Drafting
 from verifier_svc.features import FeatureRunner
@@ -26,7 +27,7 @@ from verifier_svc.metrics import Metrics
 from verifier_svc.policy import DraftLengthPolicy
 from verifier_svc.scheduler import Scheduler, Work
 from verifier_svc.sequence import Sequence
-from verifier_svc.target import Target, TargetError
+from verifier_svc.target import Target
 
 logger = logging.getLogger(__name__)
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import logging
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from specwire.kernels import Reach, Segment
-from verifier_svc.attention import AttentionPlan, Unsupported
+from verifier_svc.attention import AttentionPlan, Scoring
 from verifier_svc.blocks import BLOCK_SIZE
 from verifier_svc.fused import FusedAttention, FusedMLP, FusedNorm
 
-_Module = TypeVar("_Module", bound=torch.nn.Module)
+logger = logging.getLogger(__name__)
 
 
 @torch.inference_mode()
@@ -36,21 +36,53 @@ def _hooked(module: torch.nn.Module) -> bool:
 
 
 def _fused(module: Any) -> torch.nn.Module | None:
+    """A fused form of this very module that gives the same; None where there is none."""
+    try:
+        return _norm(module) or _mlp(module) or _attention(module)
+    except Exception:
+        # Architectures fail a trial in as many ways as they differ from what is fused.
+        logger.debug("%s is not fused", type(module).__name__, exc_info=True)
+        return None
+
+
+def _norm(module: Any) -> torch.nn.Module | None:
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weight = getattr(module, "weight", None)
-    if isinstance(eps, float) and isinstance(weight, torch.Tensor) and weight.dim() == 1:
-        return _same(module, FusedNorm(weight, eps), weight, {})
-    if gate_up := _linears(module, "gate_proj", "up_proj"):
-        gate, up = gate_up
-        if isinstance(down := getattr(module, "down_proj", None), torch.nn.Module):
-            return _same(module, FusedMLP(gate, up, down), gate.weight, {})
-    elif (qkv := _linears(module, "q_proj", "k_proj", "v_proj")) and hasattr(module, "head_dim"):
-        fuse(module)  # norms of heads
-        weight = qkv[0].weight
-        kv_heads = qkv[1].out_features // module.head_dim
-        around = _surroundings(module, module.head_dim, kv_heads, weight)
-        return _same(module, FusedAttention(module), weight, around)
-    return None
+    if not (isinstance(eps, float) and isinstance(weight, torch.Tensor) and weight.dim() == 1):
+        return None
+    fused, rows = FusedNorm(weight, eps), _rows(weight)
+    return fused if near(fused(rows), module(rows)) else None
+
+
+def _mlp(module: Any) -> torch.nn.Module | None:
+    if not (gate_up := _linears(module, "gate_proj", "up_proj")):
+        return None
+    gate, up = gate_up
+    fused, rows = FusedMLP(gate, up, module.down_proj), _rows(gate.weight)
+    return fused if near(fused(rows), module(rows)) else None
+
+
+def _attention(module: Any) -> torch.nn.Module | None:
+    if not (qkv := _linears(module, "q_proj", "k_proj", "v_proj")) or not hasattr(module, "o_proj"):
+        return None
+    fuse(module)  # norms of heads
+    weight, width = qkv[0].weight, module.head_dim
+    rows, kv_heads = _rows(weight), qkv[1].out_features // width
+
+    def attended(part: Any, turned: int) -> tuple[torch.Tensor, Scoring]:
+        plan = _plan(module.layer_idx, kv_heads, width, weight)
+        with plan.followed():
+            return part(rows, **_surroundings(turned, weight))[0], plan.scored[module.layer_idx]
+
+    expected, scoring = attended(module, width)
+    fused = FusedAttention(module, scoring)
+    if not near(attended(fused, width)[0], expected):
+        return None
+    try:  # some turn a part of each head
+        expected, _ = attended(module, width // 2)
+    except RuntimeError:
+        return fused
+    return fused if near(attended(fused, width // 2)[0], expected) else None
 
 
 def _linears(module: Any, *names: str) -> list[torch.nn.Linear]:
@@ -61,43 +93,33 @@ def _linears(module: Any, *names: str) -> list[torch.nn.Linear]:
     return linears if alike and len(linears) == len(names) else []
 
 
-def _surroundings(attention: Any, width: int, kv_heads: int, like: torch.Tensor) -> dict[str, Any]:
-    """What attention of heads so wide is called with: three rows, and a cache for them."""
+def _surroundings(width: int, like: torch.Tensor) -> dict[str, Any]:
+    """What attention is called with for three rows, to turn so many elements of a head."""
     angles = torch.arange(3, device=like.device)[:, None] / torch.arange(
         1, width // 2 + 1, device=like.device
     )
     angles = torch.cat([angles, angles], -1)[None]
-    shape = BLOCK_SIZE, kv_heads, width
-    pools = (like.new_zeros(shape),) * (attention.layer_idx + 1)
-    values = (like.new_zeros(shape),) * (attention.layer_idx + 1)
-    reach = Reach([Segment(0, 3, 0, 1)], block=BLOCK_SIZE)
-    slots = torch.arange(3, device=like.device)
     return {
         "position_embeddings": (angles.cos().to(like), angles.sin().to(like)),
         "attention_mask": None,
-        "plan": AttentionPlan(reach, slots, pools, values),
     }
 
 
-def _same(
-    module: Callable[..., Any], fused: _Module, weight: torch.Tensor, surroundings: dict[str, Any]
-) -> _Module | None:
-    """The fused module, if it maps some rows to what the module maps them to."""
+def _plan(layer: int, kv_heads: int, width: int, like: torch.Tensor) -> AttentionPlan:
+    """Three rows of a prompt, and a cache for them up to this layer."""
+    shape = BLOCK_SIZE, kv_heads, width
+    keys, values = ((like.new_zeros(shape),) * (layer + 1) for _ in "kv")
+    reach = Reach([Segment(0, 3, 0, 1)], block=BLOCK_SIZE)
+    return AttentionPlan(reach, torch.arange(3, device=like.device), keys, values)
+
+
+def _rows(weight: torch.Tensor) -> torch.Tensor:
+    """Three rows that a layer of this weight takes."""
     generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(1, 3, weight.shape[-1], generator=generator).to(weight)
-    try:
-        expected, got = (_first(m(rows, **surroundings)) for m in (module, fused))
-    except (Unsupported, TypeError):
-        return None
-    return fused if near(got, expected) else None
+    return torch.randn(1, 3, weight.shape[-1], generator=generator).to(weight)
 
 
 def near(got: torch.Tensor, wanted: torch.Tensor) -> bool:
     """Whether two tensors differ by no more than rounding."""
     far = F.mse_loss(got.float(), wanted.float()).sqrt()
     return bool(far <= 2 * torch.finfo(wanted.dtype).eps * wanted.float().square().mean().sqrt())
-
-
-def _first(output: Any) -> torch.Tensor:
-    state: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return state

@@ -9,7 +9,7 @@ import torch
 
 from specwire import kernels
 from specwire.torch import PackedLinear, packable
-from verifier_svc.attention import AttentionPlan
+from verifier_svc.attention import AttentionPlan, Scoring, Unsupported
 
 
 class FusedNorm(torch.nn.Module):
@@ -43,12 +43,15 @@ class FusedMLP(torch.nn.Module):
 class FusedAttention(torch.nn.Module):
     """Attention as Llama has it: one product, heads normed if they are, and turned in place."""
 
-    def __init__(self, module: Any) -> None:
-        """Take over a module that has q_proj, k_proj, v_proj, o_proj, head_dim and layer_idx."""
+    def __init__(self, module: Any, scoring: Scoring) -> None:
+        """Take over a module that has q_proj, k_proj, v_proj, o_proj, head_dim and layer_idx.
+
+        `scoring` is what it asked for.
+        """
         super().__init__()
         self.layer_idx: int = module.layer_idx
         self.width: int = module.head_dim
-        self.scale: float = getattr(module, "scaling", self.width**-0.5)
+        self.scoring = scoring
         self.heads: int = module.q_proj.out_features // self.width
         self.kv_heads: int = module.k_proj.out_features // self.width
         self.qkv = joined([module.q_proj, module.k_proj, module.v_proj])
@@ -59,19 +62,27 @@ class FusedAttention(torch.nn.Module):
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        plan: AttentionPlan,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """Map hidden_states [1, rows, hidden]; cosines and sines are [1, rows, head_dim]."""
+        """Map hidden_states [1, rows, hidden]; cosines and sines are [1, rows, turned].
+
+        Of each head the first `turned` elements are.
+
+        Raises:
+            Unsupported: outside of a forward that follows a plan.
+        """
+        if (plan := AttentionPlan.current()) is None:
+            raise Unsupported("no batch is being run")
         rows = hidden_states.shape[1]
         qkv = self.qkv(hidden_states[0]).view(rows, -1, self.width)
         query, key, value = qkv.split((self.heads, self.kv_heads, self.kv_heads), 1)
         for norm, heads in zip(self.norms, (query, key), strict=True):
             if norm is not None:
                 heads.copy_(norm(heads))
-        rotation = plan.turned(*position_embeddings)
-        kernels.rotate(qkv[:, : self.heads + self.kv_heads], *rotation)
-        attended = plan.attend(self.layer_idx, query, key, value, self.scale)
+        cosines, sines = position_embeddings
+        turning = qkv[:, : self.heads + self.kv_heads, : cosines.shape[-1]]
+        kernels.rotate(turning, *plan.turned(cosines, sines))
+        attended = plan.attend(self.layer_idx, query, key, value, self.scoring)
         output: torch.Tensor = self.out(attended.flatten(1)[None])
         return output, None
 

@@ -24,8 +24,8 @@ class Head:
         assert isinstance(weight, torch.Tensor)
         self._weight = weight.detach()
         self._bias = None if bias is None else bias.detach().float()
-        self._divisor = getattr(config, "logits_scaling", None) or 1.0
-        self._factor = getattr(config, "logit_scale", None) or 1.0
+        #: What the model multiplies its logits by.
+        self.scale = 1.0
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._rough = PackedLinear(self._weight, bias) if packable(self._weight) else None
         # Sums of its results are in fp32 before they are rounded: it gives exact logits as well.
@@ -55,8 +55,8 @@ class Head:
         else:
             logits = torch.mm(hidden, self._weight.T, out_dtype=torch.float32)
             logits = logits if self._bias is None else logits + self._bias
-        if self._divisor != 1.0 or self._factor != 1.0:
-            logits = logits * (self._factor / self._divisor)
+        if self.scale != 1.0:
+            logits = logits * self.scale
         return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
 
     def argmax(self, hidden: torch.Tensor) -> torch.Tensor:

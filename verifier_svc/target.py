@@ -2,48 +2,37 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
+from specwire import logs
 from specwire.handshake import Shape
 from specwire.kernels import Reach, Segment, put
-from specwire.settings import StartError
 from specwire.target import TargetSource
 from specwire.torch import device_name, pack_linears
-from verifier_svc.attention import NAME
+from verifier_svc.attention import NAME, Unsupported
 from verifier_svc.blocks import BLOCK_SIZE
 from verifier_svc.bodies import body_of
-from verifier_svc.body import Kept
+from verifier_svc.body import Kept, decoder_of
 from verifier_svc.cache import KVCache, Rows
+from verifier_svc.checkpoint import TargetError, loading, read_config, read_model
+from verifier_svc.families import positions_of
 from verifier_svc.fuse import fuse
 from verifier_svc.head import Head
 from verifier_svc.identity import identity
 from verifier_svc.ranks import LedCache, Ranks
+from verifier_svc.reference import Reference
 from verifier_svc.scheduler import Work
+from verifier_svc.self_check import check_head, check_states, scale_head
 from verifier_svc.shards import fingerprint, settle, split
+from verifier_svc.survey import survey
 
-logger = logging.getLogger(__name__)
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-
-
-class TargetError(ValueError):
-    """The target cannot be served; one sentence says why."""
+_log = logs.get(__name__)
 
 
 class Target:
@@ -58,6 +47,11 @@ class Target:
     """
 
     def __init__(self, model: PreTrainedModel, name: str, ranks: Ranks | None = None) -> None:
+        """Take over a model, whose parts are replaced.
+
+        Raises:
+            TargetError: what would be served is not what the model's own forward gives.
+        """
         self.model = model
         self.name = name
         config = model.config.get_text_config()
@@ -66,25 +60,57 @@ class Target:
         self.device: torch.device = model.device
         self.hidden_size: int = config.hidden_size
         self.num_layers: int = config.num_hidden_layers
-        self.kv_heads: int = getattr(config, "num_key_value_heads", config.num_attention_heads)
-        head_dim = getattr(config, "head_dim", None)
-        self.head_dim: int = head_dim or config.hidden_size // config.num_attention_heads
         self._ranks = ranks
         self._like = torch.empty(0, dtype=self.dtype, device=self.device)
-        self.max_position: int = config.max_position_embeddings
         self.fingerprint = fingerprint(model)
-        if ranks is not None:
-            self.kv_heads //= ranks.world
-            settle(model, ranks)
-        body: Any = model.get_decoder()
-        _check_standard_attention(model, body)
         self.aux_layers: tuple[int, ...] = default_aux_layers(self.num_layers)
-        fuse(body)
-        shape = self.num_layers, self.kv_heads, self.head_dim
-        self._body = body_of(body, *shape, alone=ranks is None)
-        self.head = Head(model.get_output_embeddings(), config)
+        if ranks is not None:
+            settle(model, ranks)
+        try:
+            self._take_over(model)
+        except Unsupported as error:
+            raise TargetError(f"target: {name} cannot be served: {error}.") from error
         self.vocab_size = self.head.vocab_size
+
+    @torch.inference_mode()
+    def _take_over(self, model: PreTrainedModel) -> None:
+        """See what the model does, replace its parts, and prove that it is still done."""
+        begun = time.perf_counter()
+        body: Any = decoder_of(model)
+        seen = survey(model, self.num_layers, positions_of(self.config))
+        self.max_position, self.kv_heads, self.head_dim = (
+            seen.positions,
+            seen.kv_heads,
+            seen.head_dim,
+        )
+        reference = Reference.of(model, seen, self.aux_layers)
+        self.head = Head(model.get_output_embeddings(), self.config)
+        scale_head(reference, self.head, self.config)
+        check_head(reference, self.head)
+        replaced = time.perf_counter()
+        fuse(body)
+        self._body = body_of(
+            body,
+            self.num_layers,
+            self.kv_heads,
+            self.head_dim,
+            positions=seen.positions,
+            record=self._ranks is None and seen.plain,
+        )
         pack_linears(body)
+        built = time.perf_counter()
+        check_states(reference, self._body, seen, self.aux_layers)
+        _log.info(
+            "the target gives what its own forward gives",
+            seconds=round(time.perf_counter() - built + replaced - begun, 2),
+            rounding=f"{reference.noise:.1e}",
+        )
+        if self.max_position < (most := self.config.max_position_embeddings):
+            _log.warning(
+                "sequences are shorter than the model's limit, beyond which attention changes",
+                limit=most,
+                served=self.max_position,
+            )
 
     @property
     def shape(self) -> Shape:
@@ -233,88 +259,7 @@ def load_target(
         if ranks is not None:
             ranks.agree(identity(source, config, dtype))
             shared["distributed_config"] = split(config, ranks, **code)
-        model = read_model(source, dtype=dtype, attn_implementation=NAME, **code, **shared)
-    return Target(model.to(device).eval().requires_grad_(False), source.name, ranks)
-
-
-@contextmanager
-def loading(source: TargetSource) -> Iterator[None]:
-    """Turns what transformers raises for a broken or missing model, of many kinds, into one.
-
-    Raises:
-        TargetError: in place of all but itself and StartError.
-    """
-    try:
-        yield
-    except (TargetError, StartError):
-        raise
-    except Exception as error:
-        logger.debug("loading failed", exc_info=True)
-        sentence = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise TargetError(f"target: {source.name} cannot be loaded: {sentence}") from error
-
-
-def read_config(source: TargetSource, *, trust_remote_code: bool) -> Any:
-    """The configuration of a target.
-
-    Raises:
-        TargetError: it has layers that cannot be served.
-    """
-    config = AutoConfig.from_pretrained(
-        source.path, trust_remote_code=trust_remote_code, **source.arguments
-    )
-    _check_layer_types(config)
-    return config
-
-
-def read_model(source: TargetSource, **how: Any) -> Any:
-    """The model as transformers has it; a GGUF file's weights are dequantized."""
-    transformers.utils.logging.disable_progress_bar()
-    if source.arguments:
-        how["quantization_config"] = GgufConfig(dequantize=True)
-    return AutoModelForCausalLM.from_pretrained(source.path, **source.arguments, **how)
-
-
-def load_tokenizer_files(source: TargetSource, *, trust_remote_code: bool) -> dict[str, bytes]:
-    """The files from which text becomes tokens, by name.
-
-    Raises:
-        TargetError: the target has no tokenizer that can be written as tokenizer.json.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.path, trust_remote_code=trust_remote_code, **source.arguments
+        model = read_model(
+            source, config=config, dtype=dtype, attn_implementation=NAME, **code, **shared
         )
-        with tempfile.TemporaryDirectory() as folder:
-            tokenizer.save_pretrained(folder)
-            paths = (Path(folder) / name for name in TOKENIZER_FILES)
-            files = {path.name: path.read_bytes() for path in paths if path.is_file()}
-    except Exception as error:
-        raise TargetError(f"target: the tokenizer cannot be loaded: {error}") from error
-    if "tokenizer.json" not in files:
-        raise TargetError("target: its tokenizer has no fast form (tokenizer.json).")
-    return files
-
-
-def _check_layer_types(config: Any) -> None:
-    """Refuse layers whose state cannot be rolled back, or that see less than the whole prefix."""
-    text = config.get_text_config()
-    for kind in getattr(text, "layer_types", None) or ():
-        if kind != "full_attention":
-            raise TargetError(
-                f"target: layers of type {kind} cannot be served; full_attention is needed."
-            )
-    if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
-        raise TargetError("target: sliding_window attention cannot be served.")
-
-
-def _check_standard_attention(model: PreTrainedModel, body: Any) -> None:
-    layers = getattr(body, "layers", None)
-    if layers is None:
-        raise TargetError(f"target: {type(model).__name__} has no list of decoder layers.")
-    for layer in layers:
-        attention = getattr(layer, "self_attn", None)
-        if attention is None or not hasattr(attention, "layer_idx"):
-            raise TargetError(
-                f"target: {type(layer).__name__} has no self_attn of standard attention."
-            )
+        return Target(model.to(device).eval().requires_grad_(False), source.name, ranks)

@@ -9,7 +9,7 @@ import torch
 
 from specwire import logs
 from specwire.target import TargetSource
-from verifier_svc.target import load_tokenizer_files, loading, read_config, read_model
+from verifier_svc.checkpoint import load_tokenizer_files, loading, read_config, read_model
 
 _log = logs.get(__name__)
 

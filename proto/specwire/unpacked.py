@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _RECORD = "holdcourse.json"
-_FORMAT = 1
+_FORMAT = 2
 _SAMPLE = 1 << 20
 
 

@@ -27,8 +27,12 @@ def varlen_attn(
     enable_gqa: bool,
     seqused_k: torch.Tensor,
 ) -> torch.Tensor:
-    """Rows of a sequence see its keys but for as many as rows follow: causal from the end."""
-    assert window_size == ((-1, 0) if max_q > 1 else (-1, -1))
+    """Rows of a sequence see its keys but for as many as rows follow: causal from the end.
+
+    `window_size` is how many keys before its own a row sees, and behind it; -1 is all of them.
+    """
+    left, right = window_size
+    assert right == (0 if max_q > 1 or left >= 0 else -1)
     assert enable_gqa == (query.shape[1] > key.shape[1])
     assert {t.dtype for t in (cu_seq_q, cu_seq_k, seqused_k)} == {torch.int32}
     assert all(t.is_contiguous() for t in (cu_seq_q, cu_seq_k, seqused_k, key, value))
@@ -46,6 +50,8 @@ def varlen_attn(
         assert count <= length <= max_k
         slots = slice(int(cu_seq_k[sequence]), int(cu_seq_k[sequence]) + length)
         seen = torch.ones(count, length, dtype=torch.bool).tril(length - count)
+        if left >= 0:
+            seen = seen.triu(length - count - left)
         keys, values = (pool[slots].transpose(0, 1) for pool in (key, value))
         asked = query[first:last].transpose(0, 1)
         out[first:last] = F.scaled_dot_product_attention(

@@ -24,11 +24,11 @@ from specwire.v1.verifier_pb2_grpc import (
 from tests.support.running_engine import settings_for, target_of
 from verifier_svc.__main__ import describe
 from verifier_svc.build import build_engine, document_length
+from verifier_svc.checkpoint import load_tokenizer_files
 from verifier_svc.dispatcher import Dispatcher
 from verifier_svc.engine import Engine
 from verifier_svc.metrics import Metrics
 from verifier_svc.service import VerifierServicer
-from verifier_svc.target import load_tokenizer_files
 
 NAME = "specwire.v1.VerifierService"
 

@@ -1,12 +1,23 @@
 """A seeded Llama of a few thousand parameters, with its tokenizer, as one GGUF file."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 END = 2
 
 
-def write_tiny_gguf(path: Path, *, seed: int = 0, layers: int = 2) -> Path:
-    """Writes it in float32, with tied embeddings of 32 numbers; returns `path`."""
+def write_tiny_gguf(
+    path: Path,
+    *,
+    seed: int = 0,
+    layers: int = 2,
+    fields: Mapping[str, str | int | float] | None = None,
+    tensors: Mapping[str, Sequence[float]] | None = None,
+) -> Path:
+    """Writes it in float32, with tied embeddings of 32 numbers; returns `path`.
+
+    `fields` of the architecture and `tensors` are added to those of a plain Llama.
+    """
     import gguf
     import numpy as np
 
@@ -45,6 +56,11 @@ def write_tiny_gguf(path: Path, *, seed: int = 0, layers: int = 2) -> Path:
     for name, shape in shapes.items():
         values = draw.normal(0, 0.3, shape).astype(np.float32)
         writer.add_tensor(f"{name}.weight", values)
+    for name, row in (tensors or {}).items():
+        writer.add_tensor(name, np.array(row, np.float32))
+    for name, value in (fields or {}).items():
+        kind = {str: "string", int: "uint32", float: "float32"}[type(value)]
+        getattr(writer, f"add_{kind}")(f"llama.{name}", value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -169,9 +169,12 @@ def test_only_the_sequences_own_slots_are_written(target: Target, cache: KVCache
         assert torch.equal(same, ~own)
 
 
-@pytest.mark.parametrize("extra", ["softcap", "sliding_window", "s_aux", "position_bias"])
+@pytest.mark.parametrize("extra", ["position_bias", "indices"])
 def test_what_changes_who_attends_to_whom_is_refused_by_name(extra: str) -> None:
     module, rows = torch.nn.Linear(1, 1), torch.zeros(1, 1, 1, 4)
     plan = AttentionPlan(Reach([]), torch.zeros(0, dtype=torch.long), (), ())
-    with pytest.raises(Unsupported, match=f"Linear asks for {extra}"):
-        packed_attention(module, rows, rows, rows, None, plan=plan, **{extra: 4})
+    with plan.followed():
+        with pytest.raises(Unsupported, match=f"Linear asks for {extra}"):
+            packed_attention(module, rows, rows, rows, None, **{extra: 4})
+        with pytest.raises(Unsupported, match="Linear has a mask of its own"):
+            packed_attention(module, rows, rows, rows, rows)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, GraniteConfig, LlamaConfig
+from transformers import AutoModel, GraniteConfig, LlamaConfig, MistralConfig
 
 from specwire import kernels
 from specwire.kernels import Reach, Segment
@@ -17,6 +17,9 @@ from verifier_svc.bodies import body_of
 from verifier_svc.body import Kept, KernelBody, ModuleBody
 from verifier_svc.cache import KVCache
 from verifier_svc.fuse import fuse
+
+# Its layers run no batch of these tests.
+UNUSED: Any = None
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +77,7 @@ def test_a_kernel_takes_the_steps_of_a_decoder(config: Any, counts: list[int]) -
 
 
 def test_a_kernel_refuses_tokens_and_positions_that_are_not_there() -> None:
-    whole = KernelBody.of(decoder(ATTENTION[0]), 3)
+    whole = KernelBody.of(decoder(ATTENTION[0]), 3, UNUSED, 128)
     assert whole is not None
     cache = cache_of(3)
     for token, position in ((61, 0), (-1, 0), (0, 128), (0, -1)):
@@ -103,7 +106,7 @@ LONG = {
 )
 def test_a_decoder_that_differs_is_left_to_its_layers(config: Any) -> None:
     module = decoder(config)
-    assert KernelBody.of(module, 3) is not None, "by its form it could be one kernel"
+    assert KernelBody.of(module, 3, UNUSED, 128) is not None, "by its form it could be one kernel"
     assert isinstance(body_of(module, 3, 2, 32), ModuleBody)
 
 
@@ -111,4 +114,23 @@ def test_layers_of_which_one_is_hooked_are_no_kernel() -> None:
     module = AutoModel.from_config(LlamaConfig(**HEADS), dtype=torch.bfloat16)
     module.layers[1].mlp.up_proj.register_forward_hook(lambda *_: None)
     fuse(module)
-    assert KernelBody.of(module, 3) is None
+    assert KernelBody.of(module, 3, UNUSED, 128) is None
+
+
+def test_batches_beyond_a_window_run_layer_by_layer() -> None:
+    config = MistralConfig(**HEADS, sliding_window=7)
+    module = decoder(config)
+    body = body_of(module, 3, 2, 32)
+    assert isinstance(body, KernelBody)
+    left = []
+    for each in (ModuleBody(module, 3), body):
+        cache, states = cache_of(3), []
+        for start, count in ((0, 5), (5, 2), (7, 1), (8, 6), (14, 1)):
+            slots = torch.arange(start, start + count)
+            rows = torch.stack([slots % 61, slots, slots])
+            reach = Reach([Segment(0, count, 0, start + 1)], block=16)
+            states.append(each.run(rows, reach, cache, Kept((), cache.features, slots)))
+        left.append([torch.cat(states), *cache.keys, *cache.values])
+    for got, wanted in zip(left[1], left[0], strict=True):
+        torch.testing.assert_close(got, wanted, rtol=2e-2, atol=2e-2)
+    assert torch.equal(left[1][0][8:], left[0][0][8:])

@@ -102,7 +102,8 @@ def test_attention(config: Any, dtype: torch.dtype) -> None:
         pools = [past.clone(), past.clone()], [past.clone(), past.clone()]
         slots = torch.tensor([5, 6, 7, 16, 17, 18, 19])
         plan = AttentionPlan(reach, slots, tuple(pools[0]), tuple(pools[1]))
-        outputs.append(module(rows, position_embeddings=embeddings, attention_mask=None, plan=plan))
+        with plan.followed():
+            outputs.append(module(rows, position_embeddings=embeddings, attention_mask=None))
         assert torch.equal(pools[0][0], past)
         kept.append(torch.cat([pools[0][1], pools[1][1]]))
     assert near(outputs[1][0], outputs[0][0])

@@ -12,6 +12,8 @@ from transformers import AutoModel, LlamaConfig, Qwen3Config
 
 from specwire.kernels import Reach, Segment, called
 from specwire.kernels.graph import Replay, Tensors, Work
+from tests.families.tiny import tiny_config, write_tiny
+from tests.families.walk import load
 from tests.support.flash import record_bodies
 from tests.support.running_engine import RunningEngine, reference_of, settings_for
 from tests.support.scripted_drafter import ScriptedDrafter, good, welcome_for
@@ -126,7 +128,7 @@ def test_graphs_that_give_something_else_are_not_used(
     module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(body_of(module, 3, 2, 32), GraphBody)
-    assert isinstance(body_of(module, 3, 2, 32, alone=False), ModuleBody)
+    assert isinstance(body_of(module, 3, 2, 32, record=False), ModuleBody)
 
     def stale(work: Work) -> tuple[Tensors, Replay]:
         return work(), lambda: None
@@ -182,3 +184,12 @@ def test_graphs_change_no_token(tmp_path: Path, length: str) -> None:
     assert [result.text for result in results] == texts
     drafted = sum(result.finished.usage.drafted_rounds for result in results)
     assert (drafted > 0) == (length != "0")
+
+
+@pytest.mark.parametrize(("family", "kind"), [("mistral", GraphBody), ("gpt_oss", ModuleBody)])
+def test_windows_are_recorded_and_sinks_are_not(
+    family: str, kind: type[Any], tmp_path: Path
+) -> None:
+    """Either proves as it is loaded that it attends within its windows."""
+    target = load(write_tiny(tiny_config(family), tmp_path))
+    assert isinstance(target._body, kind)

@@ -13,8 +13,9 @@ import torch
 
 from specwire.target import TargetSource
 from tests.support.tiny_gguf import END, write_tiny_gguf
+from verifier_svc.checkpoint import TargetError, load_tokenizer_files, read_config
 from verifier_svc.identity import identity
-from verifier_svc.target import Target, TargetError, load_target, load_tokenizer_files, read_config
+from verifier_svc.target import Target, load_target
 from verifier_svc.unpack import unpacked
 
 

@@ -13,6 +13,9 @@ from specwire.kernels.library import kernels_for, threads
 from specwire.kernels.segment import Segment
 from specwire.kernels.transfer import put
 
+# Scores that are held at a time where torch's operator does not make them.
+_SCORES = 1 << 24
+
 
 class Reach:
     """What each row of a batch attends to, for all layers alike."""
@@ -32,44 +35,71 @@ class Reach:
         # As the kernels take them.
         self.parts = self.prompts + [s for s in segments if not s.prompt]
         self.table = torch.tensor([(s.row, s.count, s.start, s.length) for s in self.parts])
+        #: Keys at most that a row attends to; None where that is only known on the device.
+        self.furthest: int | None = max((s.length + s.count - 1 for s in segments), default=0)
         self._block = block
-        self._masks: dict[Segment, torch.Tensor | None] = {}
+        self._masks: dict[tuple[Segment, int, int | None], torch.Tensor | None] = {}
         self._spans: Spans | None = None
 
     @classmethod
     def recorded(cls, rows: int, spans: Spans) -> Reach:
         """That of `rows` rows whose segments are read from the device as they are by then."""
         reach = cls(())
-        reach.rows, reach._spans = rows, spans
+        reach.rows, reach.furthest, reach._spans = rows, None, spans
         return reach
+
+    def hides(self, window: int | None) -> bool:
+        """Whether a window of so many keys, a row's own among them, hides any from a row."""
+        return window is not None and (self.furthest is None or window < self.furthest)
 
     def spans(self, device: torch.device) -> Spans:
         """The segments on a GPU."""
         if self._spans is None:
             table = span_table(self.segments, self.rows, len(self.segments), 0)
-            keys = max(segment.length + segment.count - 1 for segment in self.segments)
-            self._spans = Spans.of(put(table, device, torch.int32), self.longest, keys)
+            table_there = put(table, device, torch.int32)
+            self._spans = Spans.of(table_there, self.longest, self.furthest or 0)
         return self._spans
 
-    def mask(self, part: Segment, group: int, like: torch.Tensor) -> torch.Tensor | None:
-        """What is added to the scores [group * count, slots] of a segment; None where nothing is.
+    def columns(self, part: Segment, window: int | None) -> range:
+        """The keys of a segment that are read, those that all its rows must not see left out."""
+        last = part.length + part.count - 1
+        first = 0 if window is None else max(0, part.length - window)
+        if self._mask_free(part, window):
+            return range(first, last)
+        return range(first // self._block * self._block, -(-last // self._block) * self._block)
+
+    def mask(
+        self, part: Segment, group: int, like: torch.Tensor, window: int | None = None
+    ) -> torch.Tensor | None:
+        """What is added to the scores [group * count, columns] of a segment; None for nothing.
 
         `group` is how many query heads share a key head.
         """
-        if part not in self._masks:
-            self._masks[part] = self._mask(part, group, like)
-        return self._masks[part]
+        asked = part, group, window
+        if asked not in self._masks:
+            self._masks[asked] = self._mask(part, group, like, window)
+        return self._masks[asked]
 
-    def _mask(self, part: Segment, group: int, like: torch.Tensor) -> torch.Tensor | None:
-        if part.count > 1 and part.length == 1:
-            return None  # causal by itself
+    def _mask_free(self, part: Segment, window: int | None) -> bool:
         last = part.length + part.count - 1
-        width = -(-last // self._block) * self._block
-        if part.count == 1 and width == last:
+        if window is not None and window < last:
+            return False
+        if part.count > 1:
+            return part.length == 1  # causal by itself
+        return last % self._block == 0
+
+    def _mask(
+        self, part: Segment, group: int, like: torch.Tensor, window: int | None
+    ) -> torch.Tensor | None:
+        if self._mask_free(part, window):
             return None
-        rows = torch.arange(part.length, last + 1, device=like.device)
-        hidden = torch.arange(width, device=like.device) >= rows[:, None]
-        mask = like.new_zeros(part.count, width).masked_fill_(hidden, -torch.inf)
+        rows = torch.arange(part.length, part.length + part.count, device=like.device)[:, None]
+        read = self.columns(part, window)
+        keys = torch.arange(read.start, read.stop, device=like.device)
+        hidden = keys >= rows
+        if window is not None:
+            hidden |= keys < rows - window
+        mask = like.new_zeros(part.count, len(read)).masked_fill_(hidden, -torch.inf)
         return mask.repeat(group, 1)
 
 
@@ -79,6 +109,10 @@ def attend(
     values: torch.Tensor,
     reach: Reach,
     scale: float,
+    *,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend packed rows to the slots that they reach.
 
@@ -88,18 +122,33 @@ def attend(
         values: as `keys`.
         reach: of the rows.
         scale: of the scores.
+        window: a row sees so many of its keys at most, the last ones, its own among them.
+        softcap: bounds the scores softly, softcap * tanh(score / softcap).
+        sinks: [heads], a score of each head beside those of the keys, of no value.
 
     Returns [rows, heads, d], contiguous.
     """
     _, heads, d = query.shape
     device = query.device
-    if flash_serves(device, query.dtype, heads, keys.shape[1], d):
-        return flash_attend(query, keys, values, reach.spans(device), scale)
+    if not reach.hides(window):
+        window = None
+    scored = softcap is not None or sinks is not None
+    if not scored and flash_serves(device, query.dtype, heads, keys.shape[1], d):
+        return flash_attend(query, keys, values, reach.spans(device), scale, window)
+    assert reach.segments or not reach.rows, "without FlashAttention, segments must be known"
     out = query.new_empty(reach.rows, heads, d)
-    for part in _attend_by_kernel(query, keys, values, reach, scale, out):
-        mask = reach.mask(part, heads // keys.shape[1], query)
-        rows = slice(part.row, part.row + part.count)
-        out[rows] = _attend(query[rows], keys, values, part, mask, scale)
+    parts = reach.parts
+    if not scored and window is None:
+        parts = _attend_by_kernel(query, keys, values, reach, scale, out)
+    for part in parts:
+        rows, read = slice(part.row, part.row + part.count), reach.columns(part, window)
+        slots = slice(part.start + read.start, part.start + read.stop)
+        asked, pair = query[rows], (keys[slots], values[slots])
+        if scored:
+            out[rows] = _attend_scored(asked, *pair, part, read, scale, window, softcap, sinks)
+        else:
+            mask = reach.mask(part, heads // keys.shape[1], query, window)
+            out[rows] = _attend(asked, *pair, mask, scale)
     return out
 
 
@@ -146,16 +195,13 @@ def _attend(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    part: Segment,
     mask: torch.Tensor | None,
     scale: float,
 ) -> torch.Tensor:
-    """One segment's rows [n, heads, d] by torch's operator."""
+    """One segment's rows [n, heads, d] by torch's operator, keys and values [read, kv_heads, d]."""
     count, heads, d = query.shape
     kv_heads = keys.shape[1]
-    width = part.length + part.count - 1 if mask is None else mask.shape[1]
-    slots = slice(part.start, part.start + width)
-    read = keys[slots].transpose(0, 1)[None], values[slots].transpose(0, 1)[None]
+    read = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
     by_head = query.transpose(0, 1)[None]
     if mask is None and count > 1:
         out = F.scaled_dot_product_attention(
@@ -167,3 +213,45 @@ def _attend(
         out = F.scaled_dot_product_attention(folded, *read, attn_mask=mask, scale=scale)
         out = out.view(1, heads, count, d)
     return out[0].transpose(0, 1)
+
+
+def _attend_scored(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    part: Segment,
+    read: range,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """One segment's rows [n, heads, d] with scores that torch's operator does not make.
+
+    Scores are fp32, as many at a time as memory is lent for.
+    """
+    count, heads, d = query.shape
+    kv_heads, width = keys.shape[1], len(read)
+    key, value = (state.float().transpose(0, 1) for state in (keys, values))
+    places = torch.arange(read.start, read.stop, device=query.device)
+    out = torch.empty_like(query)
+    step = max(1, _SCORES // (heads * width))
+    for first in range(0, count, step):
+        rows = slice(first, min(first + step, count))
+        asked = query[rows].float().view(-1, kv_heads, heads // kv_heads, d).permute(1, 2, 0, 3)
+        scores = asked.flatten(1, 2) @ key.transpose(1, 2) * scale
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        seen = torch.arange(rows.start, rows.stop, device=query.device)[:, None] + part.length
+        hidden = places >= seen
+        if window is not None:
+            hidden |= places < seen - window
+        by_row = scores.view(kv_heads, heads // kv_heads, len(seen), width)
+        by_row.masked_fill_(hidden, -torch.inf)
+        if sinks is not None:
+            beside = sinks.float().view(kv_heads, -1, 1, 1).expand(*by_row.shape[:3], 1)
+            by_row = torch.cat([by_row, beside], -1)
+        shares = by_row.softmax(-1)[..., :width]
+        made = shares.flatten(1, 2) @ value
+        out[rows] = made.view(*by_row.shape[:3], d).permute(2, 0, 1, 3).flatten(1, 2).to(out)
+    return out

@@ -56,16 +56,26 @@ def span_table(segments: Sequence[Segment], rows: int, count: int, spare: int) -
 
 
 def flash_attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, spans: Spans, scale: float
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    spans: Spans,
+    scale: float,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Attend packed rows [rows, heads, d] to pools [slots, kv_heads, d]: [rows, heads, d].
 
-    The keys of a segment lie side by side in the pool, wherever those of the others do. Where no
-    segment has more than one row, each has one.
+    A row sees the last `window` of its keys at most, its own among them. The keys of a segment lie
+    side by side in the pool, wherever those of the others do. Where no segment has more than one
+    row, each has one.
     """
     # Imported here since it brings torch's compiler with it, which takes seconds.
     from torch.nn.attention.varlen import varlen_attn
 
+    # A single row sees all keys, and FlashAttention shares them among more of the device.
+    seen = (-1, 0) if spans.rows > 1 else (-1, -1)
+    if window is not None:
+        seen = window - 1, 0
     out: Any = varlen_attn(
         query,
         keys,
@@ -75,8 +85,7 @@ def flash_attend(
         spans.rows,
         spans.keys,
         scale=scale,
-        # A single row sees all keys, and FlashAttention shares them among more of the device.
-        window_size=(-1, 0) if spans.rows > 1 else (-1, -1),
+        window_size=seen,
         enable_gqa=query.shape[1] > keys.shape[1],
         seqused_k=spans.lengths,
     )
@@ -108,14 +117,16 @@ def _tried(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, 
     query = torch.randn(5, heads, dim, generator=generator).to(device, dtype)
     keys, values = (torch.randn(96, *shape, generator=generator).to(device, dtype) for _ in "kv")
     drafts, single = [Segment(0, 3, 64, 18), Segment(3, 1, 8, 33)], [Segment(0, 1, 64, 18)]
-    for segments, reaches in (
-        (drafts, [(64, 18), (64, 19), (64, 20), (8, 33), (0, 1)]),
-        (single, [(64, 18), (0, 1)]),
+    for segments, reaches, window in (
+        (drafts, [(64, 18), (64, 19), (64, 20), (8, 33), (0, 1)], None),
+        (single, [(64, 18), (0, 1)], None),
+        (drafts, [(77, 5), (78, 5), (79, 5), (36, 5), (0, 1)], 5),
+        (single, [(77, 5), (0, 1)], 5),
     ):
         rows = len(reaches)
         table = torch.tensor(span_table(segments, rows, rows, 0), dtype=torch.int32, device=device)
         spans = Spans.of(table, segments[0].count, 96)
-        got = flash_attend(query[:rows], keys, values, spans, dim**-0.5).float()
+        got = flash_attend(query[:rows], keys, values, spans, dim**-0.5, window).float()
         wanted = torch.empty_like(got)
         for row, (start, length) in enumerate(reaches):
             read = slice(start, start + length)

@@ -13,7 +13,7 @@ from drafter_svc.train.synthesize.prompts import Prompt
 from drafter_svc.train.synthesize.settings import SynthesizeSettings
 from specwire.target import TargetSource
 from tests.support.tiny_llama import CHAT_TEMPLATE
-from verifier_svc.target import load_tokenizer_files
+from verifier_svc.checkpoint import load_tokenizer_files
 
 END = 1
 

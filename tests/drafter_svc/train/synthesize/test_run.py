@@ -24,7 +24,7 @@ from tests.support.ports import free_port
 from tests.support.running_engine import reference_of, target_of
 from tests.support.served_verifier import served_verifier
 from tests.support.tiny_llama import write_tiny_llama
-from verifier_svc.target import load_tokenizer_files
+from verifier_svc.checkpoint import load_tokenizer_files
 
 
 @pytest.fixture

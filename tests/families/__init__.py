@@ -1,0 +1,1 @@
+"""Tiny models with random weights of all families that transformers knows, and what serves them."""

@@ -1,0 +1,145 @@
+"""A target proves itself as it is loaded: what it serves is what its own forward gives.
+
+The model runs a few short texts, each alone, with transformers' own attention, mask and head, and
+the last once more with states off by a rounding behind every part, which tells how far rounding
+leads. What serves runs the same texts side by side, in pieces, with wrong drafts taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+
+from specwire.kernels import Reach, Segment
+from verifier_svc.attention import Unsupported
+from verifier_svc.blocks import BLOCK_SIZE, blocks_for
+from verifier_svc.body import Body, Kept
+from verifier_svc.cache import KVCache
+from verifier_svc.head import Head
+from verifier_svc.reference import SPARE, Reference, Text, far
+from verifier_svc.survey import Survey
+
+# Pieces of a text, by whether they are of its prompt, as long as any of it is left.
+_CUTS = ((13, True), (1, False), (6, False), (2, True), (24, True), (4, False))
+# Rows may be so many times as far off as rounding leads half of them, and of so many side by side
+# a few farther: those that were about to take other experts.
+_FACTOR, _GROUP, _FEW = 1.5, 16, 0.25
+# Scalings of logits by their names in configurations; some families multiply, some divide.
+_SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier_scale")
+
+
+@torch.inference_mode()
+def scale_head(reference: Reference, head: Head, config: Any) -> None:
+    """Let a head multiply its logits as the model does: by the configuration's scale that fits."""
+    named = [getattr(config, name, None) for name in _SCALES]
+    given = [float(value) for value in named if isinstance(value, int | float) and value]
+    wanted = reference.logits.float()
+
+    def off(scale: float) -> float:
+        head.scale = scale
+        return float(far(head.logits(reference.states[-1]), wanted).median())
+
+    head.scale = min([1.0, *given, *(1 / value for value in given)], key=off) if given else 1.0
+
+
+@torch.inference_mode()
+def check_head(reference: Reference, head: Head) -> None:
+    """Compare the head's logits of the model's own states.
+
+    Raises:
+        Unsupported: they differ from the model's own, or their argmax is not the best.
+    """
+    states, wanted = reference.states[-1], reference.logits.float()
+    limit = max(2 * torch.finfo(states.dtype).eps, 1e-4)
+    got = head.logits(states)
+    if got.shape != wanted.shape or not bool((far(got, wanted) <= limit).all()):
+        raise Unsupported("its logits are more than a linear map of its final states")
+    best = got.gather(1, head.argmax(states)[:, None])[:, 0]
+    if not bool((best >= got.amax(-1) - limit * got.abs().amax(-1)).all()):
+        raise Unsupported("its best tokens are not those of the largest logits")
+
+
+@torch.inference_mode()
+def check_states(reference: Reference, body: Body, survey: Survey, layers: Sequence[int]) -> None:
+    """Compare the states of the texts as they are served.
+
+    Raises:
+        Unsupported: they differ by more than rounding.
+    """
+    got = _served(reference.texts, body, survey, tuple(layers), reference.states[0])
+    eps = torch.finfo(reference.states[0].dtype).eps
+    limit = max(_FACTOR * reference.noise, 4 * eps, 1e-4)
+    final = [far(each[1], own) for each, own in zip(got, reference.states, strict=True)]
+    entered = [
+        far(each[0].view_as(own), own).amax(-1)
+        for each, own in zip(got, reference.inputs, strict=True)
+    ]
+    for rows in torch.split(torch.cat(final + entered), _GROUP):
+        # A NaN is never near.
+        if float((rows <= limit).float().mean()) < 1 - _FEW:
+            raise Unsupported(
+                "its states differ from those of its own forward "
+                f"(by {float(rows.amax()):.1e}, where rounding explains {limit:.1e})"
+            )
+
+
+def _served(
+    texts: Sequence[Text], body: Body, survey: Survey, layers: tuple[int, ...], like: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """By text, captured states [rows, width] and final ones of texts run side by side in pieces."""
+    bases = [0]
+    for text in texts:
+        bases.append(bases[-1] + blocks_for(len(text.tokens) + SPARE) * BLOCK_SIZE)
+    cache = KVCache(
+        blocks=bases[-1] // BLOCK_SIZE,
+        layers=len(survey.scorings),
+        kv_heads=survey.kv_heads,
+        head_dim=survey.head_dim,
+        feature_width=len(layers) * like.shape[-1],
+        dtype=like.dtype,
+        device=like.device,
+    )
+    # What was left in the cache by others must not matter.
+    for pool in (*cache.keys, *cache.values):
+        pool.fill_(3.0)
+    final = like.new_empty(bases[-1], like.shape[-1])
+    for rows, segments, kept in _steps(texts, bases):
+        packed = torch.tensor(rows, device=like.device).T.contiguous()
+        reach = Reach(segments, block=BLOCK_SIZE)
+        hidden = body.run(packed, reach, cache, Kept(layers, cache.features, packed[2]))
+        places = torch.tensor(kept, device=like.device)
+        final[packed[2][places]] = hidden[places]
+    spans = [slice(base, base + len(text.tokens)) for base, text in zip(bases, texts, strict=False)]
+    return [(cache.features[span], final[span]) for span in spans]
+
+
+def _steps(
+    texts: Sequence[Text], bases: Sequence[int]
+) -> Iterator[tuple[list[tuple[int, int, int]], list[Segment], list[int]]]:
+    """Batches: token, position and slot of each row; segments; the rows that are no wrong draft."""
+    done = [0] * len(texts)
+    for step in range(max(len(text.tokens) for text in texts)):
+        rows: list[tuple[int, int, int]] = []
+        segments: list[Segment] = []
+        kept: list[int] = []
+        for index, text in enumerate(texts):
+            count, prompt = next(islice(cycle(_CUTS), step + index, None))
+            first, tokens = done[index], text.tokens[done[index] : done[index] + count]
+            if not tokens:
+                continue
+            done[index] += len(tokens)
+            kept += range(len(rows), len(rows) + len(tokens))
+            # Behind the last position there is no room for drafts.
+            spare = 0 if prompt or text.start else SPARE
+            run = (*tokens, *text.tokens[:1] * spare)
+            segments.append(Segment(len(rows), len(run), bases[index], first + 1, prompt))
+            rows += [
+                (token, text.start + first + i, bases[index] + first + i)
+                for i, token in enumerate(run)
+            ]
+        if not rows:
+            return
+        yield rows, segments, kept

@@ -55,7 +55,7 @@ def body_of(
     def same(plain: Body, fast: Body) -> bool:
         return _same(plain, fast, config.vocab_size, positions, room)
 
-    kernel = _tried(lambda: KernelBody.of(module, num_layers, parts, positions))
+    kernel = _tried(lambda: KernelBody.of(module, num_layers, positions))
     if kernel is not None and _tried(lambda: same(parts, kernel)):
         return kernel
     graphs = None

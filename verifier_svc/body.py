@@ -94,24 +94,19 @@ def decoder_layers(module: torch.nn.Module, num_layers: int) -> list[torch.nn.Mo
 
 
 class KernelBody:
-    """A decoder of Llama's form on a CPU, in bf16, as one kernel.
-
-    Batches that reach beyond a layer's window run layer by layer.
-    """
+    """A decoder of Llama's form on a CPU, in bf16, as one kernel."""
 
     sizes: tuple[int, ...] = _WARM
 
-    def __init__(self, decoder: Decoder, width: int, window: int | None, parts: Body) -> None:
-        """Take states' `width`, the narrowest `window` of a layer, and the layers."""
+    def __init__(self, decoder: Decoder, width: int) -> None:
+        """Take the `width` of states."""
         self._decoder = decoder
         self._width = width
-        self._window = window
-        self._parts = parts
         self._memories: WeakKeyDictionary[KVCache, DecoderMemory] = WeakKeyDictionary()
 
     @classmethod
-    def of(cls, module: Any, num_layers: int, parts: Body, positions: int) -> KernelBody | None:
-        """The form of a decoder whose `parts` are fused; None if the kernel cannot run it.
+    def of(cls, module: Any, num_layers: int, positions: int) -> KernelBody | None:
+        """The form of a decoder whose parts are fused; None if the kernel cannot run it.
 
         Sequences have so many `positions` at most.
         """
@@ -136,10 +131,7 @@ class KernelBody:
             final_norm=norm.weight,
             eps=norm.eps,
         )
-        attention: list[Any] = [layer.self_attn for layer in layers]
-        windows = [each.scoring.window for each in attention]
-        window = min((window for window in windows if window is not None), default=None)
-        return cls(Decoder(decoder), len(norm.weight), window, parts)
+        return cls(Decoder(decoder), len(norm.weight))
 
     def run(self, rows: torch.Tensor, reach: Reach, cache: KVCache, kept: Kept) -> torch.Tensor:
         """See `Body`.
@@ -147,8 +139,6 @@ class KernelBody:
         Raises:
             Unsupported: the kernel does not take this shape.
         """
-        if reach.hides(self._window):
-            return self._parts.run(rows, reach, cache, kept)
         if (memory := self._memories.get(cache)) is None:
             memory = self._memories[cache] = DecoderMemory(cache.keys, cache.values)
         captured = _columns(kept.layers, self._width)
@@ -199,7 +189,6 @@ def _layer_weights(layer: Any) -> LayerWeights | None:
         and all(isinstance(norm, FusedNorm) for norm in norms)
         and norms[0].eps == norms[1].eps
         and attention.width % _HEAD_STEP == 0
-        and attention.scoring.plain
     ):
         return None
     linears = (attention.qkv, attention.out, mlp.gate_up, mlp.down)
@@ -209,6 +198,7 @@ def _layer_weights(layer: Any) -> LayerWeights | None:
     if len(tiled) < len(linears) or (any(attention.norms) and len(heads) < 2):
         return None
     qkv, out, gate_up, down = tiled
+    scoring = attention.scoring
     return LayerWeights(
         input_norm=norms[0].weight,
         post_norm=norms[1].weight,
@@ -223,5 +213,8 @@ def _layer_weights(layer: Any) -> LayerWeights | None:
         dim=attention.width,
         eps=norms[0].eps,
         head_eps=heads[0].eps if heads else 0.0,
-        scale=attention.scoring.scale,
+        scale=scoring.scale,
+        window=scoring.window,
+        softcap=scoring.softcap,
+        sinks=None if scoring.sinks is None else scoring.sinks.float().contiguous(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,11 +46,13 @@ def by_rule(
     return out
 
 
-def rows_of(segments: list[Segment]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def rows_of(
+    segments: list[Segment], width: int = WIDTH
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(len(segments))
     count = segments[-1].row + segments[-1].count
     slots = max(s.start + s.length + s.count for s in segments) + 32
-    shapes = (count, HEADS, WIDTH), (slots, KV_HEADS, WIDTH), (slots, KV_HEADS, WIDTH)
+    shapes = (count, HEADS, width), (slots, KV_HEADS, width), (slots, KV_HEADS, width)
     query, keys, values = (torch.randn(*shape, generator=generator) for shape in shapes)
     return query, keys, values
 
@@ -83,6 +86,31 @@ def test_rows_attend_by_the_rule(
     )  # fmt: skip
     wanted = by_rule(query, keys, values, segments, window, softcap, sinks)
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("level", kernels.levels_here())
+@pytest.mark.parametrize(
+    ("window", "softcap", "sunk"),
+    [(None, 2.0, False), (None, None, True), (1, None, False), (70, 0.5, True), (130, None, True)],
+)
+def test_kernels_attend_by_the_rule(
+    window: int | None, softcap: float | None, sunk: bool, level: kernels.Level, dtype: torch.dtype
+) -> None:
+    """Prompts, rows of drafts and single ones, some within one block of keys, some beyond many."""
+    kernels.prepare("auto", level)
+    counts, lengths = [40, 5, 1, 70, 1], [1, 150, 260, 300, 3]
+    parts = segments_of(counts, lengths)
+    segments = [replace(part, prompt=part.count > 30) for part in parts]
+    query, keys, values = (each.to(dtype) for each in rows_of(segments, 32))
+    sinks = torch.linspace(-2, 2, HEADS) if sunk else None
+    got = kernels.attend(
+        query, keys, values, Reach(segments), SCALE, window=window, softcap=softcap, sinks=sinks
+    )
+    kernels.prepare("off")
+    wanted = by_rule(query, keys, values, segments, window, softcap, sinks)
+    near = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    torch.testing.assert_close(got.double(), wanted, **near)
 
 
 @pytest.mark.parametrize("compile", ["auto", "off"])

@@ -18,9 +18,6 @@ from verifier_svc.body import Kept, KernelBody, ModuleBody
 from verifier_svc.cache import KVCache
 from verifier_svc.fuse import fuse
 
-# Its layers run no batch of these tests.
-UNUSED: Any = None
-
 
 @pytest.fixture(autouse=True)
 def compiled() -> Iterator[None]:
@@ -77,7 +74,7 @@ def test_a_kernel_takes_the_steps_of_a_decoder(config: Any, counts: list[int]) -
 
 
 def test_a_kernel_refuses_tokens_and_positions_that_are_not_there() -> None:
-    whole = KernelBody.of(decoder(ATTENTION[0]), 3, UNUSED, 128)
+    whole = KernelBody.of(decoder(ATTENTION[0]), 3, 128)
     assert whole is not None
     cache = cache_of(3)
     for token, position in ((61, 0), (-1, 0), (0, 128), (0, -1)):
@@ -106,7 +103,7 @@ LONG = {
 )
 def test_a_decoder_that_differs_is_left_to_its_layers(config: Any) -> None:
     module = decoder(config)
-    assert KernelBody.of(module, 3, UNUSED, 128) is not None, "by its form it could be one kernel"
+    assert KernelBody.of(module, 3, 128) is not None, "by its form it could be one kernel"
     assert isinstance(body_of(module, 3, 2, 32), ModuleBody)
 
 
@@ -114,10 +111,10 @@ def test_layers_of_which_one_is_hooked_are_no_kernel() -> None:
     module = AutoModel.from_config(LlamaConfig(**HEADS), dtype=torch.bfloat16)
     module.layers[1].mlp.up_proj.register_forward_hook(lambda *_: None)
     fuse(module)
-    assert KernelBody.of(module, 3, UNUSED, 128) is None
+    assert KernelBody.of(module, 3, 128) is None
 
 
-def test_batches_beyond_a_window_run_layer_by_layer() -> None:
+def test_batches_reach_beyond_a_window() -> None:
     config = MistralConfig(**HEADS, sliding_window=7)
     module = decoder(config)
     body = body_of(module, 3, 2, 32)

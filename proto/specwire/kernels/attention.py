@@ -137,10 +137,8 @@ def attend(
         return flash_attend(query, keys, values, reach.spans(device), scale, window)
     assert reach.segments or not reach.rows, "without FlashAttention, segments must be known"
     out = query.new_empty(reach.rows, heads, d)
-    parts = reach.parts
-    if not scored and window is None:
-        parts = _attend_by_kernel(query, keys, values, reach, scale, out)
-    for part in parts:
+    sinks = None if sinks is None else sinks.float().contiguous()
+    for part in _attend_by_kernel(query, keys, values, reach, out, scale, window, softcap, sinks):
         rows, read = slice(part.row, part.row + part.count), reach.columns(part, window)
         slots = slice(part.start + read.start, part.start + read.stop)
         asked, pair = query[rows], (keys[slots], values[slots])
@@ -157,8 +155,11 @@ def _attend_by_kernel(
     keys: torch.Tensor,
     values: torch.Tensor,
     reach: Reach,
-    scale: float,
     out: torch.Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
 ) -> list[Segment]:
     """Write to `out` what the kernel serves; returns what it leaves to torch."""
     kernels: Any = kernels_for(query, keys, values)
@@ -181,9 +182,9 @@ def _attend_by_kernel(
         heads,
         keys.shape[1],
         scale,
-        0,
-        0.0,
-        None,
+        window or 0,
+        softcap or 0.0,
+        None if sinks is None else sinks.data_ptr(),
         out.data_ptr(),
         threads(),
     )
@@ -249,7 +250,7 @@ def _attend_scored(
         by_row = scores.view(kv_heads, heads // kv_heads, len(seen), width)
         by_row.masked_fill_(hidden, -torch.inf)
         if sinks is not None:
-            beside = sinks.float().view(kv_heads, -1, 1, 1).expand(*by_row.shape[:3], 1)
+            beside = sinks.view(kv_heads, -1, 1, 1).expand(*by_row.shape[:3], 1)
             by_row = torch.cat([by_row, beside], -1)
         shares = by_row.softmax(-1)[..., :width]
         made = shares.flatten(1, 2) @ value

@@ -109,8 +109,8 @@ def test_kernels_attend_by_the_rule(
     )
     kernels.prepare("off")
     wanted = by_rule(query, keys, values, segments, window, softcap, sinks)
-    near = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
-    torch.testing.assert_close(got.double(), wanted, **near)
+    near = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(got.double(), wanted, rtol=near, atol=near)
 
 
 @pytest.mark.parametrize("compile", ["auto", "off"])

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from gateway.errors import invalid
+from gateway.forms import name
 from gateway.model import ServedModel
 from gateway.prompts import chat_prompt
 from gateway.schema.common import check_ids
@@ -53,7 +54,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
     else:
         special = body.add_special_tokens is not False
         tokens = await model.tokenizer.encode(body.prompt or "", add_special_tokens=special)
-    strings = [model.tokenizer.token(t) for t in tokens] if body.return_token_strs else None
+    strings = [name(model.tokenizer, token) for token in tokens] if body.return_token_strs else None
     return {
         "count": len(tokens),
         "max_model_len": model.max_len,

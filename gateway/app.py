@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi.middleware import Middleware
@@ -31,7 +32,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app = FastAPI(
         title="Holdcourse",
         summary="OpenAI's API over speculative decoding that never changes a token.",
-        version="0.1.0",
+        version=version("holdcourse"),
         lifespan=lifespan,
         middleware=[
             Middleware(Front, settings=settings),

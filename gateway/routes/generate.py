@@ -63,7 +63,7 @@ def _job(
     top_logprobs: int | None,
     arrived: float,
 ) -> Job:
-    seed = secrets.randbits(64) if body.seed is None else body.seed % 2**64
+    seed = body.fixed_seed
     return Job(
         request.app.state.services,
         model,
@@ -72,6 +72,6 @@ def _job(
         top_logprobs,
         request_id(request),
         session_id(request),
-        seed,
+        secrets.randbits(64) if seed is None else seed,
         arrived,
     )

@@ -1,4 +1,4 @@
-"""GET /healthz, /readyz and /metrics: for operators, without a key."""
+"""Health, metrics and version: for operators and load generators, without a key."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, Response
 
+from gateway.errors import unavailable
 from gateway.services import Services
 
 router = APIRouter()
 
-PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+PATHS = frozenset({"/health", "/healthz", "/metrics", "/ping", "/readyz", "/version"})
 
 
 @router.get("/healthz")
@@ -33,6 +34,23 @@ async def readyz(request: Request) -> JSONResponse:
         "verifiers": {v.address: v.reason for v in services.fleet.verifiers.values()},
     }
     return JSONResponse(body, 200 if reason is None else 503)
+
+
+@router.get("/health")
+@router.get("/ping")
+async def health(request: Request) -> JSONResponse:
+    """Say whether requests can be served now, where vLLM's and SageMaker's clients ask."""
+    services: Services = request.app.state.services
+    reason = services.unready()
+    if reason is not None:
+        raise unavailable(f"{reason[0].upper()}{reason[1:]}.")
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/version")
+async def get_version(request: Request) -> dict[str, str]:
+    """Name the version of the gateway."""
+    return {"version": request.app.version}
 
 
 @router.get("/metrics")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic.config import JsonDict
 
 from gateway.errors import invalid
 from gateway.model import ServedModel
 from gateway.schema.common import Body, GenerationBody, Text, check_top_logprobs
+from gateway.template import RESERVED
+from specwire import limits
 
 
 def _refuse(items: list[Any]) -> list[Any]:
@@ -17,7 +20,23 @@ def _refuse(items: list[Any]) -> list[Any]:
     return items
 
 
-Empty = Annotated[list[Any], AfterValidator(_refuse)]
+_VARIABLES = {"type": "object", "propertyNames": {"not": {"enum": sorted(RESERVED)}}}
+_NEEDS_CONTENT: JsonDict = {
+    "required": ["role"],
+    "if": {"properties": {"role": {"not": {"const": "assistant"}}}},
+    "then": {"required": ["content"], "properties": {"content": {"not": {"type": "null"}}}},
+}
+_EMPTY = {"type": "array", "maxItems": 0}
+Empty = Annotated[list[Any], AfterValidator(_refuse), WithJsonSchema(_EMPTY)]
+
+
+def _free(variables: dict[str, Any]) -> dict[str, Any]:
+    if taken := sorted(RESERVED.intersection(variables)):
+        raise ValueError(f"the name {taken[0]} is reserved")
+    return variables
+
+
+Variables = Annotated[dict[str, Any], AfterValidator(_free), WithJsonSchema(_VARIABLES)]
 
 
 class TextPart(Body):
@@ -30,12 +49,22 @@ class TextPart(Body):
 class Message(Body):
     """One turn of the conversation."""
 
+    model_config = ConfigDict(json_schema_extra=_NEEDS_CONTENT)
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[TextPart]
+    """An assistant that said nothing may leave it out."""
     name: Text | None = None
     # Clients send back what they were given; these were empty.
     annotations: Empty = Field([])
     tool_calls: Empty = Field([])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_nothing(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("role") == "assistant":
+            return {**value, "content": "" if value.get("content") is None else value["content"]}
+        return value
 
     @property
     def text(self) -> str:
@@ -55,9 +84,12 @@ class ChatBody(GenerationBody):
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
+    """Another name of `max_tokens`."""
     logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0)
-    chat_template_kwargs: dict[str, Any] = Field({})
+    top_logprobs: int = Field(0, ge=0, le=limits.MAX_TOP_LOGPROBS)
+    """Only with `logprobs`."""
+    chat_template_kwargs: Variables = Field({})
+    """Further variables of the model's chat template."""
     response_format: ResponseFormat | None = None
     tools: Empty = Field([])
     tool_choice: Literal["none", "auto"] = "auto"

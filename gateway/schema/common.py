@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from gateway.errors import context_exceeded, invalid
 from gateway.model import ServedModel
+from specwire import limits
 from specwire.v1 import verifier_pb2
 
 MAX_STOPS = 16
 MAX_CHOICES = 128
 
+# As keys of objects are written.
+TOKEN_ID = "(0|[1-9][0-9]{0,9})"
+# Characters of a stop string.
+MAX_STOP = 1024
+
 TokenId = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Count = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+
+
+def _inside(allowed: limits.Range) -> Any:
+    """Return the constraint of a field whose numbers must be in the range."""
+    above, least = (allowed.low, None) if allowed.above else (None, allowed.low)
+    return Field(gt=above, ge=least, le=allowed.high, allow_inf_nan=False)
+
+
+Bias = Annotated[float, _inside(limits.LOGIT_BIAS)]
 
 
 def _encodable(text: str) -> str:
@@ -27,21 +51,32 @@ def _encodable(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
+Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP)]
 
 
 def _bias(value: object) -> object:
     if isinstance(value, dict):
-        try:
-            return {int(token): bias for token, bias in value.items()}
-        except ValueError:
-            raise ValueError("keys must be token ids") from None
+        if not all(re.fullmatch(TOKEN_ID, str(token)) for token in value):
+            raise ValueError("keys must be token ids")
+        return {int(token): bias for token, bias in value.items()}
     return value
+
+
+def _biases(schema: dict[str, Any]) -> None:
+    """Say about the keys what JSON Schema says about strings."""
+    schema["propertyNames"] = {"pattern": f"^{TOKEN_ID}$"}
+
+
+# What JSON Schema says about a value, not of it.
+ABOUT = ("title", "description", "default")
 
 
 class Body(BaseModel):
     """A JSON object. null means absent; unknown fields are refused rather than ignored."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -50,11 +85,29 @@ class Body(BaseModel):
             return {key: item for key, item in value.items() if item is not None}
         return value
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Let null stand for what need not be given."""
+        schema = handler(core)
+        own = handler.resolve_ref_schema(schema)
+        needed = own.get("required", [])
+        for name, value in own.get("properties", {}).items():
+            if name not in needed and {"type": "null"} not in value.get("anyOf", ()):
+                about = {key: value.pop(key) for key in ABOUT if key in value}
+                forms = value["anyOf"] if [*value] == ["anyOf"] else [value]
+                own["properties"][name] = {"anyOf": [*forms, {"type": "null"}], **about}
+        return schema
+
 
 class StreamOptions(Body):
-    """How a stream ends."""
+    """What a stream tells beside its text."""
 
     include_usage: bool = False
+    """A last chunk without choices has the usage; the others have null."""
+    continuous_usage_stats: bool = False
+    """With include_usage, every chunk has the usage so far."""
     include_obfuscation: Literal[False] = False
 
 
@@ -69,32 +122,41 @@ class GenerationBody(Body):
     """Sampling, length, stopping and streaming."""
 
     model: str = "default"
+    """The model's name, with or without its owner's; or `default`."""
     stream: bool = False
     stream_options: StreamOptions | None = None
+    """Only with `stream`."""
     n: int = Field(1, ge=1, le=MAX_CHOICES)
+    """Choices for each prompt. Those of a request may be no more than the gateway takes at once."""
     seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
-    """Counted modulo 2^64."""
+    """Same seed, same text. Left out, null or -1: a new random one, which `holdcourse.seed` in the
+    answer tells. Other numbers count modulo 2^64."""
     max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
-    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    """Prompt and output together must fit the model's context."""
+    temperature: Annotated[float, _inside(limits.TEMPERATURE)] = 1.0
+    """Below 0.00001 the likeliest token is drawn, as with 0."""
+    top_p: Annotated[float, _inside(limits.TOP_P)] = 1.0
     top_k: int = Field(0, ge=-1, le=2**32 - 1)
-    min_p: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
-    presence_penalty: Penalty = 0.0
-    frequency_penalty: Penalty = 0.0
-    repetition_penalty: float = Field(1.0, gt=0, le=100, allow_inf_nan=False)
+    """0 and -1 keep all tokens."""
+    min_p: Annotated[float, _inside(limits.MIN_P)] = 0.0
+    presence_penalty: Annotated[float, _inside(limits.PRESENCE_PENALTY)] = 0.0
+    frequency_penalty: Annotated[float, _inside(limits.FREQUENCY_PENALTY)] = 0.0
+    repetition_penalty: Annotated[float, _inside(limits.REPETITION_PENALTY)] = 1.0
     logit_bias: Annotated[
-        dict[TokenId, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]],
+        Annotated[dict[TokenId, Bias], Field(max_length=limits.MAX_BIASES)],
         BeforeValidator(_bias),
-        Field(max_length=1024),
+        Field(json_schema_extra=_biases),
     ] = {}
-    stop: Text | list[Text] = []
-    stop_token_ids: list[TokenId] = Field([], max_length=1024)
+    """Token ids must be below the size of the model's vocabulary, here and elsewhere."""
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] = []
+    stop_token_ids: list[TokenId] = Field([], max_length=limits.MAX_STOP_TOKENS)
     min_tokens: Count = 0
+    """At most as many as the output may have."""
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     return_token_ids: bool = False
     speculation: bool | Speculation = True
-    cache_salt: str = Field("", max_length=256)
+    cache_salt: Text = Field("", max_length=256)
     """Only requests of the same salt reuse each other's cached prompt prefixes."""
     # Accepted and without effect on the output.
     user: str | None = None
@@ -107,10 +169,6 @@ class GenerationBody(Body):
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
-    @property
-    def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
-
     def check(self, model: ServedModel) -> None:
         """Check what pydantic's types cannot say.
 
@@ -120,8 +178,6 @@ class GenerationBody(Body):
         model.check_name(self.model)
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options", "only with stream set to true.")
-        if len(self.stops) > MAX_STOPS or not all(0 < len(stop) <= 1024 for stop in self.stops):
-            raise invalid("stop", f"at most {MAX_STOPS} strings of 1 to 1024 characters.")
         for field, ids in (
             ("logit_bias", self.logit_bias),
             ("stop_token_ids", self.stop_token_ids),
@@ -150,7 +206,8 @@ class GenerationBody(Body):
         """Write the parameters as the verifier takes them."""
         return verifier_pb2.Sampling(
             temperature=self.temperature,
-            top_p=self.top_p,
+            # A smaller one, which fp32 may round to 0, leaves the likeliest token, too.
+            top_p=max(self.top_p, limits.LEAST_FP32),
             top_k=max(self.top_k, 0),
             min_p=self.min_p,
             seed=seed,
@@ -164,6 +221,11 @@ class GenerationBody(Body):
             ignore_eos=self.ignore_eos,
             top_logprobs=top_logprobs,
         )
+
+    @property
+    def fixed_seed(self) -> int | None:
+        """The seed as the verifier counts it; None if one is to be drawn."""
+        return None if self.seed is None or self.seed == -1 else self.seed % 2**64
 
     def drafting(self) -> verifier_pb2.Speculation:
         if isinstance(self.speculation, bool):

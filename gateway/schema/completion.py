@@ -8,12 +8,14 @@ from pydantic import BeforeValidator, Field
 
 from gateway.model import ServedModel
 from gateway.schema.common import GenerationBody, Text, TokenId, check_ids, check_top_logprobs
+from specwire import limits
 
 # As OpenAI's, for a request that names no limit.
 DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 128
 
-Prompt = str | list[int]
+Tokens = Annotated[list[TokenId], Field(min_length=1)]
+Prompts = Annotated[list[Text | Tokens], Field(min_length=1, max_length=MAX_PROMPTS)]
 
 
 def _prompts(value: Any) -> Any:
@@ -29,11 +31,10 @@ class CompletionBody(GenerationBody):
     """Texts to be continued as they are."""
 
     prompt: Annotated[
-        list[Text | Annotated[list[TokenId], Field(min_length=1)]],
-        BeforeValidator(_prompts),
-        Field(min_length=1, max_length=MAX_PROMPTS),
+        Prompts, BeforeValidator(_prompts, json_schema_input_type=Text | Tokens | Prompts)
     ]
-    logprobs: int | None = Field(None, ge=0)
+    """Texts or lists of token ids, one or several."""
+    logprobs: int | None = Field(None, ge=0, le=limits.MAX_TOP_LOGPROBS)
     best_of: Literal[1] = 1
     echo: Literal[False] = False
     suffix: Literal[""] = ""

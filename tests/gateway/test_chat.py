@@ -143,7 +143,7 @@ async def test_parameters_reach_the_verifier(serve: Serve, verifier: FakeVerifie
         await gateway.client.chat.completions.create(
             model="default",
             messages=MESSAGES,
-            seed=-1,
+            seed=-2,
             temperature=0.5,
             top_p=0.75,
             presence_penalty=0.5,
@@ -169,7 +169,7 @@ async def test_parameters_reach_the_verifier(serve: Serve, verifier: FakeVerifie
         await gateway.client.chat.completions.create(model="default", messages=MESSAGES)
     request, plain, default = verifier.requests
     sampling = request.sampling
-    assert sampling.seed == 2**64 - 1
+    assert sampling.seed == 2**64 - 2
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.75, 4)
     assert (sampling.min_p, sampling.repetition_penalty) == (0.25, 1.5)
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -0.5)

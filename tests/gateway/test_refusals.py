@@ -53,7 +53,7 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"x": 1}}, "logit_bias"),
     ({"logit_bias": {"999999": 1}}, "logit_bias"),
     ({"logit_bias": {"1": 101}}, "logit_bias"),
-    ({"stop": [""]}, "stop"),
+    ({"stop": [""]}, "stop[0]"),
     ({"stop": ["a"] * 17}, "stop"),
     ({"stop": 5}, "stop"),
     ({"stop_token_ids": [100_000]}, "stop_token_ids"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.routing import BaseRoute, Match, Route
 
 from gateway.documents import Document
 
@@ -163,6 +164,8 @@ def from_validation(errors: Sequence[Mapping[str, Any]], body: object) -> ApiErr
         case "extra_forbidden":
             return invalid(name, "this field is not supported.")
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if not name:
+        return ApiError(400, f"The body has a name that {message.rstrip('.')}.")
     return invalid(name, f"{message.rstrip('.')}.")
 
 
@@ -172,8 +175,17 @@ def refuse(request: Request, error: ApiError) -> Document:
     return error.response()
 
 
-def install(app: FastAPI) -> None:
-    """Answer every refusal of `app` in OpenAI's shape."""
+def allowed(request: Request, routes: Iterable[BaseRoute], named: str) -> str:
+    """Add to the methods `named` by one route of a path those of the others, and HEAD to GET."""
+    methods = set(named.split(", "))
+    for route in routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+
+
+def install(app: FastAPI, routes: Iterable[BaseRoute]) -> None:
+    """Answer every refusal of `app`, which has these routes, in OpenAI's shape."""
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Document:
@@ -191,8 +203,7 @@ def install(app: FastAPI) -> None:
                 message = f"There is no {request.url.path} here."
             case 405:
                 message = f"{request.method} is not allowed on {request.url.path}."
-                # `Front` answers HEAD wherever GET is.
-                headers["Allow"] = headers["Allow"].replace("GET", "GET, HEAD")
+                headers["Allow"] = allowed(request, routes, headers["Allow"])
             case 413:
                 message = "The body is larger than it may be."
             case _:

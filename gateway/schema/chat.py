@@ -9,7 +9,16 @@ from pydantic.config import JsonDict
 
 from gateway.errors import invalid
 from gateway.model import ServedModel
-from gateway.schema.common import Body, GenerationBody, Text, check_top_logprobs
+from gateway.schema.common import (
+    NEEDS_STREAM,
+    Body,
+    GenerationBody,
+    Off,
+    Text,
+    Whole,
+    check_top_logprobs,
+    needs,
+)
 from gateway.template import RESERVED
 from specwire import limits
 
@@ -63,7 +72,7 @@ class Message(Body):
     @classmethod
     def _say_nothing(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("role") == "assistant":
-            return {**value, "content": "" if value.get("content") is None else value["content"]}
+            return value if value.get("content") is not None else {**value, "content": ""}
         return value
 
     @property
@@ -82,11 +91,20 @@ class ResponseFormat(Body):
 class ChatBody(GenerationBody):
     """A conversation to be continued."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                NEEDS_STREAM,
+                needs("top_logprobs", {"type": "integer", "minimum": 1}, "logprobs"),
+            ]
+        }
+    )
+
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
     """Another name of `max_tokens`."""
     logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0, le=limits.MAX_TOP_LOGPROBS)
+    top_logprobs: Whole = Field(0, ge=0, le=limits.MAX_TOP_LOGPROBS)
     """Only with `logprobs`."""
     chat_template_kwargs: Variables = Field({})
     """Further variables of the model's chat template."""
@@ -96,7 +114,7 @@ class ChatBody(GenerationBody):
     # Accepted and without effect on the output.
     modalities: list[Literal["text"]] | None = None
     parallel_tool_calls: bool | None = None
-    store: Literal[False] = False
+    store: Off = False
 
     def check(self, model: ServedModel) -> None:
         super().check(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -12,8 +12,10 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    WithJsonSchema,
     model_validator,
 )
+from pydantic.config import JsonDict
 from pydantic_core import CoreSchema
 
 from gateway.errors import context_exceeded, invalid
@@ -29,8 +31,15 @@ TOKEN_ID = "(0|[1-9][0-9]{0,9})"
 # Characters of a stop string.
 MAX_STOP = 1024
 
-TokenId = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Count = Annotated[int, Field(ge=0, le=2**32 - 1)]
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 4.0 is the integer 4."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(_whole)]
+TokenId = Count
 
 
 def _inside(allowed: limits.Range) -> Any:
@@ -54,6 +63,26 @@ Text = Annotated[str, AfterValidator(_encodable)]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP)]
 
 
+def _refuse(value: bool) -> bool:
+    if value:
+        raise ValueError("not supported")
+    return value
+
+
+Off = Annotated[bool, AfterValidator(_refuse), WithJsonSchema({"const": False})]
+
+
+def needs(field: str, value: JsonDict, other: str) -> JsonDict:
+    """Say in JSON Schema that such a value needs another field to be true."""
+    return {
+        "if": {"required": [field], "properties": {field: value}},
+        "then": {"required": [other], "properties": {other: {"const": True}}},
+    }
+
+
+NEEDS_STREAM = needs("stream_options", {"type": "object"}, "stream")
+
+
 def _bias(value: object) -> object:
     if isinstance(value, dict):
         if not all(re.fullmatch(TOKEN_ID, str(token)) for token in value):
@@ -72,7 +101,7 @@ ABOUT = ("title", "description", "default")
 
 
 class Body(BaseModel):
-    """A JSON object. null means absent; unknown fields are refused rather than ignored."""
+    """A JSON object. null means absent; unknown fields with values are refused, not ignored."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
@@ -92,6 +121,7 @@ class Body(BaseModel):
         """Let null stand for what need not be given."""
         schema = handler(core)
         own = handler.resolve_ref_schema(schema)
+        own["additionalProperties"] = {"type": "null"}
         needed = own.get("required", [])
         for name, value in own.get("properties", {}).items():
             if name not in needed and {"type": "null"} not in value.get("anyOf", ()):
@@ -108,7 +138,7 @@ class StreamOptions(Body):
     """A last chunk without choices has the usage; the others have null."""
     continuous_usage_stats: bool = False
     """With include_usage, every chunk has the usage so far."""
-    include_obfuscation: Literal[False] = False
+    include_obfuscation: Off = False
 
 
 class Speculation(Body):
@@ -126,17 +156,17 @@ class GenerationBody(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     """Only with `stream`."""
-    n: int = Field(1, ge=1, le=MAX_CHOICES)
+    n: Whole = Field(1, ge=1, le=MAX_CHOICES)
     """Choices for each prompt. Those of a request may be no more than the gateway takes at once."""
-    seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**64)
     """Same seed, same text. Left out, null or -1: a new random one, which `holdcourse.seed` in the
     answer tells. Other numbers count modulo 2^64."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: Whole | None = Field(None, ge=1)
     """Prompt and output together must fit the model's context."""
     temperature: Annotated[float, _inside(limits.TEMPERATURE)] = 1.0
     """Below 0.00001 the likeliest token is drawn, as with 0."""
     top_p: Annotated[float, _inside(limits.TOP_P)] = 1.0
-    top_k: int = Field(0, ge=-1, le=2**32 - 1)
+    top_k: Whole = Field(0, ge=-1, le=2**32 - 1)
     """0 and -1 keep all tokens."""
     min_p: Annotated[float, _inside(limits.MIN_P)] = 0.0
     presence_penalty: Annotated[float, _inside(limits.PRESENCE_PENALTY)] = 0.0

@@ -187,6 +187,17 @@ async def test_parameters_reach_the_verifier(serve: Serve, verifier: FakeVerifie
     assert default.sampling.max_tokens == room, "as many as there is room for"
 
 
+async def test_minus_one_is_a_new_seed_each_time(serve: Serve, verifier: FakeVerifier) -> None:
+    async with serve(verifier) as gateway:
+        for seed in (-1, -1, -2, 2**64 - 2):
+            await gateway.client.chat.completions.create(
+                model="default", messages=MESSAGES, seed=seed
+            )
+    first, second, *others = (request.sampling.seed for request in verifier.requests)
+    assert first != second
+    assert others == [2**64 - 2] * 2
+
+
 async def test_length_is_the_reason_when_max_tokens_ends_it(
     serve: Serve, verifier: FakeVerifier
 ) -> None:
@@ -286,6 +297,17 @@ async def test_token_ids_on_request(
         (
             [{"role": "developer", "content": "d"}, {"role": "user", "content": "a"}],
             "system\nd<|im_end|>\n<|im_start|>user\na",
+        ),
+        (
+            [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": None},
+                {"role": "assistant"},
+                {"role": "user", "content": "c"},
+            ],
+            "user\na<|im_end|>\n"
+            + 2 * "<|im_start|>assistant\n<|im_end|>\n"
+            + "<|im_start|>user\nc",
         ),
         (
             [

@@ -162,7 +162,7 @@ def from_validation(errors: Sequence[Mapping[str, Any]], body: object) -> ApiErr
         case "missing":
             return invalid(name, "this field is required.")
         case "extra_forbidden":
-            return invalid(name, "this field is not supported.")
+            return invalid(name or '""', "this field is not supported.")
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if not name:
         return ApiError(400, f"The body has a name that {message.rstrip('.')}.")

@@ -9,16 +9,9 @@ from pydantic.config import JsonDict
 
 from gateway.errors import invalid
 from gateway.model import ServedModel
-from gateway.schema.common import (
-    NEEDS_STREAM,
-    Body,
-    GenerationBody,
-    Off,
-    Text,
-    Whole,
-    check_top_logprobs,
-    needs,
-)
+from gateway.schema.body import Body
+from gateway.schema.common import NEEDS_STREAM, GenerationBody, check_top_logprobs
+from gateway.schema.fields import Off, Text, Whole, needs
 from gateway.template import RESERVED
 from specwire import limits
 

@@ -2,133 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic.config import JsonDict
-from pydantic_core import CoreSchema
+from pydantic import Field
 
 from gateway.errors import context_exceeded, invalid
 from gateway.model import ServedModel
+from gateway.schema.body import Body
+from gateway.schema.fields import (
+    Biases,
+    Count,
+    Off,
+    Stops,
+    Text,
+    TokenId,
+    Whole,
+    inside,
+    needs,
+)
 from specwire import limits
 from specwire.v1 import verifier_pb2
 
-MAX_STOPS = 16
 MAX_CHOICES = 128
-
-# As keys of objects are written.
-TOKEN_ID = "(0|[1-9][0-9]{0,9})"
-# Characters of a stop string.
-MAX_STOP = 1024
-
-
-def _whole(value: object) -> object:
-    """JSON has one kind of number: 4.0 is the integer 4."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-Count = Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(_whole)]
-TokenId = Count
-
-
-def _inside(allowed: limits.Range) -> Any:
-    """Return the constraint of a field whose numbers must be in the range."""
-    above, least = (allowed.low, None) if allowed.above else (None, allowed.low)
-    return Field(gt=above, ge=least, le=allowed.high, allow_inf_nan=False)
-
-
-Bias = Annotated[float, _inside(limits.LOGIT_BIAS)]
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("a lone surrogate is not text") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP)]
-
-
-def _refuse(value: bool) -> bool:
-    if value:
-        raise ValueError("not supported")
-    return value
-
-
-Off = Annotated[bool, AfterValidator(_refuse), WithJsonSchema({"const": False})]
-
-
-def needs(field: str, value: JsonDict, other: str) -> JsonDict:
-    """Say in JSON Schema that such a value needs another field to be true."""
-    return {
-        "if": {"required": [field], "properties": {field: value}},
-        "then": {"required": [other], "properties": {other: {"const": True}}},
-    }
-
-
 NEEDS_STREAM = needs("stream_options", {"type": "object"}, "stream")
-
-
-def _bias(value: object) -> object:
-    if isinstance(value, dict):
-        if not all(re.fullmatch(TOKEN_ID, str(token)) for token in value):
-            raise ValueError("keys must be token ids")
-        return {int(token): bias for token, bias in value.items()}
-    return value
-
-
-def _biases(schema: dict[str, Any]) -> None:
-    """Say about the keys what JSON Schema says about strings."""
-    schema["propertyNames"] = {"pattern": f"^{TOKEN_ID}$"}
-
-
-# What JSON Schema says about a value, not of it.
-ABOUT = ("title", "description", "default")
-
-
-class Body(BaseModel):
-    """A JSON object. null means absent; unknown fields with values are refused, not ignored."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: item for key, item in value.items() if item is not None}
-        return value
-
-    @classmethod
-    def __get_pydantic_json_schema__(
-        cls, core: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        """Let null stand for what need not be given."""
-        schema = handler(core)
-        own = handler.resolve_ref_schema(schema)
-        own["additionalProperties"] = {"type": "null"}
-        needed = own.get("required", [])
-        for name, value in own.get("properties", {}).items():
-            if name not in needed and {"type": "null"} not in value.get("anyOf", ()):
-                about = {key: value.pop(key) for key in ABOUT if key in value}
-                forms = value["anyOf"] if [*value] == ["anyOf"] else [value]
-                own["properties"][name] = {"anyOf": [*forms, {"type": "null"}], **about}
-        return schema
 
 
 class StreamOptions(Body):
@@ -163,22 +59,18 @@ class GenerationBody(Body):
     answer tells. Other numbers count modulo 2^64."""
     max_tokens: Whole | None = Field(None, ge=1)
     """Prompt and output together must fit the model's context."""
-    temperature: Annotated[float, _inside(limits.TEMPERATURE)] = 1.0
+    temperature: Annotated[float, inside(limits.TEMPERATURE)] = 1.0
     """Below 0.00001 the likeliest token is drawn, as with 0."""
-    top_p: Annotated[float, _inside(limits.TOP_P)] = 1.0
+    top_p: Annotated[float, inside(limits.TOP_P)] = 1.0
     top_k: Whole = Field(0, ge=-1, le=2**32 - 1)
     """0 and -1 keep all tokens."""
-    min_p: Annotated[float, _inside(limits.MIN_P)] = 0.0
-    presence_penalty: Annotated[float, _inside(limits.PRESENCE_PENALTY)] = 0.0
-    frequency_penalty: Annotated[float, _inside(limits.FREQUENCY_PENALTY)] = 0.0
-    repetition_penalty: Annotated[float, _inside(limits.REPETITION_PENALTY)] = 1.0
-    logit_bias: Annotated[
-        Annotated[dict[TokenId, Bias], Field(max_length=limits.MAX_BIASES)],
-        BeforeValidator(_bias),
-        Field(json_schema_extra=_biases),
-    ] = {}
+    min_p: Annotated[float, inside(limits.MIN_P)] = 0.0
+    presence_penalty: Annotated[float, inside(limits.PRESENCE_PENALTY)] = 0.0
+    frequency_penalty: Annotated[float, inside(limits.FREQUENCY_PENALTY)] = 0.0
+    repetition_penalty: Annotated[float, inside(limits.REPETITION_PENALTY)] = 1.0
+    logit_bias: Biases = Field({})
     """Token ids must be below the size of the model's vocabulary, here and elsewhere."""
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] = []
+    stop: Stops = Field([])
     stop_token_ids: list[TokenId] = Field([], max_length=limits.MAX_STOP_TOKENS)
     min_tokens: Count = 0
     """At most as many as the output may have."""

@@ -10,13 +10,10 @@ from gateway.model import ServedModel
 from gateway.schema.common import (
     NEEDS_STREAM,
     GenerationBody,
-    Off,
-    Text,
-    TokenId,
-    Whole,
     check_ids,
     check_top_logprobs,
 )
+from gateway.schema.fields import Off, Text, TokenId, Whole
 from specwire import limits
 
 # As OpenAI's, for a request that names no limit.

@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
+from gateway.schema.body import Body
 from gateway.schema.chat import Message, Variables
-from gateway.schema.common import Body, Text, TokenId
+from gateway.schema.fields import Text, TokenId
 
 
 def _only(field: str) -> dict[str, Any]:

@@ -73,8 +73,8 @@ class ChatTemplate:
                 }
             )
         except jinja2.TemplateError as error:
-            quotable = "the chat template refuses them."
-            raise TemplateError(f"{quotable[:-1]}: {error}", quotable) from error
+            refused = "the chat template refuses them"
+            raise TemplateError(f"{refused}: {error}", f"{refused}.") from error
         except Exception as error:  # whatever an expression of the template may raise
             raise TemplateError("the chat template cannot render them.") from error
 

@@ -118,6 +118,7 @@ def fields(path: str, document: dict[str, Any]) -> dict[str, list[dict[str, Any]
     return {name: forms(schema, document) for name, schema in properties.items()}
 
 
+@pytest.mark.slow
 async def test_limits_are_those_that_are_enforced(
     serve: Serve, verifier: FakeVerifier, document: dict[str, Any]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -10,11 +11,14 @@ from typing import Any, Protocol
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gateway.documents import Document
 from gateway.errors import ApiError, failed
 from gateway.generation import Piece, TokenLogprob
 from gateway.identity import SESSION_HEADER
 from gateway.job import Job
-from gateway.sse import DONE, EventStream, event, to_json, until_gone
+from gateway.schema.common import StreamOptions
+from gateway.sse import DONE, EventStream, event, until_gone
+from gateway.tasks import end
 from specwire import logs
 
 log = logs.get(__name__)
@@ -42,7 +46,7 @@ class Format(Protocol):
 async def answer(request: Request, job: Job, form: Format, identity: str) -> Response:
     """Run `job` and answer as its body asks.
 
-    The status is decided by the first piece: what fails before it is an HTTP error.
+    What fails before a verifier has taken the request is an HTTP error.
     """
     head = {
         "id": identity,
@@ -69,19 +73,22 @@ async def _answer(
     headers = {SESSION_HEADER: job.session_id}
     if not job.body.stream:
         document = await until_gone(request, _collect(job, form, pieces))
-        return Response(
-            to_json({**head, **document}), media_type="application/json", headers=headers
-        )
+        return Document({**head, **document}, headers=headers)
+    events = _events(job, form, head, pieces)
     try:
-        first = await until_gone(request, _first(pieces))
+        await until_gone(request, _begin(events))
     except BaseException:
-        await pieces.aclose()
+        await events.aclose()
         raise
-    return EventStream(_events(job, form, head, first, pieces), headers)
+    return EventStream(events, headers, job.services.settings.keep_alive_s)
 
 
 async def _first(pieces: AsyncGenerator[tuple[int, Piece]]) -> tuple[int, Piece]:
     return await anext(pieces)
+
+
+async def _begin(events: AsyncGenerator[bytes]) -> None:
+    await anext(events)
 
 
 async def _collect(
@@ -106,33 +113,56 @@ async def _collect(
 
 
 async def _events(
+    job: Job, form: Format, head: dict[str, Any], pieces: AsyncGenerator[tuple[int, Piece]]
+) -> AsyncGenerator[bytes]:
+    """Write one chunk a round, then the usage if it is wanted.
+
+    What comes first is empty: from there on, a failure is an event. It waits for a verifier to take
+    the request, but no longer than a stream may be silent.
+    """
+    first = asyncio.create_task(_first(pieces))
+    try:
+        await asyncio.wait({first}, timeout=job.services.settings.keep_alive_s)
+        if first.done():
+            first.result()
+        yield b""
+        async for chunk in _chunks(job, form, head, first, pieces):
+            yield chunk
+    finally:
+        await end([first])
+        await pieces.aclose()
+
+
+async def _chunks(
     job: Job,
     form: Format,
     head: dict[str, Any],
-    first: tuple[int, Piece],
+    first: asyncio.Task[tuple[int, Piece]],
     pieces: AsyncGenerator[tuple[int, Piece]],
 ) -> AsyncGenerator[bytes]:
-    """Write one chunk a round, then the usage if it is wanted."""
-    usage: dict[str, Any] = {"usage": None} if job.body.include_usage else {}
+    options = job.body.stream_options or StreamOptions()
 
     def write(index: int, piece: Piece) -> bytes:
         chunks = form.chunks(index, piece)
         if job.body.return_token_ids and piece.tokens:
             chunks[-1]["token_ids"] = list(piece.tokens)
+        usage: dict[str, Any] = {}
+        if chunks and options.include_usage:
+            usage["usage"] = job.usage() if options.continuous_usage_stats else None
         return b"".join(event({**head, "choices": [choice], **usage}) for choice in chunks)
 
-    async with aclosing(pieces):
-        try:
-            yield write(*first)
-            async for index, piece in pieces:
-                if chunk := write(index, piece):
-                    yield chunk
-            if usage:
-                final = {"usage": job.usage(), "holdcourse": job.report()}
-                yield event({**head, "choices": [], **final})
-        except ApiError as error:
-            yield event(error.body)
-        except Exception:
-            log.exception("stream failed")
-            yield event(failed().body)
+    try:
+        yield write(*await first)
+        async for index, piece in pieces:
+            if chunk := write(index, piece):
+                yield chunk
+        if options.include_usage:
+            final = {"usage": job.usage(), "holdcourse": job.report()}
+            yield event({**head, "choices": [], **final})
+    except ApiError as error:
+        log.info("stream failed", status=error.status, reason=error.reason)
+        yield event(error.body)
+    except Exception:
+        log.exception("stream failed")
+        yield event(failed().body)
     yield DONE

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware import Middleware
@@ -12,8 +14,31 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from gateway import errors
 from gateway.front import Front
 from gateway.routes import generate, models, operations, sessions
+from gateway.routes.operations import PATHS
 from gateway.services import Services
 from gateway.settings import GatewaySettings
+
+
+class DocumentedApp(FastAPI):
+    """Describes itself as it is."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the document, without what FastAPI takes for granted.
+
+        Bodies that do not fit are answered with 400, and keys are checked before the routes.
+        """
+        document = super().openapi()
+        schemas = document["components"]["schemas"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{}, {"key": []}]
+        for path, methods in document["paths"].items():
+            for operation in methods.values():
+                operation["responses"].pop("422", None)
+                if path in PATHS:
+                    operation["security"] = []
+        return document
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
@@ -28,10 +53,11 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         finally:
             await services.close()
 
-    app = FastAPI(
+    app = DocumentedApp(
         title="Holdcourse",
         summary="OpenAI's API over speculative decoding that never changes a token.",
-        version="0.1.0",
+        description="HEAD is answered wherever GET is. A null field counts as left out.",
+        version=version("holdcourse"),
         lifespan=lifespan,
         middleware=[
             Middleware(Front, settings=settings),
@@ -39,7 +65,8 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             Middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_size),
         ],
     )
-    errors.install(app)
-    for module in (generate, models, sessions, operations):
-        app.include_router(module.router)
+    routers = [module.router for module in (generate, models, sessions, operations)]
+    errors.install(app, [route for router in routers for route in router.routes])
+    for router in routers:
+        app.include_router(router)
     return app

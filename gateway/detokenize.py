@@ -28,6 +28,8 @@ class Detokenizer:
         self._skip = len(decode(self._context))
         self._pending: list[int] = []
         self._sent = 0
+        # Characters that are held back, each unfinished one as U+FFFD.
+        self.held = 0
 
     def push(self, token: int) -> str:
         self._pending.append(token)
@@ -36,6 +38,7 @@ class Detokenizer:
         while len(text) - stable < MAX_UNFINISHED and text.endswith(REPLACEMENT, 0, stable):
             stable -= 1
         piece = text[self._sent : stable]
+        self.held = len(text) - stable
         self._sent = max(self._sent, stable)
         if stable == len(text):
             self._pending, self._sent = [], 0
@@ -45,7 +48,7 @@ class Detokenizer:
 
     def flush(self) -> str:
         piece = self._text(self._pending)[self._sent :]
-        self._pending, self._sent = [], 0
+        self._pending, self._sent, self.held = [], 0, 0
         return piece
 
     def _text(self, tokens: list[int]) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import grpc
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.routing import BaseRoute, Match, Route
+
+from gateway.documents import Document
+
+# Characters of a refusal that the log shows.
+MAX_REASON = 300
 
 
 class ApiError(Exception):
@@ -24,13 +29,16 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
+        reason: str | None = None,
     ) -> None:
+        """`reason` stands in the log instead of a message that may quote a prompt."""
         super().__init__(message)
         self.status = status
         self.message = message
         self.param = param
         self.code = code
         self.headers = dict(headers or {})
+        self.reason = (reason or message)[:MAX_REASON]
 
     @property
     def body(self) -> dict[str, Any]:
@@ -43,8 +51,8 @@ class ApiError(Exception):
             }
         }
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status, self.headers)
+    def response(self) -> Document:
+        return Document(self.body, self.status, self.headers)
 
 
 def error_type(status: int) -> str:
@@ -68,9 +76,9 @@ def error_type(status: int) -> str:
             return "server_error"
 
 
-def invalid(param: str, message: str, code: str | None = None) -> ApiError:
+def invalid(param: str, message: str, *, reason: str | None = None) -> ApiError:
     """A field of the request has a value that cannot be served."""
-    return ApiError(400, f"{param}: {message}", param=param, code=code)
+    return ApiError(400, f"{param}: {message}", param=param, reason=reason)
 
 
 def context_exceeded(param: str, prompt: int, asked: int, limit: int) -> ApiError:
@@ -101,7 +109,7 @@ def from_grpc(code: grpc.StatusCode, details: str | None) -> ApiError:
         case grpc.StatusCode.INVALID_ARGUMENT:
             return ApiError(400, sentence)
         case grpc.StatusCode.OUT_OF_RANGE:
-            return ApiError(400, sentence, code="context_length_exceeded")
+            return ApiError(400, sentence, code="logits_not_finite")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
             return overloaded("All verifiers are busy; try again.")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -154,31 +162,50 @@ def from_validation(errors: Sequence[Mapping[str, Any]], body: object) -> ApiErr
         case "missing":
             return invalid(name, "this field is required.")
         case "extra_forbidden":
-            return invalid(name, "this field is not supported.")
+            return invalid(name or '""', "this field is not supported.")
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if not name:
+        return ApiError(400, f"The body has a name that {message.rstrip('.')}.")
     return invalid(name, f"{message.rstrip('.')}.")
 
 
-def install(app: FastAPI) -> None:
-    """Answer every refusal of `app` in OpenAI's shape."""
+def refuse(request: Request, error: ApiError) -> Document:
+    """Answer with an error, and leave its reason for the line in the log."""
+    request.state.refusal = error.reason
+    return error.response()
+
+
+def allowed(request: Request, routes: Iterable[BaseRoute], named: str) -> str:
+    """Add to the methods `named` by one route of a path those of the others, and HEAD to GET."""
+    methods = set(named.split(", "))
+    for route in routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+    return ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+
+
+def install(app: FastAPI, routes: Iterable[BaseRoute]) -> None:
+    """Answer every refusal of `app`, which has these routes, in OpenAI's shape."""
 
     @app.exception_handler(ApiError)
-    async def api_error(_: Request, error: ApiError) -> JSONResponse:
-        return error.response()
+    async def api_error(request: Request, error: ApiError) -> Document:
+        return refuse(request, error)
 
     @app.exception_handler(RequestValidationError)
-    async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
-        return from_validation(error.errors(), error.body).response()
+    async def validation_error(request: Request, error: RequestValidationError) -> Document:
+        return refuse(request, from_validation(error.errors(), error.body))
 
     @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+    async def http_error(request: Request, error: HTTPException) -> Document:
+        headers = dict(error.headers or {})
         match error.status_code:
             case 404:
                 message = f"There is no {request.url.path} here."
             case 405:
                 message = f"{request.method} is not allowed on {request.url.path}."
+                headers["Allow"] = allowed(request, routes, headers["Allow"])
             case 413:
                 message = "The body is larger than it may be."
             case _:
                 message = str(error.detail)
-        return ApiError(error.status_code, message, headers=error.headers).response()
+        return refuse(request, ApiError(error.status_code, message, headers=headers))

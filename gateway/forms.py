@@ -33,6 +33,8 @@ class ChatForm:
         }
 
     def chunks(self, index: int, piece: Piece) -> list[dict[str, Any]]:
+        if piece.empty:
+            return []
         chunks = []
         if index not in self._begun:
             self._begun.add(index)
@@ -59,10 +61,12 @@ class ChatForm:
         return {"content": content, "refusal": None}
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        own = self._tokenizer.token_bytes(token)
+        text = self._tokenizer.token_text(token)
         return {
-            "token": self._tokenizer.token(token),
+            "token": escape(own) if text is None else text,
             "logprob": max(logprob, LEAST_LOGPROB),
-            "bytes": list(self._tokenizer.token_bytes(token)),
+            "bytes": list(own),
         }
 
 
@@ -75,7 +79,6 @@ class CompletionForm:
     def __init__(self, tokenizer: TextTokenizer, logprobs: bool) -> None:
         self._tokenizer = tokenizer
         self._wants_logprobs = logprobs
-        self._offsets: dict[int, int] = {}
 
     def choice(
         self, index: int, text: str, logprobs: list[TokenLogprob], finish_reason: str | None
@@ -83,33 +86,53 @@ class CompletionForm:
         return {
             "index": index,
             "text": text,
-            "logprobs": self._logprobs(index, logprobs),
+            "logprobs": self._logprobs(logprobs),
             "finish_reason": finish_reason,
         }
 
     def chunks(self, index: int, piece: Piece) -> list[dict[str, Any]]:
-        if not (piece.text or piece.tokens or piece.finish_reason):
+        if piece.empty:
             return []
         return [self.choice(index, piece.text, list(piece.logprobs), piece.finish_reason)]
 
-    def _logprobs(self, index: int, logprobs: list[TokenLogprob]) -> dict[str, Any] | None:
+    def _logprobs(self, logprobs: list[TokenLogprob]) -> dict[str, Any] | None:
         if not self._wants_logprobs:
             return None
-        tokens = [self._tokenizer.token(entry.token) for entry in logprobs]
-        offset = self._offsets.get(index, 0)
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token)
-        self._offsets[index] = offset
         return {
-            "tokens": tokens,
+            "tokens": [name(self._tokenizer, entry.token) for entry in logprobs],
             "token_logprobs": [max(entry.logprob, LEAST_LOGPROB) for entry in logprobs],
             "top_logprobs": [self._top(entry) for entry in logprobs],
-            "text_offset": offsets,
+            "text_offset": [self._offset(entry) for entry in logprobs],
         }
 
+    def _offset(self, entry: TokenLogprob) -> int:
+        """Return where in the text a token begins, or the character that it is a part of."""
+        text = self._tokenizer.token_text(entry.token)
+        return entry.begin if text is None else max(entry.begin, entry.end - len(text))
+
     def _top(self, entry: TokenLogprob) -> dict[str, float]:
-        """The drawn token is always among the alternatives."""
-        pairs = (*entry.top, (entry.token, entry.logprob))
-        return {self._tokenizer.token(t): max(value, LEAST_LOGPROB) for t, value in pairs}
+        """The drawn token is always among the alternatives, and each of them has its own key.
+
+        Of several tokens of one text, which many vocabularies have, only one can be named by it.
+        """
+        names: dict[str, int] = {name(self._tokenizer, entry.token): entry.token}
+        top: dict[str, float] = {}
+        for token, value in (dict(entry.top) | {entry.token: entry.logprob}).items():
+            key = name(self._tokenizer, token)
+            if names.setdefault(key, token) != token:
+                key = f"token_id:{token}"
+            top[key] = max(value, LEAST_LOGPROB)
+        return top
+
+
+def name(tokenizer: TextTokenizer, token: int) -> str:
+    r"""Write a token as OpenAI's completions do: as text, parts of characters `bytes:\xf0\x9f`."""
+    text = tokenizer.token_text(token)
+    return f"bytes:{escape(tokenizer.token_bytes(token))}" if text is None else text
+
+
+def escape(part: bytes) -> str:
+    r"""Write bytes that are no whole characters: `\xf0\x9f`, ASCII as it is."""
+    return "".join(
+        chr(byte) if 0x20 <= byte < 0x7F and byte != 0x5C else f"\\x{byte:02x}" for byte in part
+    )

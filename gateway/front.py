@@ -1,4 +1,7 @@
-"""What every request passes first: its id, its key, its size, and a line in the log."""
+"""What every request passes first: its id, its key, its size, and a line in the log.
+
+HEAD goes on as GET; the server leaves out the body.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import time
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import ApiError, failed
+from gateway.errors import ApiError, failed, refuse
 from gateway.identity import REQUEST_HEADER, check_key, read_request_id
 from gateway.routes.operations import PATHS
 from gateway.settings import GatewaySettings
@@ -40,6 +44,7 @@ class Front:
         structlog.contextvars.bind_contextvars(request_id=identity)
         began = time.monotonic()
         status = CLIENT_GONE
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
 
         async def send_named(message: Message) -> None:
             nonlocal status
@@ -54,17 +59,17 @@ class Front:
                 check_key(headers, self._settings.api_keys)
             self._check_size(headers)
         except ApiError as error:
-            await error.response()(scope, receive, send_named)
+            await refuse(Request(scope), error)(scope, receive, send_named)
         else:
             try:
-                await self._app(scope, receive, send_named)
+                await self._app(inner, receive, send_named)
             except ClientGoneError:
                 pass
             except Exception:
                 log.exception("request failed")
                 if status != CLIENT_GONE:
                     raise
-                await failed().response()(scope, receive, send_named)
+                await refuse(Request(scope), failed())(scope, receive, send_named)
         finally:
             log.log(
                 10 if operational else 20,
@@ -73,6 +78,7 @@ class Front:
                 path=scope["path"],
                 status=status,
                 ms=round(1000 * (time.monotonic() - began), 1),
+                **refusal(scope),
             )
 
     def _check_size(self, headers: Headers) -> None:
@@ -80,3 +86,9 @@ class Front:
         limit = self._settings.max_body_size
         if length.isdigit() and int(length) > limit:
             raise ApiError(413, f"The body has {length} bytes, at most {limit} are read.")
+
+
+def refusal(scope: Scope) -> dict[str, str]:
+    """Why the request was refused, for the log; empty if it was not."""
+    reason = scope["state"].get("refusal")
+    return {} if reason is None else {"refusal": reason}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gateway.detokenize import Detokenizer
@@ -18,11 +18,17 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A drawn token and the likeliest ones in its place, best first."""
+    """A drawn token and the likeliest ones in its place, best first.
+
+    `begin` counts the whole characters of the text before the token. `end` counts all characters
+    with it, unfinished ones as U+FFFD.
+    """
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    begin: int = 0
+    end: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,11 @@ class Piece:
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether it only tells that the request is being worked on."""
+        return not (self.text or self.tokens or self.finish_reason)
 
 
 class Generation:
@@ -57,6 +68,8 @@ class Generation:
         self._detokenizer = detokenizer
         self._stops = stops
         self._next_number = 0
+        # Characters of the text, unfinished ones left out.
+        self._length = 0
         # Of streams that are over, and of the one that runs.
         self._over = Spent()
         self._running = Spent()
@@ -114,7 +127,8 @@ class Generation:
         if known < 0:
             raise DataLoss(f"{-known} tokens are missing.")
         ids = tokens.ids[known:]
-        logprobs = _logprobs(tokens)[known:] if tokens.HasField("logprobs") else ()
+        given = _logprobs(tokens)[known:] if tokens.HasField("logprobs") else []
+        logprobs: list[TokenLogprob] = []
         self._running.add(Spent.of_round(tokens))
         text = ""
         taken = 0
@@ -124,12 +138,17 @@ class Generation:
             self.output.append(token)
             if self._ended:
                 break
+            new = self._detokenizer.push(token)
+            if given:
+                begin, end = self._length, self._length + len(new) + self._detokenizer.held
+                logprobs.append(replace(given[taken], begin=begin, end=end))
             taken += 1
-            text += self._show(self._detokenizer.push(token))
+            self._length += len(new)
+            text += self._show(new)
             if self._stops.found:
                 self.finish_reason = "stop"
                 break
-        return Piece(text, tuple(ids[:taken]), tuple(logprobs[:taken]), self.finish_reason)
+        return Piece(text, tuple(ids[:taken]), tuple(logprobs), self.finish_reason)
 
     def _show(self, text: str) -> str:
         if len(self.output) <= self._min_tokens:

@@ -22,7 +22,8 @@ async def chat_prompt(
     """Render a conversation and tokenize it. The template writes the special tokens itself.
 
     Raises:
-        ApiError: 400, the model has no template or its template refuses the messages.
+        ApiError: 400, the model has no template, its template refuses the messages, or what it
+            wrote of the variables is no text.
     """
     if model.template is None:
         raise invalid("messages", "this model has no chat template; use /v1/completions.")
@@ -37,7 +38,12 @@ async def chat_prompt(
             chat, add_generation_prompt=add_generation_prompt, variables=variables
         )
     except TemplateError as error:
-        raise invalid("messages", str(error)) from error
+        raise invalid("messages", str(error), reason=f"messages: {error.quotable}") from error
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # The messages have been checked.
+        raise invalid("chat_template_kwargs", "a lone surrogate is not text.") from None
     return await model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 

@@ -115,6 +115,10 @@ class Runner:
         call = verifier.generate(request, max(0.0, self.deadline - time.monotonic()))
         verifier.running += 1
         try:
+            # It has taken the request, although its first token may be long in coming.
+            await call.initial_metadata()
+            if not call.done():
+                yield Piece()
             async for frame in call:
                 yield generation.receive(frame)
         except asyncio.CancelledError:

@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from gateway.app import create_app
+from gateway.connection import Connection
 from gateway.services import Services
 from gateway.settings import GatewaySettings
 from specwire import logs
@@ -53,13 +54,12 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(settings: GatewaySettings, listener: socket.socket) -> None:
-    """Serve on `listener` until a signal comes."""
-    app = create_app(settings)
-    config = uvicorn.Config(
+def configure(app: FastAPI) -> uvicorn.Config:
+    """How `app` is served."""
+    return uvicorn.Config(
         app,
         loop="uvloop",
-        http="httptools",
+        http=Connection,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -69,7 +69,12 @@ def serve(settings: GatewaySettings, listener: socket.socket) -> None:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=1,
     )
-    server = Server(config, app, settings.drain_grace_s)
+
+
+def serve(settings: GatewaySettings, listener: socket.socket) -> None:
+    """Serve on `listener` until a signal comes."""
+    app = create_app(settings)
+    server = Server(configure(app), app, settings.drain_grace_s)
     host, port = listener.getsockname()[:2]
     log.info("serving", host=host, port=port, verifiers=settings.verifiers)
     server.run(sockets=[listener])

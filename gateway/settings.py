@@ -51,6 +51,9 @@ class GatewaySettings(Settings):
     )
     session_ttl_s: Seconds = setting(3600.0, "Seconds that an idle session is remembered.")
     request_timeout_s: Seconds = setting(600.0, "Seconds that a request may take.")
+    keep_alive_s: Seconds = setting(
+        10.0, "Seconds without a token after which a stream gets a comment."
+    )
     failover_timeout_s: Seconds = setting(
         120.0, "Seconds that a running generation waits for a verifier to take it over."
     )

@@ -25,7 +25,14 @@ SPECIAL_TOKENS = (
 
 
 class TemplateError(ValueError):
-    """A template that is missing or broken, or that refuses the messages."""
+    """A template that is missing or broken, or that refuses the messages.
+
+    `quotable` is the same without the template's words, which may be those of the messages.
+    """
+
+    def __init__(self, message: str, quotable: str | None = None) -> None:
+        super().__init__(message)
+        self.quotable = quotable or message
 
 
 class ChatTemplate:
@@ -48,6 +55,8 @@ class ChatTemplate:
     ) -> str:
         """Write `messages` as the prompt that the model was trained on.
 
+        `variables` are for the template alone; those in `RESERVED` are not taken from there.
+
         Raises:
             TemplateError: the template refuses these messages.
         """
@@ -55,17 +64,18 @@ class ChatTemplate:
         try:
             return self._template.render(
                 {
+                    **(variables or {}),
                     "messages": chat,
                     "tools": None,
                     "documents": None,
                     "add_generation_prompt": add_generation_prompt,
                     **self._special_tokens,
-                    **(variables or {}),
                 }
             )
         except jinja2.TemplateError as error:
-            raise TemplateError(f"the chat template refuses them: {error}") from error
-        except (TypeError, ValueError, KeyError, ArithmeticError) as error:
+            refused = "the chat template refuses them"
+            raise TemplateError(f"{refused}: {error}", f"{refused}.") from error
+        except Exception as error:  # whatever an expression of the template may raise
             raise TemplateError("the chat template cannot render them.") from error
 
 
@@ -151,3 +161,16 @@ def _to_json(
 
 def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
+
+
+# Names that mean something in every template already.
+RESERVED = frozenset(
+    {
+        "messages",
+        "tools",
+        "documents",
+        "add_generation_prompt",
+        *SPECIAL_TOKENS,
+        *_environment().globals,
+    }
+)

@@ -47,12 +47,15 @@ class TextTokenizer:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
-    def token(self, token: int) -> str:
-        """Return the text of one token alone."""
-        return self.decode([token], skip_special_tokens=False)
+    def token_text(self, token: int) -> str | None:
+        """Return the text of one token; None if its bytes are no whole characters."""
+        try:
+            return self.token_bytes(token).decode()
+        except UnicodeDecodeError:
+            return None
 
     def token_bytes(self, token: int) -> bytes:
-        """Return the bytes of one token, which need not be whole characters."""
+        """Return the bytes that one token has within a text."""
         piece: str | None = self._tokenizer.id_to_token(token)
         if piece is None:
             return b""
@@ -64,12 +67,18 @@ class TextTokenizer:
             return bytes.fromhex(piece[3:5])
         if "ByteFallback" in self._kinds:
             return piece.replace("\u2581", " ").encode()
-        return self.token(token).encode()
+        # Decoders of other kinds drop or add spaces at the beginning of a text.
+        whole = self.decode([*self.letter, token], skip_special_tokens=False)
+        return whole.removeprefix(self._letter_text).encode()
 
     @cached_property
     def letter(self) -> list[int]:
         """Tokens of a text that begins with a letter: a context for `Detokenizer`."""
         return list(self._tokenizer.encode("a", add_special_tokens=False).ids)
+
+    @cached_property
+    def _letter_text(self) -> str:
+        return self.decode(self.letter, skip_special_tokens=False)
 
     @cached_property
     def _added(self) -> frozenset[int]:

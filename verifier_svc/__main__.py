@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from importlib.metadata import version
 
-from specwire import logs, serving
+from specwire import limits, logs, serving
 from specwire.apart import apart
 from specwire.v1 import verifier_pb2 as pb
 from specwire.v1.verifier_pb2_grpc import add_VerifierServiceServicer_to_server
@@ -22,7 +22,6 @@ from verifier_svc.drafters import drafter_port
 from verifier_svc.follower import follow
 from verifier_svc.metrics import Metrics
 from verifier_svc.ranks import Ranks
-from verifier_svc.requests import MAX_TOP_LOGPROBS
 from verifier_svc.service import VerifierServicer
 from verifier_svc.settings import VerifierSettings
 from verifier_svc.target import Target
@@ -99,7 +98,7 @@ def describe(settings: VerifierSettings, target: Target, files: list[str]) -> pb
         num_layers=target.num_layers,
         max_model_len=model_length(settings, target),
         max_sequences=settings.max_sequences,
-        max_top_logprobs=MAX_TOP_LOGPROBS,
+        max_top_logprobs=limits.MAX_TOP_LOGPROBS,
         max_draft_tokens=settings.max_draft_tokens,
         eos_token_ids=sorted(target.eos_token_ids),
         tokenizer_files=files,

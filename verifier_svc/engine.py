@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 Outbox = list[tuple[int, Event]]
 
+_NOT_FINITE = "The target's logits are not finite."
+
 
 @dataclass(frozen=True, slots=True)
 class Submit:
@@ -226,7 +228,7 @@ class Engine:
         drawn = self._accept_drafts(sequences, best, logits)
         for sequence, accepted in zip(sequences, drawn, strict=True):
             if accepted is None:
-                self._fail(sequence, "The target's logits are not finite.")
+                self._fail(sequence, Failed(_NOT_FINITE, elsewhere=False))
             else:
                 self._accept(sequence, accepted)
 
@@ -262,10 +264,10 @@ class Engine:
 
     def _fail_running(self, reason: str) -> None:
         for sequence in self._scheduler.running:
-            self._fail(sequence, reason)
+            self._fail(sequence, Failed(reason))
 
-    def _fail(self, sequence: Sequence, reason: str) -> None:
-        self._emit(sequence, Failed(reason))
+    def _fail(self, sequence: Sequence, event: Failed) -> None:
+        self._emit(sequence, event)
         self._forget([sequence.id], failed=True)
 
     def _account_wait(self, now: float) -> None:

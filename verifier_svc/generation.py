@@ -161,9 +161,13 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The last event of a generation that could not go on; one sentence says why."""
+    """The last event of a generation that could not go on; one sentence says why.
+
+    `elsewhere`: another engine may do better. Otherwise the request itself is the cause.
+    """
 
     reason: str
+    elsewhere: bool = True
 
 
 Event = Emitted | Finished | Failed | CapturedRows | Read

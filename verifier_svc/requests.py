@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
+from specwire import limits
 from specwire.errors import InvalidRequest
 from specwire.v1 import verifier_pb2 as pb
 from verifier_svc.generation import Generation, Sampling
-
-MAX_TOP_LOGPROBS = 20
-_MAX_BIASES = 1024
-_MAX_STOP_TOKENS = 64
-# Logits divided by less can overflow. 1e-5 passes, which fp32 stores as a little less.
-_LEAST_TEMPERATURE = 0.999e-5
 
 
 def decode(
@@ -56,7 +49,7 @@ def decode(
 def _decode_sampling(request: pb.GenerateRequest, vocab_size: int, room: int) -> Sampling:
     given = request.sampling
     sampling = Sampling(
-        temperature=given.temperature if given.HasField("temperature") else 1.0,
+        temperature=_temperature(given),
         top_p=given.top_p if given.HasField("top_p") else 1.0,
         top_k=given.top_k,
         min_p=given.min_p,
@@ -73,36 +66,41 @@ def _decode_sampling(request: pb.GenerateRequest, vocab_size: int, room: int) ->
         ignore_eos=given.ignore_eos,
         top_logprobs=given.top_logprobs if given.HasField("top_logprobs") else None,
     )
-    _check_range("temperature", sampling.temperature, 0, 100)
-    if 0 < sampling.temperature < _LEAST_TEMPERATURE:
-        raise InvalidRequest(
-            f"temperature: must be 0 or at least 1e-05, {sampling.temperature:g} was given."
-        )
-    _check_range("top_p", sampling.top_p, 0, 1, above=True)
-    _check_range("min_p", sampling.min_p, 0, 1)
-    _check_range("repetition_penalty", sampling.repetition_penalty, 0, 100, above=True)
-    _check_range("presence_penalty", sampling.presence_penalty, -2, 2)
-    _check_range("frequency_penalty", sampling.frequency_penalty, -2, 2)
+    _check_range("temperature", given.temperature, limits.TEMPERATURE)
+    _check_range("top_p", sampling.top_p, limits.TOP_P)
+    _check_range("min_p", sampling.min_p, limits.MIN_P)
+    _check_range("repetition_penalty", sampling.repetition_penalty, limits.REPETITION_PENALTY)
+    _check_range("presence_penalty", sampling.presence_penalty, limits.PRESENCE_PENALTY)
+    _check_range("frequency_penalty", sampling.frequency_penalty, limits.FREQUENCY_PENALTY)
     for bias in sampling.logit_bias.values():
-        _check_range("logit_bias", bias, -100, 100)
-    _check_range("max_tokens", sampling.max_tokens, 1, math.inf)
-    _check_range("min_tokens", sampling.min_tokens, 0, sampling.max_tokens)
-    _check_range("top_logprobs", sampling.top_logprobs or 0, 0, MAX_TOP_LOGPROBS)
-    if len(sampling.logit_bias) > _MAX_BIASES:
-        raise InvalidRequest(f"logit_bias: at most {_MAX_BIASES} tokens.")
-    if len(sampling.stop_token_ids) > _MAX_STOP_TOKENS:
-        raise InvalidRequest(f"stop_token_ids: at most {_MAX_STOP_TOKENS}.")
+        _check_range("logit_bias", bias, limits.LOGIT_BIAS)
+    if not sampling.max_tokens:
+        raise InvalidRequest("max_tokens: must be at least 1, 0 was given.")
+    _check_count("min_tokens", sampling.min_tokens, sampling.max_tokens)
+    _check_count("top_logprobs", sampling.top_logprobs or 0, limits.MAX_TOP_LOGPROBS)
+    if len(sampling.logit_bias) > limits.MAX_BIASES:
+        raise InvalidRequest(f"logit_bias: at most {limits.MAX_BIASES} tokens.")
+    if len(sampling.stop_token_ids) > limits.MAX_STOP_TOKENS:
+        raise InvalidRequest(f"stop_token_ids: at most {limits.MAX_STOP_TOKENS}.")
     _check_ids("logit_bias", tuple(sampling.logit_bias), vocab_size)
     _check_ids("stop_token_ids", tuple(sampling.stop_token_ids), vocab_size)
     return sampling
 
 
-def _check_range(field: str, value: float, low: float, high: float, *, above: bool = False) -> None:
-    # Written so that NaN fails.
-    if not ((low < value if above else low <= value) and value <= high):
-        lower = "above" if above else "at least"
-        upper = "" if high == math.inf else f" and at most {high:g}"
-        raise InvalidRequest(f"{field}: must be {lower} {low:g}{upper}, {value:g} was given.")
+def _temperature(given: pb.Sampling) -> float:
+    temperature = given.temperature if given.HasField("temperature") else 1.0
+    tiny = 0 < temperature < limits.as_fp32(limits.LEAST_TEMPERATURE)
+    return 0.0 if tiny else temperature
+
+
+def _check_range(field: str, value: float, allowed: limits.Range) -> None:
+    if not allowed.admits(value):
+        raise InvalidRequest(f"{field}: must be {allowed}, {value:g} was given.")
+
+
+def _check_count(field: str, value: int, most: int) -> None:
+    if value > most:
+        raise InvalidRequest(f"{field}: must be at least 0 and at most {most}, {value} was given.")
 
 
 def _check_ids(field: str, ids: tuple[int, ...], vocab_size: int) -> None:

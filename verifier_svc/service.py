@@ -10,7 +10,7 @@ from typing import Any
 import grpc.aio
 
 from specwire.codec import SOURCES
-from specwire.errors import Incompatible, Overloaded, Unavailable
+from specwire.errors import Incompatible, NotFinite, Overloaded, Unavailable
 from specwire.round import Numbering
 from specwire.tensor import pack_floats
 from specwire.v1 import verifier_pb2 as pb
@@ -90,11 +90,13 @@ class VerifierServicer(VerifierServiceServicer):
         numbers = Numbering(0)
         outcome = "cancelled"
         try:
+            # Tells the client that it is no longer refused, long before a token comes.
+            await context.send_initial_metadata(())
             while True:
                 event = await events.get()
                 if isinstance(event, Failed):
                     outcome = "failed"
-                    raise Unavailable(event.reason)
+                    raise (Unavailable if event.elsewhere else NotFinite)(event.reason)
                 assert isinstance(event, Emitted | Finished), "states answer documents only"
                 if isinstance(event, Finished):
                     outcome = event.reason.value

@@ -14,7 +14,9 @@ from gateway.forms import ChatForm, CompletionForm
 from gateway.identity import request_id, session_id
 from gateway.job import Job, Prompt
 from gateway.model import ServedModel
+from gateway.openapi import SESSION, generated
 from gateway.prompts import chat_prompt, text_prompt
+from gateway.schema.answers import ChatCompletion, TextCompletion
 from gateway.schema.chat import ChatBody
 from gateway.schema.common import GenerationBody
 from gateway.schema.completion import CompletionBody
@@ -23,7 +25,7 @@ from gateway.services import Services
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=generated(ChatCompletion), openapi_extra=SESSION)
 async def chat(body: ChatBody, request: Request) -> Response:
     """Continue a conversation."""
     arrived = time.monotonic()
@@ -38,7 +40,7 @@ async def chat(body: ChatBody, request: Request) -> Response:
     return await answer(request, job, form, f"chatcmpl-{uuid4().hex}")
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=generated(TextCompletion), openapi_extra=SESSION)
 async def complete(body: CompletionBody, request: Request) -> Response:
     """Continue texts."""
     arrived = time.monotonic()
@@ -63,7 +65,7 @@ def _job(
     top_logprobs: int | None,
     arrived: float,
 ) -> Job:
-    seed = secrets.randbits(64) if body.seed is None else body.seed % 2**64
+    seed = body.fixed_seed
     return Job(
         request.app.state.services,
         model,
@@ -72,6 +74,6 @@ def _job(
         top_logprobs,
         request_id(request),
         session_id(request),
-        seed,
+        secrets.randbits(64) if seed is None else seed,
         arrived,
     )

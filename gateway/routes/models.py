@@ -7,13 +7,18 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from gateway.errors import invalid
+from gateway.forms import name
 from gateway.model import ServedModel
+from gateway.openapi import refusals
 from gateway.prompts import chat_prompt
+from gateway.schema.answers import Detokenized, ModelCard, ModelList, Tokenized
 from gateway.schema.common import check_ids
 from gateway.schema.tokens import DetokenizeBody, TokenizeBody
 from gateway.services import Services
 
 router = APIRouter()
+
+_REFUSALS = refusals(400, 401, 404, 413, 500, 503)
 
 
 def _model(request: Request) -> ServedModel:
@@ -21,13 +26,15 @@ def _model(request: Request) -> ServedModel:
     return services.fleet.model
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", response_model=ModelList, responses=refusals(401, 500, 503))
 async def list_models(request: Request) -> dict[str, Any]:
     """List the one model that is served."""
     return {"object": "list", "data": [_model(request).card()]}
 
 
-@router.get("/v1/models/{name:path}")
+@router.get(
+    "/v1/models/{name:path}", response_model=ModelCard, responses=refusals(401, 404, 500, 503)
+)
 async def get_model(name: str, request: Request) -> dict[str, Any]:
     """Describe the model, under any of its names."""
     model = _model(request)
@@ -35,7 +42,7 @@ async def get_model(name: str, request: Request) -> dict[str, Any]:
     return model.card()
 
 
-@router.post("/tokenize")
+@router.post("/tokenize", response_model=Tokenized, responses=_REFUSALS)
 async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
     """Turn a text or a conversation into the tokens that a generation would start from."""
     model = _model(request)
@@ -53,7 +60,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
     else:
         special = body.add_special_tokens is not False
         tokens = await model.tokenizer.encode(body.prompt or "", add_special_tokens=special)
-    strings = [model.tokenizer.token(t) for t in tokens] if body.return_token_strs else None
+    strings = [name(model.tokenizer, token) for token in tokens] if body.return_token_strs else None
     return {
         "count": len(tokens),
         "max_model_len": model.max_len,
@@ -62,7 +69,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
     }
 
 
-@router.post("/detokenize")
+@router.post("/detokenize", response_model=Detokenized, responses=_REFUSALS)
 async def detokenize(body: DetokenizeBody, request: Request) -> dict[str, str]:
     """Write tokens as text, special ones included."""
     model = _model(request)

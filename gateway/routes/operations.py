@@ -1,4 +1,4 @@
-"""GET /healthz, /readyz and /metrics: for operators, without a key."""
+"""Health, metrics and version: for operators and load generators, without a key."""
 
 from __future__ import annotations
 
@@ -6,22 +6,29 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from gateway.errors import unavailable
+from gateway.openapi import refusals
+from gateway.schema.answers import Health, Readiness, Version
 from gateway.services import Services
 
 router = APIRouter()
 
-PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+PATHS = frozenset({"/health", "/healthz", "/metrics", "/ping", "/readyz", "/version"})
 
 
-@router.get("/healthz")
+@router.get("/healthz", response_model=Health)
 async def healthz() -> dict[str, str]:
     """Answer as long as the process works."""
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.get(
+    "/readyz",
+    response_model=Readiness,
+    responses={503: {"model": Readiness, "description": "Requests may not come here."}},
+)
 async def readyz(request: Request) -> JSONResponse:
     """Say whether requests may come here, and if not, why."""
     services: Services = request.app.state.services
@@ -35,7 +42,24 @@ async def readyz(request: Request) -> JSONResponse:
     return JSONResponse(body, 200 if reason is None else 503)
 
 
-@router.get("/metrics")
+@router.get("/health", response_model=Health, responses=refusals(503))
+@router.get("/ping", response_model=Health, responses=refusals(503))
+async def health(request: Request) -> dict[str, str]:
+    """Say whether requests can be served now, where vLLM's and SageMaker's clients ask."""
+    services: Services = request.app.state.services
+    reason = services.unready()
+    if reason is not None:
+        raise unavailable(f"{reason[0].upper()}{reason[1:]}.")
+    return {"status": "ok"}
+
+
+@router.get("/version", response_model=Version)
+async def get_version(request: Request) -> dict[str, str]:
+    """Name the version of the gateway."""
+    return {"version": request.app.version}
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Show the metrics as Prometheus reads them."""
     services: Services = request.app.state.services

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 
 from gateway.errors import ApiError
 from gateway.identity import check_session_id
+from gateway.openapi import ID_SCHEMA, refusals
+from gateway.schema.answers import SessionCard, SessionDeleted
 from gateway.services import Services
 from gateway.sessions import document
 
 router = APIRouter()
+
+SessionId = Annotated[str, Path(json_schema_extra={"pattern": ID_SCHEMA["pattern"]})]
+_REFUSALS = refusals(400, 401, 404, 500)
 
 
 def _unknown(session: str) -> ApiError:
     return ApiError(404, f"There is no session {session!r}.", code="session_not_found")
 
 
-@router.get("/v1/sessions/{session}")
-async def get_session(session: str, request: Request) -> dict[str, Any]:
+@router.get("/v1/sessions/{session}", response_model=SessionCard, responses=_REFUSALS)
+async def get_session(session: SessionId, request: Request) -> dict[str, Any]:
     """Say where a session is."""
     services: Services = request.app.state.services
     record = await services.sessions.get(check_session_id(session))
@@ -28,8 +33,8 @@ async def get_session(session: str, request: Request) -> dict[str, Any]:
     return document(session, record)
 
 
-@router.delete("/v1/sessions/{session}")
-async def delete_session(session: str, request: Request) -> dict[str, Any]:
+@router.delete("/v1/sessions/{session}", response_model=SessionDeleted, responses=_REFUSALS)
+async def delete_session(session: SessionId, request: Request) -> dict[str, Any]:
     """Forget where a session is. What it generates at the moment goes on."""
     services: Services = request.app.state.services
     if not await services.sessions.delete(check_session_id(session)):

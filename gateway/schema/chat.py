@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic.config import JsonDict
 
 from gateway.errors import invalid
 from gateway.model import ServedModel
-from gateway.schema.common import Body, GenerationBody, Text, check_top_logprobs
+from gateway.schema.body import Body
+from gateway.schema.common import NEEDS_STREAM, GenerationBody, check_top_logprobs
+from gateway.schema.fields import Off, Text, Whole, needs
+from gateway.template import RESERVED
+from specwire import limits
 
 
 def _refuse(items: list[Any]) -> list[Any]:
@@ -17,7 +22,23 @@ def _refuse(items: list[Any]) -> list[Any]:
     return items
 
 
-Empty = Annotated[list[Any], AfterValidator(_refuse)]
+_VARIABLES = {"type": "object", "propertyNames": {"not": {"enum": sorted(RESERVED)}}}
+_NEEDS_CONTENT: JsonDict = {
+    "required": ["role"],
+    "if": {"properties": {"role": {"not": {"const": "assistant"}}}},
+    "then": {"required": ["content"], "properties": {"content": {"not": {"type": "null"}}}},
+}
+_EMPTY = {"type": "array", "maxItems": 0}
+Empty = Annotated[list[Any], AfterValidator(_refuse), WithJsonSchema(_EMPTY)]
+
+
+def _free(variables: dict[str, Any]) -> dict[str, Any]:
+    if taken := sorted(RESERVED.intersection(variables)):
+        raise ValueError(f"the name {taken[0]} is reserved")
+    return variables
+
+
+Variables = Annotated[dict[str, Any], AfterValidator(_free), WithJsonSchema(_VARIABLES)]
 
 
 class TextPart(Body):
@@ -30,12 +51,22 @@ class TextPart(Body):
 class Message(Body):
     """One turn of the conversation."""
 
+    model_config = ConfigDict(json_schema_extra=_NEEDS_CONTENT)
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[TextPart]
+    """An assistant that said nothing may leave it out."""
     name: Text | None = None
     # Clients send back what they were given; these were empty.
     annotations: Empty = Field([])
     tool_calls: Empty = Field([])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_nothing(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("role") == "assistant":
+            return value if value.get("content") is not None else {**value, "content": ""}
+        return value
 
     @property
     def text(self) -> str:
@@ -53,18 +84,30 @@ class ResponseFormat(Body):
 class ChatBody(GenerationBody):
     """A conversation to be continued."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "allOf": [
+                NEEDS_STREAM,
+                needs("top_logprobs", {"type": "integer", "minimum": 1}, "logprobs"),
+            ]
+        }
+    )
+
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
+    """Another name of `max_tokens`."""
     logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0)
-    chat_template_kwargs: dict[str, Any] = Field({})
+    top_logprobs: Whole = Field(0, ge=0, le=limits.MAX_TOP_LOGPROBS)
+    """Only with `logprobs`."""
+    chat_template_kwargs: Variables = Field({})
+    """Further variables of the model's chat template."""
     response_format: ResponseFormat | None = None
     tools: Empty = Field([])
     tool_choice: Literal["none", "auto"] = "auto"
     # Accepted and without effect on the output.
     modalities: list[Literal["text"]] | None = None
     parallel_tool_calls: bool | None = None
-    store: Literal[False] = False
+    store: Off = False
 
     def check(self, model: ServedModel) -> None:
         super().check(model)

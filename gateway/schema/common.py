@@ -2,60 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field
 
 from gateway.errors import context_exceeded, invalid
 from gateway.model import ServedModel
+from gateway.schema.body import Body
+from gateway.schema.fields import (
+    Biases,
+    Count,
+    Off,
+    Stops,
+    Text,
+    TokenId,
+    Whole,
+    inside,
+    needs,
+)
+from specwire import limits
 from specwire.v1 import verifier_pb2
 
-MAX_STOPS = 16
 MAX_CHOICES = 128
-
-TokenId = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Count = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("a lone surrogate is not text") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-
-
-def _bias(value: object) -> object:
-    if isinstance(value, dict):
-        try:
-            return {int(token): bias for token, bias in value.items()}
-        except ValueError:
-            raise ValueError("keys must be token ids") from None
-    return value
-
-
-class Body(BaseModel):
-    """A JSON object. null means absent; unknown fields are refused rather than ignored."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: item for key, item in value.items() if item is not None}
-        return value
+NEEDS_STREAM = needs("stream_options", {"type": "object"}, "stream")
 
 
 class StreamOptions(Body):
-    """How a stream ends."""
+    """What a stream tells beside its text."""
 
     include_usage: bool = False
-    include_obfuscation: Literal[False] = False
+    """A last chunk without choices has the usage; the others have null."""
+    continuous_usage_stats: bool = False
+    """With include_usage, every chunk has the usage so far."""
+    include_obfuscation: Off = False
 
 
 class Speculation(Body):
@@ -69,32 +48,37 @@ class GenerationBody(Body):
     """Sampling, length, stopping and streaming."""
 
     model: str = "default"
+    """The model's name, with or without its owner's; or `default`."""
     stream: bool = False
     stream_options: StreamOptions | None = None
-    n: int = Field(1, ge=1, le=MAX_CHOICES)
-    seed: int | None = Field(None, ge=-(2**63), le=2**64 - 1)
-    """Counted modulo 2^64."""
-    max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
-    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
-    top_k: int = Field(0, ge=-1, le=2**32 - 1)
-    min_p: float = Field(0.0, ge=0, le=1, allow_inf_nan=False)
-    presence_penalty: Penalty = 0.0
-    frequency_penalty: Penalty = 0.0
-    repetition_penalty: float = Field(1.0, gt=0, le=100, allow_inf_nan=False)
-    logit_bias: Annotated[
-        dict[TokenId, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]],
-        BeforeValidator(_bias),
-        Field(max_length=1024),
-    ] = {}
-    stop: Text | list[Text] = []
-    stop_token_ids: list[TokenId] = Field([], max_length=1024)
+    """Only with `stream`."""
+    n: Whole = Field(1, ge=1, le=MAX_CHOICES)
+    """Choices for each prompt. Those of a request may be no more than the gateway takes at once."""
+    seed: Whole | None = Field(None, ge=-(2**63), lt=2**64)
+    """Same seed, same text. Left out, null or -1: a new random one, which `holdcourse.seed` in the
+    answer tells. Other numbers count modulo 2^64."""
+    max_tokens: Whole | None = Field(None, ge=1)
+    """Prompt and output together must fit the model's context."""
+    temperature: Annotated[float, inside(limits.TEMPERATURE)] = 1.0
+    """Below 0.00001 the likeliest token is drawn, as with 0."""
+    top_p: Annotated[float, inside(limits.TOP_P)] = 1.0
+    top_k: Whole = Field(0, ge=-1, le=2**32 - 1)
+    """0 and -1 keep all tokens."""
+    min_p: Annotated[float, inside(limits.MIN_P)] = 0.0
+    presence_penalty: Annotated[float, inside(limits.PRESENCE_PENALTY)] = 0.0
+    frequency_penalty: Annotated[float, inside(limits.FREQUENCY_PENALTY)] = 0.0
+    repetition_penalty: Annotated[float, inside(limits.REPETITION_PENALTY)] = 1.0
+    logit_bias: Biases = Field({})
+    """Token ids must be below the size of the model's vocabulary, here and elsewhere."""
+    stop: Stops = Field([])
+    stop_token_ids: list[TokenId] = Field([], max_length=limits.MAX_STOP_TOKENS)
     min_tokens: Count = 0
+    """At most as many as the output may have."""
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     return_token_ids: bool = False
     speculation: bool | Speculation = True
-    cache_salt: str = Field("", max_length=256)
+    cache_salt: Text = Field("", max_length=256)
     """Only requests of the same salt reuse each other's cached prompt prefixes."""
     # Accepted and without effect on the output.
     user: str | None = None
@@ -107,10 +91,6 @@ class GenerationBody(Body):
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
-    @property
-    def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
-
     def check(self, model: ServedModel) -> None:
         """Check what pydantic's types cannot say.
 
@@ -120,8 +100,6 @@ class GenerationBody(Body):
         model.check_name(self.model)
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options", "only with stream set to true.")
-        if len(self.stops) > MAX_STOPS or not all(0 < len(stop) <= 1024 for stop in self.stops):
-            raise invalid("stop", f"at most {MAX_STOPS} strings of 1 to 1024 characters.")
         for field, ids in (
             ("logit_bias", self.logit_bias),
             ("stop_token_ids", self.stop_token_ids),
@@ -150,7 +128,8 @@ class GenerationBody(Body):
         """Write the parameters as the verifier takes them."""
         return verifier_pb2.Sampling(
             temperature=self.temperature,
-            top_p=self.top_p,
+            # A smaller one, which fp32 may round to 0, leaves the likeliest token, too.
+            top_p=max(self.top_p, limits.LEAST_FP32),
             top_k=max(self.top_k, 0),
             min_p=self.min_p,
             seed=seed,
@@ -164,6 +143,11 @@ class GenerationBody(Body):
             ignore_eos=self.ignore_eos,
             top_logprobs=top_logprobs,
         )
+
+    @property
+    def fixed_seed(self) -> int | None:
+        """The seed as the verifier counts it; None if one is to be drawn."""
+        return None if self.seed is None or self.seed == -1 else self.seed % 2**64
 
     def drafting(self) -> verifier_pb2.Speculation:
         if isinstance(self.speculation, bool):

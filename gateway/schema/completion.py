@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from gateway.model import ServedModel
-from gateway.schema.common import GenerationBody, Text, TokenId, check_ids, check_top_logprobs
+from gateway.schema.common import (
+    NEEDS_STREAM,
+    GenerationBody,
+    check_ids,
+    check_top_logprobs,
+)
+from gateway.schema.fields import Off, Text, TokenId, Whole
+from specwire import limits
 
 # As OpenAI's, for a request that names no limit.
 DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 128
 
-Prompt = str | list[int]
+Tokens = Annotated[list[TokenId], Field(min_length=1)]
+Prompts = Annotated[list[Text | Tokens], Field(min_length=1, max_length=MAX_PROMPTS)]
 
 
 def _prompts(value: Any) -> Any:
     """One prompt, as text or token ids, is a list of one."""
     if isinstance(value, str):
         return [value]
-    if isinstance(value, list) and value and all(type(item) is int for item in value):
+    if isinstance(value, list) and value and all(type(item) in (int, float) for item in value):
         return [value]
     return value
 
@@ -28,14 +36,16 @@ def _prompts(value: Any) -> Any:
 class CompletionBody(GenerationBody):
     """Texts to be continued as they are."""
 
+    model_config = ConfigDict(json_schema_extra={"allOf": [NEEDS_STREAM]})
+
     prompt: Annotated[
-        list[Text | Annotated[list[TokenId], Field(min_length=1)]],
-        BeforeValidator(_prompts),
-        Field(min_length=1, max_length=MAX_PROMPTS),
+        Prompts, BeforeValidator(_prompts, json_schema_input_type=Text | Tokens | Prompts)
     ]
-    logprobs: int | None = Field(None, ge=0)
-    best_of: Literal[1] = 1
-    echo: Literal[False] = False
+    """Texts or lists of token ids, one or several. An empty text can only be continued where the
+    model's tokenizer begins texts with a token of its own."""
+    logprobs: Whole | None = Field(None, ge=0, le=limits.MAX_TOP_LOGPROBS)
+    best_of: Whole = Field(1, ge=1, le=1)
+    echo: Off = False
     suffix: Literal[""] = ""
 
     def check(self, model: ServedModel) -> None:

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from gateway.schema.chat import Message
-from gateway.schema.common import Body, Text, TokenId
+from gateway.schema.body import Body
+from gateway.schema.chat import Message, Variables
+from gateway.schema.fields import Text, TokenId
+
+
+def _only(field: str) -> dict[str, Any]:
+    other = "messages" if field == "prompt" else "prompt"
+    given, absent = {"not": {"type": "null"}}, {"type": "null"}
+    return {"required": [field], "properties": {field: given, other: absent}}
 
 
 class TokenizeBody(Body):
     """Either a text or a conversation."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_only("prompt"), _only("messages")]})
 
     model: str = "default"
     prompt: Text | None = None
     messages: list[Message] | None = Field(None, min_length=1)
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
-    chat_template_kwargs: dict[str, Any] = Field({})
+    chat_template_kwargs: Variables = Field({})
     return_token_strs: bool = False
 
 

@@ -17,6 +17,12 @@ class InvalidRequest(WireError):
     code = grpc.StatusCode.INVALID_ARGUMENT
 
 
+class NotFinite(WireError):
+    """The request gives scores that are no finite numbers, and would wherever it is computed."""
+
+    code = grpc.StatusCode.OUT_OF_RANGE
+
+
 class Incompatible(WireError):
     """The two ends do not fit together: another target, vocabulary, width or epoch."""
 

@@ -17,6 +17,7 @@ import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gateway.app import create_app
+from gateway.server import configure
 from gateway.services import Services
 from gateway.settings import GatewaySettings
 from specwire.v1 import verifier_pb2 as pb
@@ -135,8 +136,7 @@ def serve(valkey: Valkey) -> Serve:
         values.setdefault("verifiers", ",".join(v.address for v in verifiers))
         app = create_app(GatewaySettings.model_validate(values))
         listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(configure(app))
         task = asyncio.create_task(server._serve([listener]))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with httpx.AsyncClient(base_url=url, timeout=20, verify=False) as http:

@@ -137,6 +137,8 @@ class FakeVerifier:
         ends = set(sampling.stop_token_ids)
         if not sampling.ignore_eos:
             ends |= set(self.model.eos_token_ids)
+        if fault is None or fault.after or fault.code is None:
+            await context.send_initial_metadata(())
         at = len(request.tokens)
         limit = request.output_start + sampling.max_tokens
         number = 0

@@ -143,7 +143,7 @@ async def test_parameters_reach_the_verifier(serve: Serve, verifier: FakeVerifie
         await gateway.client.chat.completions.create(
             model="default",
             messages=MESSAGES,
-            seed=-1,
+            seed=-2,
             temperature=0.5,
             top_p=0.75,
             presence_penalty=0.5,
@@ -169,7 +169,7 @@ async def test_parameters_reach_the_verifier(serve: Serve, verifier: FakeVerifie
         await gateway.client.chat.completions.create(model="default", messages=MESSAGES)
     request, plain, default = verifier.requests
     sampling = request.sampling
-    assert sampling.seed == 2**64 - 1
+    assert sampling.seed == 2**64 - 2
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.5, 0.75, 4)
     assert (sampling.min_p, sampling.repetition_penalty) == (0.25, 1.5)
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, -0.5)
@@ -185,6 +185,17 @@ async def test_parameters_reach_the_verifier(serve: Serve, verifier: FakeVerifie
     assert default.sampling.seed != plain.sampling.seed, "a missing seed is drawn"
     room = 512 - default.output_start
     assert default.sampling.max_tokens == room, "as many as there is room for"
+
+
+async def test_minus_one_is_a_new_seed_each_time(serve: Serve, verifier: FakeVerifier) -> None:
+    async with serve(verifier) as gateway:
+        for seed in (-1, -1, -2, 2**64 - 2):
+            await gateway.client.chat.completions.create(
+                model="default", messages=MESSAGES, seed=seed
+            )
+    first, second, *others = (request.sampling.seed for request in verifier.requests)
+    assert first != second
+    assert others == [2**64 - 2] * 2
 
 
 async def test_length_is_the_reason_when_max_tokens_ends_it(
@@ -286,6 +297,17 @@ async def test_token_ids_on_request(
         (
             [{"role": "developer", "content": "d"}, {"role": "user", "content": "a"}],
             "system\nd<|im_end|>\n<|im_start|>user\na",
+        ),
+        (
+            [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": None},
+                {"role": "assistant"},
+                {"role": "user", "content": "c"},
+            ],
+            "user\na<|im_end|>\n"
+            + 2 * "<|im_start|>assistant\n<|im_end|>\n"
+            + "<|im_start|>user\nc",
         ),
         (
             [

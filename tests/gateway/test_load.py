@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.metadata import version
 from typing import Any
 
 import httpx
@@ -104,6 +105,34 @@ async def test_readiness(serve: Serve, verifier: FakeVerifier) -> None:
         assert answer.status_code == 503
         assert "Redis" in answer.json()["reason"]
         assert (await gateway.http.post(CHAT, json={"messages": HI})).status_code == 200
+
+
+async def test_health_is_asked_for_in_other_servers_words(
+    serve: Serve, verifier: FakeVerifier
+) -> None:
+    async with serve(verifier, api_keys="k") as gateway:
+        for path in ("/health", "/ping"):
+            answer = await gateway.http.get(path)
+            assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+        assert (await gateway.http.get("/version")).json() == {"version": version("holdcourse")}
+        gateway.services.admission.draining = True
+        refused = await gateway.http.get("/health")
+        assert refused.status_code == 503
+        assert refused.json()["error"]["message"] == "Shutting down."
+
+
+async def test_head_is_get_without_a_body(serve: Serve, verifier: FakeVerifier) -> None:
+    async with serve(verifier) as gateway:
+        paths = ("/healthz", "/readyz", "/metrics", "/health", "/v1/models", "/openapi.json")
+        for path in (*paths, "/v1/models/nobody", CHAT):
+            head, get = await gateway.http.head(path), await gateway.http.get(path)
+            assert head.status_code == get.status_code
+            assert head.headers["content-type"] == get.headers["content-type"]
+            assert not head.content
+            if path != "/metrics":
+                assert head.headers["content-length"] == str(len(get.content))
+        assert (await gateway.http.delete("/healthz")).headers["allow"] == "GET, HEAD"
+        assert (await gateway.http.put("/v1/sessions/x")).headers["allow"] == "DELETE, GET, HEAD"
 
 
 async def test_a_verifier_that_drains_gets_nothing_new(

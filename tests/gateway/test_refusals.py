@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import grpc
 import openai
 import pytest
+import structlog
 
 from tests.gateway.conftest import Serve
-from tests.gateway.fake_verifier import FakeVerifier
+from tests.gateway.fake_verifier import FakeVerifier, Fault
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -50,13 +52,19 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"max_completion_tokens": "many"}, "max_completion_tokens"),
     ({"presence_penalty": 3}, "presence_penalty"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"repetition_penalty": 3e-38}, "repetition_penalty"),
+    ({"repetition_penalty": 101}, "repetition_penalty"),
     ({"logit_bias": {"x": 1}}, "logit_bias"),
     ({"logit_bias": {"999999": 1}}, "logit_bias"),
     ({"logit_bias": {"1": 101}}, "logit_bias"),
-    ({"stop": [""]}, "stop"),
+    ({"logit_bias": {"01": 1}}, "logit_bias"),
+    ({"logit_bias": {"1_0": 1}}, "logit_bias"),
+    ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
+    ({"stop": [""]}, "stop[0]"),
     ({"stop": ["a"] * 17}, "stop"),
     ({"stop": 5}, "stop"),
     ({"stop_token_ids": [100_000]}, "stop_token_ids"),
+    ({"stop_token_ids": [*range(65)]}, "stop_token_ids"),
     ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
     ({"top_logprobs": 2}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": 6}, "top_logprobs"),
@@ -66,6 +74,21 @@ BAD_CHAT: list[tuple[dict[str, Any], str]] = [
     ({"speculation": {"max_draft_tokens": -1}}, "speculation.max_draft_tokens"),
     ({"reasoning_effort": "high"}, "reasoning_effort"),
     ({"no_such_field": 1}, "no_such_field"),
+    ({"cache_salt": "\ud800"}, "cache_salt"),
+    ({"store": 0.0}, "store"),
+    ({"store": 1}, "store"),
+    *(
+        ({"chat_template_kwargs": {name: "x"}}, "chat_template_kwargs")
+        for name in (
+            "messages",
+            "tools",
+            "documents",
+            "add_generation_prompt",
+            "bos_token",
+            "range",
+        )
+    ),
+    ({"chat_template_kwargs": {"messages": [{"content": "\ud800"}]}}, "chat_template_kwargs"),
 ]
 BAD_TEXT: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ""}, "prompt"),
@@ -76,6 +99,7 @@ BAD_TEXT: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["\udfff"]}, "prompt[0]"),
     ({"echo": True}, "echo"),
     ({"best_of": 2}, "best_of"),
+    ({"best_of": True}, "best_of"),
     ({"suffix": "x"}, "suffix"),
     ({"logprobs": 6}, "logprobs"),
     ({"logprobs": True}, "logprobs"),
@@ -246,3 +270,72 @@ async def test_tokenize_and_back(serve: Serve, verifier: FakeVerifier) -> None:
     assert text["max_model_len"] == 512
     assert chat["tokens"] == list(verifier.requests[0].tokens)
     assert neither.status_code == outside.status_code == 400
+
+
+@pytest.mark.parametrize("path", [CHAT, "/tokenize"])
+async def test_a_prompt_that_cannot_be_encoded(
+    serve: Serve, verifier: FakeVerifier, path: str
+) -> None:
+    verifier.files["chat_template.jinja"] = b"{{ messages[0].content }} {{ mood }}"
+    async with serve(verifier) as gateway:
+        for mood, status in (("\ud800", 400), ("calm", 200)):
+            body = {"messages": HI, "chat_template_kwargs": {"mood": mood}}
+            answer = await gateway.http.post(path, content=json.dumps(body), headers=JSON)
+            assert answer.status_code == status
+            if status == 400:
+                assert answer.json()["error"]["param"] == "chat_template_kwargs"
+
+
+async def test_names_that_cannot_be_encoded(serve: Serve, verifier: FakeVerifier) -> None:
+    async with serve(verifier) as gateway:
+        body = json.dumps({"messages": HI, "\ud800": 1})
+        answer = await gateway.http.post(CHAT, content=body, headers=JSON)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["message"].startswith("The body has a name that should be a valid string")
+    assert error["param"] is None
+
+
+async def test_tiny_temperatures_and_probabilities_reach_the_verifier(
+    serve: Serve, verifier: FakeVerifier
+) -> None:
+    body = {"messages": HI, "temperature": 1e-8, "top_p": 1e-60}
+    async with serve(verifier) as gateway:
+        assert (await gateway.http.post(CHAT, json=body)).status_code == 200
+    sampling = verifier.requests[0].sampling
+    assert sampling.temperature == pytest.approx(1e-8)
+    assert sampling.top_p > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_logits_that_are_not_finite_are_nobody_elses_fault(
+    serve: Serve, verifier: FakeVerifier, stream: bool
+) -> None:
+    verifier.script.faults = [Fault(0, grpc.StatusCode.OUT_OF_RANGE, "not finite") for _ in "ab"]
+    async with serve(verifier) as gateway:
+        answer = await gateway.http.post(CHAT, json={"messages": HI, "stream": stream})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "logits_not_finite"
+        assert len(verifier.requests) == 1, "no other verifier is tried"
+        assert gateway.services.unready() is None
+
+
+async def test_the_log_says_why_without_the_prompt(serve: Serve, verifier: FakeVerifier) -> None:
+    verifier.files["chat_template.jinja"] = b"{{ raise_exception(messages[0].content) }}"
+    async with serve(verifier, api_keys="k") as gateway:
+        with structlog.testing.capture_logs(
+            processors=[structlog.contextvars.merge_contextvars]
+        ) as logs:
+            for headers, body in (
+                ({"authorization": "Bearer k"}, {"messages": HI, "n": 0}),
+                ({"authorization": "Bearer k"}, {"messages": [{**HI[0], "content": "secret"}]}),
+                ({}, {"messages": HI}),
+            ):
+                identity = {"x-request-id": "find-me"}
+                await gateway.http.post(CHAT, json=body, headers={**headers, **identity})
+    lines = [line for line in logs if line["event"] == "request"]
+    assert [line["status"] for line in lines] == [400, 400, 401]
+    assert [line["refusal"].partition(":")[0] for line in lines[:2]] == ["n", "messages"]
+    assert "API key" in lines[2]["refusal"]
+    assert all(line["request_id"] == "find-me" for line in lines)
+    assert "secret" not in str(logs)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.verifier_svc.drawing_parts import draw_one, gaussian, reference_penalize
+from specwire import limits
+from tests.verifier_svc.drawing_parts import draw_one, drawn, gaussian, reference_penalize
 from verifier_svc.generation import Sampling
 from verifier_svc.penalties import penalize
 from verifier_svc.row import Row
@@ -43,6 +44,40 @@ def test_penalties_bias_and_masks_follow_the_reference(batch: list[Row]) -> None
         wanted = reference_penalize(own.tolist(), row)
         assert scores.tolist() == pytest.approx(wanted, rel=1e-5, abs=1e-5)
     assert torch.equal(logits, before), "the target's logits are not changed"
+
+
+def ends(allowed: limits.Range) -> st.SearchStrategy[float]:
+    return st.sampled_from([allowed.low, allowed.high])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sampling=st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.0, limits.LEAST_TEMPERATURE, 1.0, 2.0]),
+        top_p=st.sampled_from([limits.LEAST_FP32, 0.9, 1.0]),
+        top_k=st.sampled_from([0, 3]),
+        min_p=ends(limits.MIN_P),
+        repetition_penalty=ends(limits.REPETITION_PENALTY),
+        presence_penalty=ends(limits.PRESENCE_PENALTY),
+        frequency_penalty=ends(limits.FREQUENCY_PENALTY),
+        logit_bias=st.dictionaries(ids, ends(limits.LOGIT_BIAS)),
+    ),
+    logits=st.lists(
+        st.sampled_from([-limits.MAX_LOGIT, -1.0, 0.0, 1.0, limits.MAX_LOGIT]),
+        min_size=20,
+        max_size=20,
+    ),
+    often=st.integers(1, 2**20),
+)
+def test_whatever_is_asked_within_the_limits_finite_logits_are_drawn_from(
+    sampling: Sampling, logits: list[float], often: int
+) -> None:
+    row = Row(sampling, position=9, prompt=range(10), output_counts=dict.fromkeys(range(20), often))
+    given = torch.tensor([logits])
+    scores = penalize(given, [row]) / max(sampling.temperature, limits.LEAST_TEMPERATURE)
+    assert torch.isfinite(scores).all()
+    assert 0 <= drawn(given, [row])[0] < 20
 
 
 def test_a_token_beyond_the_vocabulary_touches_no_other_row() -> None:

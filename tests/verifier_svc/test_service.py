@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -19,6 +20,7 @@ from specwire.tensor import unpack_floats
 from specwire.v1 import verifier_pb2 as pb
 from tests.support.running_engine import greedy_texts, reference_of, target_of
 from tests.support.served_verifier import NAME, Served, served_verifier
+from verifier_svc import requests
 from verifier_svc import service as service_module
 
 PROMPT = (40, 41, 42, 43, 44)
@@ -311,3 +313,30 @@ async def test_a_stopped_engine_is_unavailable(serve: Serve) -> None:
         served.engine.stop()
         code, details = await served.refusal(request())
         assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "The engine has stopped.")
+
+
+async def test_logits_that_are_not_finite_are_the_requests_own_fault(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "_check_range", lambda *_: None)
+    async with serve() as served:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await served.generate(request(sampling={"logit_bias": {5: math.nan}}))
+        assert refused.value.code() is grpc.StatusCode.OUT_OF_RANGE
+        assert "not finite" in (refused.value.details() or "")
+        await served.idle()
+        assert served.outcome("failed") == 1
+        assert ids_of(await served.generate(request()))
+
+
+async def test_what_is_accepted_is_told_before_its_first_token(serve: Serve) -> None:
+    async with serve("--max-sequences", "1") as served:
+        running = served.stub.Generate(request(sampling={"max_tokens": 50}))
+        await running.initial_metadata()
+        waiting = served.stub.Generate(request(sampling={"max_tokens": 1}))
+        refused = served.stub.Generate(request(sampling={"top_p": 2.0}))
+        for call, over in ((waiting, False), (refused, True)):
+            await asyncio.wait_for(call.initial_metadata(), 5)
+            assert call.done() == over
+        running.cancel()
+        assert [frame async for frame in waiting]

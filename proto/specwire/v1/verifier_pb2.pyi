@@ -270,7 +270,7 @@ class Sampling(_message.Message):
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """0 draws the most likely token. Default 1."""
+    """In [0, 2]. 0 draws the most likely token, and so does less than 0.00001. Default 1."""
     top_p: _builtins.float
     """In (0, 1]. Default 1."""
     top_k: _builtins.int
@@ -280,7 +280,7 @@ class Sampling(_message.Message):
     seed: _builtins.int
     """Keys the noise of every position. The caller draws one where the user gave none."""
     repetition_penalty: _builtins.float
-    """Over prompt and output, > 0. Default 1."""
+    """Over prompt and output, in [0.01, 100]. Default 1."""
     presence_penalty: _builtins.float
     """Over the output, in [-2, 2]. Default 0."""
     frequency_penalty: _builtins.float
@@ -294,11 +294,11 @@ class Sampling(_message.Message):
     """Absent: no log-probabilities. 0: of the drawn tokens alone."""
     @_builtins.property
     def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
-        """Added to logits, by token id."""
+        """Added to logits, by token id, in [-100, 100]; at most 1,024."""
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """End the output, besides the model's own end tokens."""
+        """End the output, besides the model's own end tokens; at most 64."""
 
     def __init__(
         self,

@@ -70,7 +70,8 @@ class VerifierServiceServicer:
 
     def Generate(self, request, context):
         """Generates from a prompt. The stream ends with a Finish frame; a stream
-        that ends without one was cut off.
+        that ends without one was cut off. Initial metadata is sent once the request
+        is accepted. OUT_OF_RANGE: its logits are not finite, and would be elsewhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,7 +37,8 @@ class VerifierServiceStub:
     """Describes the model, then streams the files of its tokenizer in chunks."""
     Generate: _grpc.UnaryStreamMultiCallable[_verifier_pb2.GenerateRequest, _verifier_pb2.GenerateResponse]
     """Generates from a prompt. The stream ends with a Finish frame; a stream
-    that ends without one was cut off.
+    that ends without one was cut off. Initial metadata is sent once the request
+    is accepted. OUT_OF_RANGE: its logits are not finite, and would be elsewhere.
     """
     Features: _grpc.StreamStreamMultiCallable[_verifier_pb2.FeaturesRequest, _verifier_pb2.FeaturesResponse]
     """States of the target over given token sequences, as it captures them while serving. The first
@@ -56,7 +57,8 @@ class VerifierServiceAsyncStub(VerifierServiceStub):
     """Describes the model, then streams the files of its tokenizer in chunks."""
     Generate: _aio.UnaryStreamMultiCallable[_verifier_pb2.GenerateRequest, _verifier_pb2.GenerateResponse]  # type: ignore[assignment]
     """Generates from a prompt. The stream ends with a Finish frame; a stream
-    that ends without one was cut off.
+    that ends without one was cut off. Initial metadata is sent once the request
+    is accepted. OUT_OF_RANGE: its logits are not finite, and would be elsewhere.
     """
     Features: _aio.StreamStreamMultiCallable[_verifier_pb2.FeaturesRequest, _verifier_pb2.FeaturesResponse]  # type: ignore[assignment]
     """States of the target over given token sequences, as it captures them while serving. The first
@@ -84,7 +86,8 @@ class VerifierServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_verifier_pb2.GenerateResponse], _abc.AsyncIterator[_verifier_pb2.GenerateResponse]]:
         """Generates from a prompt. The stream ends with a Finish frame; a stream
-        that ends without one was cut off.
+        that ends without one was cut off. Initial metadata is sent once the request
+        is accepted. OUT_OF_RANGE: its logits are not finite, and would be elsewhere.
         """
 
     @_abc_1.abstractmethod

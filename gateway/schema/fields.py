@@ -1,0 +1,87 @@
+"""Kinds of values that fields of requests have."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic.config import JsonDict
+
+from specwire import limits
+
+MAX_STOPS = 16
+
+# As keys of objects are written.
+TOKEN_ID = "(0|[1-9][0-9]{0,9})"
+# Characters of a stop string.
+MAX_STOP = 1024
+
+
+def _whole(value: object) -> object:
+    """JSON has one kind of number: 4.0 is the integer 4."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(_whole)]
+TokenId = Count
+
+
+def inside(allowed: limits.Range) -> Any:
+    """Return the constraint of a field whose numbers must be in the range."""
+    above, least = (allowed.low, None) if allowed.above else (None, allowed.low)
+    return Field(gt=above, ge=least, le=allowed.high, allow_inf_nan=False)
+
+
+Bias = Annotated[float, inside(limits.LOGIT_BIAS)]
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a lone surrogate is not text") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP)]
+Stops = Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)]
+
+
+def _refuse(value: bool) -> bool:
+    if value:
+        raise ValueError("not supported")
+    return value
+
+
+Off = Annotated[bool, AfterValidator(_refuse), WithJsonSchema({"const": False})]
+
+
+def needs(field: str, value: JsonDict, other: str) -> JsonDict:
+    """Say in JSON Schema that such a value needs another field to be true."""
+    return {
+        "if": {"required": [field], "properties": {field: value}},
+        "then": {"required": [other], "properties": {other: {"const": True}}},
+    }
+
+
+def _bias(value: object) -> object:
+    if isinstance(value, dict):
+        if not all(re.fullmatch(TOKEN_ID, str(token)) for token in value):
+            raise ValueError("keys must be token ids")
+        return {int(token): bias for token, bias in value.items()}
+    return value
+
+
+def _biases(schema: dict[str, Any]) -> None:
+    """Say about the keys what JSON Schema says about strings."""
+    schema["propertyNames"] = {"pattern": f"^{TOKEN_ID}$"}
+
+
+Biases = Annotated[
+    Annotated[dict[TokenId, Bias], Field(max_length=limits.MAX_BIASES)],
+    BeforeValidator(_bias),
+    Field(json_schema_extra=_biases),
+]

@@ -100,6 +100,8 @@ class KernelBody:
         positions = torch.arange(module.config.max_position_embeddings)[None]
         cosines, sines = (table[0] for table in rotary(norm.weight[None, None], positions))
         half = cosines.shape[-1] // 2
+        # A copy, which a tied head shares: all other weights of the mapped file have been packed.
+        embedding.weight.data = embedding.weight.data.clone()
         weights = DecoderWeights(
             layers=parts,
             embedding=embedding.weight.detach(),

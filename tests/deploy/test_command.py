@@ -23,6 +23,15 @@ import os, pathlib, signal, sys, threading
 from concurrent.futures import ThreadPoolExecutor
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
+from specwire.v1 import verifier_pb2 as pb
+from specwire.v1.verifier_pb2_grpc import VerifierServiceServicer
+from specwire.v1.verifier_pb2_grpc import add_VerifierServiceServicer_to_server
+class Verifier(VerifierServiceServicer):
+    def DescribeModel(self, request, context):
+        kernels = os.environ.get("FAKE_KERNELS", "")
+        model = pb.Model(name="Fake", dtype="bfloat16", device="cpu", kernels=kernels)
+        yield pb.DescribeModelResponse(model=model)
+        yield pb.DescribeModelResponse(file=pb.FileChunk(name="tokenizer.json", last=True))
 if os.environ.get("BAD_SETTING") == __package__:
     print(f"{__package__}: --kv-memory: must be positive, -1 was given.", file=sys.stderr)
     sys.exit(2)
@@ -31,6 +40,7 @@ pathlib.Path(f"{__package__}.flags").write_text(repr(flags))
 pathlib.Path(f"{__package__}.environment").write_text(repr(dict(os.environ)))
 server = grpc.server(ThreadPoolExecutor(2))
 health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+add_VerifierServiceServicer_to_server(Verifier(), server)
 server.add_insecure_port(flags["--listen"])
 server.start()
 stopped = threading.Event()
@@ -167,6 +177,21 @@ def test_it_starts_everything_and_ctrl_c_leaves_nothing(stack: Stack) -> None:
     assert ended == ["gateway", "verifier", "drafter", "valkey"]
     logs = {"valkey.log", "drafter.log", "verifier.log", "gateway.log"}
     assert {path.name for path in stack.logs.iterdir()} == logs | {"lock"}
+
+
+def test_it_says_what_serves(stack: Stack) -> None:
+    stack.environment["FAKE_KERNELS"] = "avx2"
+    with stack.running():
+        assert "Fake is served in bfloat16 on the CPU, by kernels for avx2.\n" in stack.output
+        assert "a fifth" not in stack.output
+
+
+def test_it_says_what_is_missing_where_there_is_no_compiler(stack: Stack) -> None:
+    stack.environment["CXX"] = "no-such-compiler"
+    with stack.running():
+        assert "Fake is served in bfloat16 on the CPU, by torch's operators.\n" in stack.output
+        assert "a fifth of the speed" in stack.output
+        assert "there is no C++ compiler no-such-compiler. Install one" in stack.output
 
 
 def test_settings_reach_the_services_and_the_password_nobody_else(stack: Stack) -> None:

@@ -10,7 +10,7 @@ from specwire.kernels.drawing import Noise, draw, shares
 from specwire.kernels.flash import Spans, flash_serves, span_table
 from specwire.kernels.graph import Record, Recorder, Recording, called
 from specwire.kernels.layer import add_norm, gate, join, norm, rotate
-from specwire.kernels.library import Compile, prepare
+from specwire.kernels.library import Compile, level, prepare
 from specwire.kernels.linear import ROUNDING, Product, best, linear, tileable, tiled
 from specwire.kernels.segment import Segment
 from specwire.kernels.transfer import fetch, finish, put
@@ -42,6 +42,7 @@ __all__ = [
     "flash_serves",
     "gate",
     "join",
+    "level",
     "linear",
     "norm",
     "prepare",

@@ -11,7 +11,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from specwire import logs
 from specwire.cache import cache_folder
+
+_log = logs.get(__name__)
 
 _SOURCES = (
     "attend.cpp", "best.cpp", "decoder.cpp", "drafter.cpp", "draw.cpp", "layer.cpp", "linear.cpp",
@@ -49,6 +52,7 @@ def load() -> ctypes.CDLL:
     path = cache_folder("") / f"kernels-{digest.hexdigest()[:16]}.so"
     try:
         if not path.exists():
+            _log.info("compiling the kernels, once")
             _compile(compiler, [folder / name for name in _SOURCES], path)
         return ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:

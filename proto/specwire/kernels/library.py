@@ -65,6 +65,11 @@ def prepare(compile: Compile) -> None:
     _library = library
 
 
+def level() -> str | None:
+    """The level of the CPU's instructions that serves; None without compiled kernels."""
+    return None if _library is None else "native"
+
+
 def kernels_for(*tensors: torch.Tensor) -> Any:
     """The kernels, or None if they cannot take tensors like these, all of one floating dtype."""
     first = tensors[0]

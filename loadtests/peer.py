@@ -65,14 +65,16 @@ class Peer(Engine):
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, target: str, dtype: str) -> AsyncGenerator[Peer]:
-        """Load `target`; the process ends with the block.
+    async def running(
+        cls, target: str, dtype: str, environment: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[Peer]:
+        """Load `target`, in this process's environment or another; it ends with the block.
 
         Raises:
             StartError: it cannot be loaded.
         """
         command = (sys.executable, "-m", "loadtests.reference", target, dtype)
-        async with Child.running("transformers", command) as child:
+        async with Child.running("transformers", command, environment) as child:
             yield cls(child)
 
     def check(self, target: str, served: Served) -> None:

@@ -21,6 +21,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from loadtests.bandwidth import bandwidth
+from loadtests.environment import telling
 from specwire.target import TargetSource
 from specwire.torch import target_fingerprint
 
@@ -45,6 +46,8 @@ class Reference:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "weights": self._weights(),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "environment": telling(os.environ),
         }
 
     @classmethod

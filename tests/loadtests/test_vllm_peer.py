@@ -20,7 +20,7 @@ def arguments(drafter: Drafter | None, model: str = "model") -> dict[str, object
 
 
 async def test_generations_run_side_by_side_and_say_what_was_accepted(vllm_python: str) -> None:
-    async with VllmPeer.running("vllm-eagle3", vllm_python, arguments(DRAFTER)) as peer:
+    async with VllmPeer.running("vllm-eagle3", vllm_python, arguments(DRAFTER), os.environ) as peer:
         both = await asyncio.gather(
             *(peer.generate([first, 2], max_tokens=8, ignore_eos=True) for first in (1, 5))
         )
@@ -37,14 +37,14 @@ async def test_generations_run_side_by_side_and_say_what_was_accepted(vllm_pytho
 
 
 async def test_plain_vllm_drafts_nothing(vllm_python: str) -> None:
-    async with VllmPeer.running("vllm", vllm_python, arguments(None)) as peer:
+    async with VllmPeer.running("vllm", vllm_python, arguments(None), os.environ) as peer:
         result = await peer.generate([1], max_tokens=4)
     assert [count for _, count in result.chunks] == [1, 1, 1, 1]
     assert result.report["proposed_at"] == []
 
 
 async def test_failures_are_of_one_request_or_of_all(vllm_python: str) -> None:
-    async with VllmPeer.running("vllm", vllm_python, arguments(None)) as peer:
+    async with VllmPeer.running("vllm", vllm_python, arguments(None), os.environ) as peer:
         with pytest.raises(RequestFailed, match="begins with 9"):
             await peer.generate([9], max_tokens=4)
         assert (await peer.generate([1], max_tokens=4)).finish_reason == "length"
@@ -61,7 +61,7 @@ async def test_peers_that_cannot_start(vllm_python: str, tmp_path: Path) -> None
         (vllm_python, "broken", r"initialization failed.*\(OSError: no weights here"),
     ):
         with pytest.raises(StartError, match=sentence):
-            async with VllmPeer.running("vllm", python, arguments(None, model)):
+            async with VllmPeer.running("vllm", python, arguments(None, model), os.environ):
                 pass
 
 

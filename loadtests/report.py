@@ -37,11 +37,11 @@ def _print_level(console: Console, level: Level) -> None:
     console.print(_speed(level.arms))
     paired = "Median of pairs by block of prompts (95 % interval)."
     if level.speeds:
-        console.print(_ratios("Tokens per second, row by column", level.speeds, paired))
+        console.print(ratio_table("Tokens per second, row by column", level.speeds, paired))
     for line in ratio_lines(level):
         console.print(line)
     if level.round_times:
-        console.print(_ratios("Time per round, row by column", level.round_times, paired))
+        console.print(ratio_table("Time per round, row by column", level.round_times, paired))
     if any(arm.rounds and arm.rounds.by_source for arm in level.arms):
         console.print(_drafts(level.arms))
     for name, comparison in level.acceptance.items():
@@ -90,7 +90,8 @@ def _speed(arms: Sequence[ArmSummary]) -> Table:
     return made
 
 
-def _ratios(title: str, ratios: Mapping[str, Mapping[str, Ratio]], caption: str) -> Table:
+def ratio_table(title: str, ratios: Mapping[str, Mapping[str, Ratio]], caption: str) -> Table:
+    """A table of ratios by arm and the arm it is set against."""
     bases = [base for base in ARMS if any(base in row for row in ratios.values())]
     made = table(title, "", *bases, caption=caption)
     for name, row in ratios.items():

@@ -85,6 +85,9 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",  # whatever is needed has been loaded here before
     }
+    if "ONEDNN_MAX_CPU_ISA" in given:
+        # What is held back in the child would not be in a process that it starts.
+        defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return defaults | foreign(given)
 
 

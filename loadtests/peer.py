@@ -111,6 +111,11 @@ class Peer(Engine):
         measured: float = await self._ask("bandwidth")
         return measured
 
+    async def head(self, rows: int) -> float:
+        """Measure the product of its head with so many rows, by our kernels, in seconds."""
+        measured: float = await self._ask("head", rows=rows)
+        return measured
+
     async def save(self, target: str, folder: str) -> None:
         """Write the model, and the tokenizer of `target`, as a folder of Hugging Face's layout."""
         await self._ask("save", target=target, folder=folder)

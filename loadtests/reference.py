@@ -22,6 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from loadtests.bandwidth import bandwidth
 from loadtests.environment import telling
+from loadtests.product import TimedProduct
+from specwire import kernels
 from specwire.target import TargetSource
 from specwire.torch import target_fingerprint
 
@@ -37,6 +39,7 @@ class Reference:
         # The model's own sampling defaults would not be what a request to the API asks for.
         self._generation_config = model.generation_config
         model.generation_config = GenerationConfig()
+        self._product: TimedProduct | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -129,6 +132,13 @@ class Reference:
     def bandwidth(self) -> float:
         """Bytes per second that the memory of the model's device gives."""
         return bandwidth(self.model.device)
+
+    def head(self, rows: int) -> float:
+        """Seconds that the product of the head with so many rows takes, by the kernels we serve."""
+        if self._product is None:
+            kernels.prepare("auto")
+            self._product = TimedProduct(self.model.get_output_embeddings().weight)
+        return self._product.seconds(rows)
 
     def save(self, target: str, folder: str) -> None:
         """Write the model, and the tokenizer of `target`, as a folder of Hugging Face's layout.

@@ -19,7 +19,7 @@ from loadtests.tables import number, spread_ms, table, with_interval
 def print_report(console: Console, summary: Summary) -> None:
     """Print all tables, level by level, and what went wrong."""
     for level in summary.levels:
-        console.rule(f"{level.concurrency} at once, {_drawn(level.temperature)}", align="left")
+        console.rule(f"{level.concurrency} at once, {drawn(level.temperature)}", align="left")
         _print_level(console, level)
     single = {arm.name for level in summary.levels for arm in level.arms} & set(SINGLE)
     if single and len({level.concurrency for level in summary.levels}) > 1:
@@ -29,7 +29,8 @@ def print_report(console: Console, summary: Summary) -> None:
         console.print(f"Failed ({summary.errors.count(error)}): {error}", style="red", markup=False)
 
 
-def _drawn(temperature: float) -> str:
+def drawn(temperature: float) -> str:
+    """How outputs are drawn, in a word."""
     return f"T = {temperature:g}" if temperature else "greedy"
 
 
@@ -61,11 +62,11 @@ def _print_level(console: Console, level: Level) -> None:
 def ratio_lines(level: Level) -> list[str]:
     """The ratios of tokens per second that our own arms are judged by, a sentence each."""
     lines = []
-    drawn = _drawn(level.temperature)
+    how = drawn(level.temperature)
     if ratio := level.speeds.get(SPECULATIVE, {}).get(PLAIN):
-        lines.append(f"speculation on against off, {drawn}: {with_interval(ratio)}")
+        lines.append(f"speculation on against off, {how}: {with_interval(ratio)}")
     for name, ratio in level.against_greedy.items():
-        lines.append(f"{name} at {drawn} against {name} greedy: {with_interval(ratio)}")
+        lines.append(f"{name} at {how} against {name} greedy: {with_interval(ratio)}")
     return lines
 
 

@@ -41,7 +41,7 @@ class Split:
     whole: float
     target: float
     forward: float  # target and drawing, in whose time the head runs
-    drawing: float  # beyond the head's product
+    drawing: float  # beyond the head's product; less than 0 where that was measured too long
     others: float  # neither target, nor drafter's computing, nor the head's product
     head: float  # the product
     layers_bytes: float
@@ -56,7 +56,7 @@ class Split:
         parts = rounds.parts_ms
         layers, head = (weights[name] / wave.bandwidth * 1e3 for name in ("layers", "head"))
         waits = sum(parts[name] for name in ("drafter_queue_us", "wire_us", "host_us"))
-        drawing = max(0.0, parts["draw_us"] - wave.head * 1e3)
+        drawing = parts["draw_us"] - wave.head * 1e3
         return cls(
             sum(parts.values()),
             parts["target_us"],

@@ -52,7 +52,7 @@ class BenchSettings(PeerSettings):
         tuple[Annotated[float, Field(ge=0, le=2)], ...],
         BeforeValidator(split),
         Field(min_length=1),
-    ] = setting("0,1", "Of every arm, in turns, 0 for greedy; seeds are fixed by prompt.")
+    ] = setting("0,1", "Of every arm, in turns, 0 for greedy; our seeds are fixed by prompt.")
     also: Annotated[dict[str, str], BeforeValidator(_pairs)] = setting(
         "", "NAME=URL[,NAME=URL...]: arms that ask the gateways there, with speculation."
     )

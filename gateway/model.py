@@ -58,6 +58,8 @@ class ServedModel:
             "owned_by": "holdcourse",
             "root": self.wire.name,
             "dtype": self.wire.dtype,
+            "device": self.wire.device,
+            "kernels": self.wire.kernels or None,
             "fingerprint": self.fingerprint,
             "parent": None,
             "max_model_len": self.max_len,

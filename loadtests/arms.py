@@ -10,11 +10,15 @@ from loadtests.peer import Engine
 from loadtests.prompts import Prompt
 from loadtests.result import Result
 
-PLAIN, SPECULATIVE, TRANSFORMERS = "plain", "speculative", "transformers"
-VLLM, VLLM_EAGLE3 = "vllm", "vllm-eagle3"
+PLAIN, SPECULATIVE = "plain", "speculative"
+TRANSFORMERS, TRANSFORMERS_FP32 = "transformers", "transformers-fp32"
+VLLM, VLLM_FP32, VLLM_EAGLE3 = "vllm", "vllm-fp32", "vllm-eagle3"
+LLAMA = "llama"
+PEERS = (TRANSFORMERS, TRANSFORMERS_FP32, VLLM, VLLM_FP32, VLLM_EAGLE3, LLAMA)
 # In this order: each arm is compared with those before it.
-ARMS = (TRANSFORMERS, VLLM, VLLM_EAGLE3, PLAIN, SPECULATIVE)
-PEERS = (TRANSFORMERS, VLLM, VLLM_EAGLE3)
+ARMS = (*PEERS, PLAIN, SPECULATIVE)
+# Peers that serve one request at a time.
+SINGLE = (TRANSFORMERS, TRANSFORMERS_FP32, LLAMA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,10 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """What all arms are asked alike. No arm stops at an end token: outputs have one length."""
+    """What all arms are asked alike, temperature 0 for greedy outputs.
+
+    No arm stops at an end token: outputs have one length.
+    """
 
     max_tokens: int
     temperature: float
@@ -44,7 +51,7 @@ class Arm(Protocol):
     def most(self) -> int | None:
         """Requests that it takes at once; None for any number."""
 
-    async def answer(self, task: Task) -> Result: ...
+    async def answer(self, task: Task, sampling: Sampling) -> Result: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +60,16 @@ class RestArm:
 
     name: str
     client: Client
-    sampling: Sampling
     speculation: bool
     most: None = None
 
-    async def answer(self, task: Task) -> Result:
+    async def answer(self, task: Task, sampling: Sampling) -> Result:
         return await self.client.chat(
             task.prompt.text,
             speculation=self.speculation,
             seed=task.seed,
             ignore_eos=True,
-            **asdict(self.sampling),
+            **asdict(sampling),
         )
 
 
@@ -73,13 +79,12 @@ class PeerArm:
 
     name: str
     peer: Engine
-    sampling: Sampling
 
     @property
     def most(self) -> int | None:
         return self.peer.most
 
-    async def answer(self, task: Task) -> Result:
+    async def answer(self, task: Task, sampling: Sampling) -> Result:
         return await self.peer.generate(
-            task.tokens, seed=task.seed, ignore_eos=True, **asdict(self.sampling)
+            task.tokens, seed=task.seed, ignore_eos=True, **asdict(sampling)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from itertools import product
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -14,7 +15,7 @@ from loadtests.blocks import Run, blocks, run_block, turns
 from loadtests.client import Client
 from loadtests.command import INTERRUPTED, UntilInterrupted, run
 from loadtests.document import Document
-from loadtests.lineup import Lineup
+from loadtests.lineup import Lineup, other_stacks
 from loadtests.prompts import Prompt, load_prompts
 from loadtests.report import print_report
 from loadtests.summary import summarize
@@ -33,14 +34,23 @@ async def main() -> int:
         document = Document(settings, served.card)
         tasks = await _tasks(client, prompts)
         with Console(stderr=True).status("Starting"):
-            lineup = await Lineup.start(stack, settings, client, served, tasks)
+            # Before the engines, whose start takes long.
+            others = await other_stacks(stack, settings.also, settings.api_key, served)
+            lineup = await Lineup.start(
+                stack,
+                settings,
+                client,
+                served,
+                sequences=max(settings.concurrency),
+                longest=max(len(task.tokens) for task in tasks) + settings.max_tokens,
+            )
         document.tell(peers=lineup.peers)
         runs: list[Run] = []
         with UntilInterrupted() as block:
-            async for measured in _measure(settings, lineup.arms, tasks):
+            async for measured in _measure(settings, [*lineup.arms, *others], tasks):
                 runs.append(measured)
                 document.add(measured)
-        summary = summarize(runs, greedy=settings.temperature == 0)
+        summary = summarize(runs)
         document.finish(summary, complete=not block.interrupted)
         print_report(console(), summary)
     return INTERRUPTED if block.interrupted else 1 if summary.errors else 0
@@ -59,24 +69,26 @@ async def _measure(
     """Level after level, and all of them again in each repeat.
 
     Before its first block at a level every arm is warmed up with as many prompts as it will have
-    requests at once.
+    requests at once, at each temperature.
     """
+    samplings = settings.samplings
     levels = {}
     for level in settings.concurrency:
         if taking := [arm for arm in arms if arm.most is None or level <= arm.most]:
             levels[level] = taking, blocks(tasks, level, settings.blocks)
-    total = settings.repeats * sum(len(taking) * len(cut) for taking, cut in levels.values())
+    pairs = sum(len(taking) * len(cut) for taking, cut in levels.values())
+    total = settings.repeats * pairs * len(samplings)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=total)
         for repeat in range(settings.repeats):
             for level, (taking, cut) in levels.items():
-                for arm in taking if repeat == 0 else ():
+                for arm, sampling in product(taking, samplings) if repeat == 0 else ():
                     progress.update(bar, description=f"{level} at once, warming up {arm.name}")
-                    await run_block(arm, cut[0][:level], level)
-                for block, arm in turns(taking, len(cut), repeat):
+                    await run_block(arm, cut[0][:level], sampling, level)
+                for block, arm, sampling in turns(taking, samplings, len(cut), repeat):
                     progress.update(bar, description=f"{level} at once, {arm.name}")
-                    yield await run_block(arm, cut[block], level, repeat, block)
+                    yield await run_block(arm, cut[block], sampling, level, repeat, block)
                     progress.advance(bar)
 
 

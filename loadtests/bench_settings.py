@@ -7,14 +7,9 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from loadtests.arms import ARMS, PLAIN, SPECULATIVE, TRANSFORMERS, VLLM, VLLM_EAGLE3
-from loadtests.settings import MeasuringSettings
-from loadtests.vllm_peer import Drafter
+from loadtests.arms import ARMS, SINGLE, Sampling
+from loadtests.peer_settings import PeerSettings, split
 from specwire.settings import setting
-
-
-def _split(value: object) -> object:
-    return tuple(p.strip() for p in value.split(",")) if isinstance(value, str) else value
 
 
 def _pairs(value: object) -> object:
@@ -29,22 +24,23 @@ def _pairs(value: object) -> object:
     return {name: url for name, _, url in pairs}
 
 
-class BenchSettings(MeasuringSettings):
+class BenchSettings(PeerSettings):
     """Measures a running stack: the same prompts with speculation on and off, in turns.
 
-    Other engines take turns too where --arms names them, each in a process of its own that stands
-    still between its turns, in the dtype that is served: transformers' `generate`, which serves
-    one request and so takes part at concurrency 1 alone, and vLLM plain or with a drafter's
-    checkpoint. Peers are asked without HTTP. Further stacks of Holdcourse, with other settings,
-    take turns where --also names them. The first of each prompt's `turns` is asked. End tokens
-    end no output, in no arm: all outputs have one length.
+    Greedy and sampled outputs take turns too. So do other engines where --arms names them, each in
+    a process of its own that stands still between its turns: transformers' `generate` and
+    llama.cpp, which serve one request and so take part at concurrency 1 alone, and vLLM plain or
+    with a drafter's checkpoint. Their dtype is the served one, or float32 where the name ends so;
+    llama.cpp computes with the weights of its file. Peers are asked without HTTP. Further stacks
+    of Holdcourse, with other settings, take turns where --also names them. The first of each
+    prompt's `turns` is asked. End tokens end no output, in no arm: all outputs have one length.
     """
 
     limit: int | None = setting(None, "Prompts to take from the file; none takes all.", ge=1)
     max_tokens: int = setting(128, "Tokens of each output.", ge=2)
     repeats: int = setting(3, "Times that everything is measured.", ge=1)
     concurrency: Annotated[
-        tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_split), Field(min_length=1)
+        tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(split), Field(min_length=1)
     ] = setting("1", "Requests at once, as a closed loop; several levels as 1,4,16.")
     blocks: int | None = setting(
         None,
@@ -52,59 +48,32 @@ class BenchSettings(MeasuringSettings):
         "the concurrency; none takes as many as the prompts fill.",
         ge=1,
     )
-    temperature: float = setting(0.0, "Of every arm; seeds are fixed by prompt.", ge=0, le=2)
-    arms: Annotated[tuple[str, ...], BeforeValidator(_split)] = setting(
-        f"{PLAIN},{SPECULATIVE}", f"What is measured, of {', '.join(ARMS)}."
-    )
+    temperature: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=2)], ...],
+        BeforeValidator(split),
+        Field(min_length=1),
+    ] = setting("0,1", "Of every arm, in turns, 0 for greedy; our seeds are fixed by prompt.")
     also: Annotated[dict[str, str], BeforeValidator(_pairs)] = setting(
         "", "NAME=URL[,NAME=URL...]: arms that ask the gateways there, with speculation."
     )
-    peer_target: str | None = setting(
-        None, "The served model for the other engines: Hugging Face id, folder or .gguf file."
-    )
-    vllm_python: str | None = setting(None, "Python of an environment that has vLLM.")
-    vllm_checkpoint: str | None = setting(
-        None, f"Drafter for {VLLM_EAGLE3}: the checkpoint folder that the stack serves."
-    )
-    vllm_draft_length: int = setting(5, f"Draft tokens per round of {VLLM_EAGLE3}.", ge=1, le=16)
-    vllm_eager: bool = setting(False, "Let vLLM start sooner, without compiling its models.")
 
     @property
-    def drafter(self) -> Drafter:
-        """What `vllm-eagle3` drafts with."""
-        assert self.vllm_checkpoint is not None
-        return Drafter(self.vllm_checkpoint, self.vllm_draft_length)
+    def samplings(self) -> tuple[Sampling, ...]:
+        """What every arm is asked, for each temperature."""
+        return tuple(Sampling(self.max_tokens, temperature) for temperature in self.temperature)
 
-    @field_validator("arms")
+    @field_validator("concurrency", "temperature")
     @classmethod
-    def _check_arms(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if not set(names) <= set(ARMS) or len(set(names)) < len(names):
-            raise ValueError(f"must be some of {', '.join(ARMS)}, separated by commas")
-        return names
-
-    @field_validator("concurrency")
-    @classmethod
-    def _check_levels(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
+    def _check_levels(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
         if len(set(levels)) < len(levels):
-            raise ValueError("must not name a level twice")
+            raise ValueError("must not name a value twice")
         return levels
 
     @model_validator(mode="after")
-    def _check_peers(self) -> BenchSettings:
-        names = set(self.arms)
-        if TRANSFORMERS in names and 1 not in self.concurrency:
+    def _check_single(self) -> BenchSettings:
+        single = [name for name in self.arms if name in SINGLE]
+        if single and 1 not in self.concurrency:
             raise ValueError(
-                f"--arms {TRANSFORMERS}: one `generate` serves one request; "
-                "let 1 be among --concurrency"
+                f"--arms {single[0]}: it serves one request at a time; let 1 be among --concurrency"
             )
-        needs = {
-            "--peer-target": (self.peer_target, {TRANSFORMERS, VLLM, VLLM_EAGLE3}),
-            "--vllm-python": (self.vllm_python, {VLLM, VLLM_EAGLE3}),
-            "--vllm-checkpoint": (self.vllm_checkpoint, {VLLM_EAGLE3}),
-        }
-        for flag, (value, arms) in needs.items():
-            if not value and names & arms:
-                raise ValueError(f"--arms {min(names & arms)} needs {flag}")
-            if value and not names & arms:
-                raise ValueError(f"{flag} is for --arms {' or '.join(sorted(arms))}")
         return self

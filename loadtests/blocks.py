@@ -6,8 +6,9 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
-from loadtests.arms import Arm, Task
+from loadtests.arms import Arm, Sampling, Task
 from loadtests.result import RequestFailed, Result
 from loadtests.stats import Key
 
@@ -33,6 +34,7 @@ class Run:
     """
 
     concurrency: int
+    temperature: float
     arm: str
     repeat: int
     block: int
@@ -68,19 +70,27 @@ def blocks(tasks: Sequence[Task], concurrency: int, most: int | None = None) -> 
     ]
 
 
-def turns(arms: Sequence[Arm], count: int, repeat: int) -> Iterator[tuple[int, Arm]]:
-    """Yield (block, arm): every arm for each block, beginning with another one each time.
+def turns(
+    arms: Sequence[Arm], samplings: Sequence[Sampling], count: int, repeat: int
+) -> Iterator[tuple[int, Arm, Sampling]]:
+    """Yield (block, arm, sampling): all pairs for each block, beginning with another each time.
 
-    Whatever disturbs the machine for a while hits all arms alike.
+    Whatever disturbs the machine for a while hits all arms alike, sampled or greedy.
     """
+    pairs = list(product(arms, samplings))
     for block in range(count):
-        shift = (repeat + block) % len(arms)
-        for arm in (*arms[shift:], *arms[:shift]):
-            yield block, arm
+        shift = (repeat + block) % len(pairs)
+        for arm, sampling in (*pairs[shift:], *pairs[:shift]):
+            yield block, arm, sampling
 
 
 async def run_block(
-    arm: Arm, tasks: Sequence[Task], concurrency: int, repeat: int = 0, block: int = 0
+    arm: Arm,
+    tasks: Sequence[Task],
+    sampling: Sampling,
+    concurrency: int,
+    repeat: int = 0,
+    block: int = 0,
 ) -> Run:
     """Run a block as a closed loop: each client asks again as soon as it is answered."""
     waiting = iter(enumerate(tasks))
@@ -92,7 +102,7 @@ async def run_block(
         for index, task in waiting:
             began = time.perf_counter() - start
             try:
-                records[index] = Record(task.prompt.name, began, await arm.answer(task))
+                records[index] = Record(task.prompt.name, began, await arm.answer(task, sampling))
             except RequestFailed as error:
                 records[index] = Record(task.prompt.name, began, None, str(error))
         idle.append(time.perf_counter() - start)
@@ -104,7 +114,7 @@ async def run_block(
         seconds, tokens = only.seconds, len(only.tokens)
     else:
         tokens = sum(_tokens_until(seconds, record) for record in ordered)
-    return Run(concurrency, arm.name, repeat, block, seconds, tokens, ordered)
+    return Run(concurrency, sampling.temperature, arm.name, repeat, block, seconds, tokens, ordered)
 
 
 def _tokens_until(seconds: float, record: Record) -> int:

@@ -24,11 +24,21 @@ def cache_folder() -> Path:
     return Path(caches).absolute() / "holdcourse" / "exports"
 
 
-async def hugging_face(target: str, served: Served, cache: Path) -> str:
+async def prove(target: str, served: Served) -> None:
+    """Make sure that `target` is what is served.
+
+    Raises:
+        StartError: it cannot be loaded, or is another model.
+    """
+    async with Peer.running(target, served.dtype) as peer:
+        peer.check(target, served)
+
+
+async def hugging_face(target: str, served: Served, dtype: str, cache: Path) -> str:
     """The folder or Hugging Face id of `target`, which is made sure to be what is served.
 
-    A GGUF file is exported in the dtype that is served, dequantized by transformers as the
-    verifier does it; the export is used again as long as the file is the same.
+    A GGUF file is exported in the dtype of that name, dequantized by transformers as the verifier
+    does it; the export is used again as long as the file is the same.
 
     Raises:
         StartError: it cannot be loaded, is another model, or the export cannot be written.
@@ -38,12 +48,11 @@ async def hugging_face(target: str, served: Served, cache: Path) -> str:
     except ValueError as error:
         raise StartError(f"--peer-target: {error}") from None
     if source.gguf_file is None:
-        async with Peer.running(target, served.dtype) as peer:
-            peer.check(target, served)
+        await prove(target, served)
         return source.location
-    folder = _folder(Path(source.location, source.gguf_file), served.dtype, cache)
+    folder = _folder(Path(source.location, source.gguf_file), dtype, cache)
     if _fingerprint(folder) != served.fingerprint:
-        async with Peer.running(target, served.dtype) as peer:
+        async with Peer.running(target, dtype) as peer:
             peer.check(target, served)
             await _export(peer, target, folder)
     return str(folder)

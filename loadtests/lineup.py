@@ -1,27 +1,28 @@
-"""The arms of a benchmark, started one after the other before anything is measured."""
+"""The arms of a measurement, started one after the other before anything is measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from loadtests.arms import (
+    LLAMA,
     PEERS,
     SPECULATIVE,
     TRANSFORMERS,
+    TRANSFORMERS_FP32,
     VLLM_EAGLE3,
     Arm,
     PeerArm,
     RestArm,
-    Sampling,
-    Task,
 )
-from loadtests.bench_settings import BenchSettings
 from loadtests.client import Client, Served
-from loadtests.export import cache_folder, hugging_face
+from loadtests.export import cache_folder, hugging_face, prove
+from loadtests.llama_peer import LlamaPeer, model_arguments
 from loadtests.peer import Engine, Peer
+from loadtests.peer_settings import PeerSettings
 from loadtests.vllm_peer import VllmPeer, engine_arguments
 from specwire.settings import StartError
 
@@ -37,71 +38,105 @@ class Lineup:
     async def start(
         cls,
         stack: AsyncExitStack,
-        settings: BenchSettings,
+        settings: PeerSettings,
         client: Client,
         served: Served,
-        tasks: Sequence[Task],
+        *,
+        sequences: int,
+        longest: int,
     ) -> Lineup:
         """Start all that `settings` name; `stack` ends their processes.
 
+        There will be `sequences` requests at once at most, of `longest` tokens with their output.
+
         Raises:
-            StartError: a peer cannot be started, or an arm has not the model that is served.
+            StartError: a peer cannot be started, or has not the model that is served.
         """
         lineup = cls()
-        sampling = Sampling(settings.max_tokens, settings.temperature)
-        longest = max(len(task.tokens) for task in tasks) + sampling.max_tokens
-        # Before the engines, whose start takes long.
-        others: list[Arm] = []
-        for name, url in settings.also.items():
-            other = await stack.enter_async_context(Client(url, settings.api_key))
-            await _check(name, url, other, served)
-            others.append(RestArm(name, other, sampling, True))
         for name in settings.arms:
             if name not in PEERS:
-                lineup.arms.append(RestArm(name, client, sampling, name == SPECULATIVE))
+                lineup.arms.append(RestArm(name, client, name == SPECULATIVE))
                 continue
             peer: Engine
-            if name == TRANSFORMERS:
-                peer = await _transformers(stack, settings, served)
+            if name in (TRANSFORMERS, TRANSFORMERS_FP32):
+                peer = await _transformers(stack, settings, name, served)
+            elif name == LLAMA:
+                peer = await _llama(stack, settings, served, longest)
             else:
-                peer = await _vllm(stack, settings, name, served, longest)
-            lineup.arms.append(PeerArm(name, peer, sampling))
+                peer = await _vllm(stack, settings, name, served, sequences, longest)
+            lineup.arms.append(PeerArm(name, peer))
             lineup.peers[name] = peer.facts
-        lineup.arms += others
         return lineup
 
 
-async def _check(name: str, url: str, client: Client, served: Served) -> None:
-    other = await client.served()
-    if (other.fingerprint, other.dtype) != (served.fingerprint, served.dtype):
-        raise StartError(
-            f"--also {name}: {url} serves {other.name} in {other.dtype}, "
-            f"which is not {served.name} in {served.dtype}."
-        )
+async def other_stacks(
+    stack: AsyncExitStack, also: Mapping[str, str], api_key: str | None, served: Served
+) -> list[Arm]:
+    """Arms that ask further gateways, by name and URL, with speculation.
+
+    Raises:
+        StartError: one serves something else, or does not answer.
+    """
+    arms: list[Arm] = []
+    for name, url in also.items():
+        client = await stack.enter_async_context(Client(url, api_key))
+        other = await client.served()
+        if (other.fingerprint, other.dtype) != (served.fingerprint, served.dtype):
+            raise StartError(
+                f"--also {name}: {url} serves {other.name} in {other.dtype}, "
+                f"which is not {served.name} in {served.dtype}."
+            )
+        arms.append(RestArm(name, client, True))
+    return arms
 
 
-async def _transformers(stack: AsyncExitStack, settings: BenchSettings, served: Served) -> Peer:
+def _dtype(name: str, served: Served) -> str:
+    """That of a peer: float32 where its name says so, else what is served."""
+    return "float32" if name.endswith("-fp32") else served.dtype
+
+
+async def _transformers(
+    stack: AsyncExitStack, settings: PeerSettings, name: str, served: Served
+) -> Peer:
     assert settings.peer_target is not None
-    peer = await stack.enter_async_context(Peer.running(settings.peer_target, served.dtype))
+    running = Peer.running(settings.peer_target, _dtype(name, served), settings.peer_environment)
+    peer = await stack.enter_async_context(running)
     peer.check(settings.peer_target, served)
     return peer
 
 
 async def _vllm(
-    stack: AsyncExitStack, settings: BenchSettings, name: str, served: Served, longest: int
+    stack: AsyncExitStack,
+    settings: PeerSettings,
+    name: str,
+    served: Served,
+    sequences: int,
+    longest: int,
 ) -> VllmPeer:
     assert settings.peer_target is not None
     assert settings.vllm_python is not None
     drafter = settings.drafter if name == VLLM_EAGLE3 else None
     if drafter is not None:
         drafter.check(served)
+    dtype = _dtype(name, served)
     arguments = engine_arguments(
-        await hugging_face(settings.peer_target, served, cache_folder()),
-        served.dtype,
-        sequences=max(settings.concurrency),
+        await hugging_face(settings.peer_target, served, dtype, cache_folder()),
+        dtype,
+        sequences=sequences,
         longest=longest,
         eager=settings.vllm_eager,
         drafter=drafter,
     )
-    running = VllmPeer.running(name, settings.vllm_python, arguments)
+    running = VllmPeer.running(name, settings.vllm_python, arguments, settings.peer_environment)
+    return await stack.enter_async_context(running)
+
+
+async def _llama(
+    stack: AsyncExitStack, settings: PeerSettings, served: Served, longest: int
+) -> LlamaPeer:
+    assert settings.peer_target is not None
+    assert settings.llama_python is not None
+    arguments = model_arguments(settings.peer_target, longest=longest)
+    await prove(settings.peer_target, served)
+    running = LlamaPeer.running(LLAMA, settings.llama_python, arguments, settings.peer_environment)
     return await stack.enter_async_context(running)

@@ -65,14 +65,16 @@ class Peer(Engine):
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, target: str, dtype: str) -> AsyncGenerator[Peer]:
-        """Load `target`; the process ends with the block.
+    async def running(
+        cls, target: str, dtype: str, environment: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[Peer]:
+        """Load `target`, in this process's environment or another; it ends with the block.
 
         Raises:
             StartError: it cannot be loaded.
         """
         command = (sys.executable, "-m", "loadtests.reference", target, dtype)
-        async with Child.running("transformers", command) as child:
+        async with Child.running("transformers", command, environment) as child:
             yield cls(child)
 
     def check(self, target: str, served: Served) -> None:
@@ -107,6 +109,11 @@ class Peer(Engine):
     async def bandwidth(self) -> float:
         """Measure what the memory of its device gives, in bytes per second."""
         measured: float = await self._ask("bandwidth")
+        return measured
+
+    async def head(self, rows: int, level: str | None) -> float:
+        """Measure the product of its head with so many rows, by kernels of a level, in seconds."""
+        measured: float = await self._ask("head", rows=rows, level=level)
         return measured
 
     async def save(self, target: str, folder: str) -> None:

@@ -21,6 +21,9 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from loadtests.bandwidth import bandwidth
+from loadtests.environment import telling
+from loadtests.product import TimedProduct
+from specwire import kernels
 from specwire.target import TargetSource
 from specwire.torch import target_fingerprint
 
@@ -36,6 +39,7 @@ class Reference:
         # The model's own sampling defaults would not be what a request to the API asks for.
         self._generation_config = model.generation_config
         model.generation_config = GenerationConfig()
+        self._product: TimedProduct | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -45,6 +49,8 @@ class Reference:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "weights": self._weights(),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "environment": telling(os.environ),
         }
 
     @classmethod
@@ -126,6 +132,13 @@ class Reference:
     def bandwidth(self) -> float:
         """Bytes per second that the memory of the model's device gives."""
         return bandwidth(self.model.device)
+
+    def head(self, rows: int, level: kernels.Level | None) -> float:
+        """Seconds that the product of the head with so many rows takes, by kernels of a level."""
+        if self._product is None:
+            kernels.prepare("on", level) if level else kernels.prepare("off")
+            self._product = TimedProduct(self.model.get_output_embeddings().weight)
+        return self._product.seconds(rows)
 
     def save(self, target: str, folder: str) -> None:
         """Write the model, and the tokenizer of `target`, as a folder of Hugging Face's layout.

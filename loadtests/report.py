@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests.acceptance import Comparison, Estimate
-from loadtests.arms import ARMS, TRANSFORMERS, VLLM_EAGLE3
+from loadtests.arms import ARMS, PLAIN, SINGLE, SPECULATIVE, VLLM_EAGLE3
 from loadtests.rounds import PARTS
 from loadtests.stats import Ratio
 from loadtests.summary import Agreement, ArmSummary, Level, Summary
@@ -19,22 +19,30 @@ from loadtests.tables import number, spread_ms, table, with_interval
 def print_report(console: Console, summary: Summary) -> None:
     """Print all tables, level by level, and what went wrong."""
     for level in summary.levels:
-        console.rule(f"{level.concurrency} at once", align="left")
+        console.rule(f"{level.concurrency} at once, {drawn(level.temperature)}", align="left")
         _print_level(console, level)
-    measured = {arm.name for level in summary.levels for arm in level.arms}
-    if TRANSFORMERS in measured and len(summary.levels) > 1:
-        console.print("transformers' generate serves one request: it took part at 1 alone.")
+    single = {arm.name for level in summary.levels for arm in level.arms} & set(SINGLE)
+    if single and len({level.concurrency for level in summary.levels}) > 1:
+        for name in (name for name in SINGLE if name in single):
+            console.print(f"{name}: one request at a time, so it took part at 1 alone.")
     for error in dict.fromkeys(summary.errors):
         console.print(f"Failed ({summary.errors.count(error)}): {error}", style="red", markup=False)
+
+
+def drawn(temperature: float) -> str:
+    """How outputs are drawn, in a word."""
+    return f"T = {temperature:g}" if temperature else "greedy"
 
 
 def _print_level(console: Console, level: Level) -> None:
     console.print(_speed(level.arms))
     paired = "Median of pairs by block of prompts (95 % interval)."
     if level.speeds:
-        console.print(_ratios("Tokens per second, row by column", level.speeds, paired))
+        console.print(ratio_table("Tokens per second, row by column", level.speeds, paired))
+    for line in ratio_lines(level):
+        console.print(line)
     if level.round_times:
-        console.print(_ratios("Time per round, row by column", level.round_times, paired))
+        console.print(ratio_table("Time per round, row by column", level.round_times, paired))
     if any(arm.rounds and arm.rounds.by_source for arm in level.arms):
         console.print(_drafts(level.arms))
     for name, comparison in level.acceptance.items():
@@ -49,6 +57,17 @@ def _print_level(console: Console, level: Level) -> None:
             console.print(moved, style="red")
     for agreement in level.agreements:
         console.print(describe(agreement))
+
+
+def ratio_lines(level: Level) -> list[str]:
+    """The ratios of tokens per second that our own arms are judged by, a sentence each."""
+    lines = []
+    how = drawn(level.temperature)
+    if ratio := level.speeds.get(SPECULATIVE, {}).get(PLAIN):
+        lines.append(f"speculation on against off, {how}: {with_interval(ratio)}")
+    for name, ratio in level.against_greedy.items():
+        lines.append(f"{name} at {how} against {name} greedy: {with_interval(ratio)}")
+    return lines
 
 
 def _speed(arms: Sequence[ArmSummary]) -> Table:
@@ -72,7 +91,8 @@ def _speed(arms: Sequence[ArmSummary]) -> Table:
     return made
 
 
-def _ratios(title: str, ratios: Mapping[str, Mapping[str, Ratio]], caption: str) -> Table:
+def ratio_table(title: str, ratios: Mapping[str, Mapping[str, Ratio]], caption: str) -> Table:
+    """A table of ratios by arm and the arm it is set against."""
     bases = [base for base in ARMS if any(base in row for row in ratios.values())]
     made = table(title, "", *bases, caption=caption)
     for name, row in ratios.items():

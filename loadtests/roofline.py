@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import product
+from typing import Annotated
 
+from pydantic import BeforeValidator, Field
 from rich.console import Console
 from rich.progress import track
 
+from loadtests.arms import PLAIN, SPECULATIVE, Arm, RestArm, Sampling, Task
+from loadtests.blocks import run_block, turns
 from loadtests.client import Client
 from loadtests.command import INTERRUPTED, UntilInterrupted, run
 from loadtests.document import Document
-from loadtests.floor import Answered, Summary, summarize
+from loadtests.floor import Mode, Summary, Wave, rows_of, summarize
 from loadtests.peer import Peer
+from loadtests.peer_settings import split
 from loadtests.prompts import Prompt, load_prompts
-from loadtests.result import Result
+from loadtests.report import drawn
+from loadtests.result import RequestFailed
 from loadtests.rounds import PARTS
 from loadtests.settings import MeasuringSettings
 from loadtests.tables import console, table, with_interval
@@ -23,27 +30,36 @@ PROGRAM = "loadtests.roofline"
 
 
 class RooflineSettings(MeasuringSettings):
-    """Says where a round's time goes at concurrency 1, and how near memory's limit its forward is.
+    """Says where a round's time goes, and how near memory's limit its forward is.
 
     The verifier's clock tells the parts of a round. What the target's weights take is their bytes
-    by the bandwidth that torch measures on the same cores, before and after each request: on a
-    machine that is shared it may change within seconds. The head runs in the time of drawing, so
-    the forward is both together, and what of drawing is above the head's own bytes counts as
-    drawing. Planning a step counts as forward. For forwards of 6 tokens start the stack with
-    HOLDCOURSE_DRAFT_LENGTH=5 and HOLDCOURSE_LOOKUP=off.
+    by the bandwidth that torch measures on the same cores, before and after each wave of requests:
+    on a machine that is shared it may change within seconds. The head runs in the time of drawing,
+    so the forward is both together. Its product alone is measured after each wave, by the kernels
+    that serve and with as many rows: what of drawing is above that counts as drawing. Planning a
+    step counts as forward. For forwards of 6 tokens start the stack with HOLDCOURSE_DRAFT_LENGTH=5
+    and HOLDCOURSE_LOOKUP=off.
     """
 
     target: str = setting(..., "The served model: Hugging Face id, folder or .gguf file.")
-    limit: int = setting(8, "Prompts to take from the file.", ge=1)
+    limit: int = setting(16, "Prompts to take from the file.", ge=1)
     max_tokens: int = setting(96, "Tokens of each output.", ge=3)
     repeats: int = setting(3, "Times that everything is measured.", ge=1)
+    concurrency: Annotated[
+        tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(split), Field(min_length=1)
+    ] = setting("1,4,16", "Requests that begin together; several levels as 1,4,16.")
+    temperature: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=2)], ...],
+        BeforeValidator(split),
+        Field(min_length=1),
+    ] = setting("0,1", "Of the requests, in turns, 0 for greedy.")
 
 
 async def main() -> int:
     """Run it; returns 130 if it was interrupted."""
     settings = RooflineSettings.read(PROGRAM)
     prompts = load_prompts(settings.prompts, settings.limit)
-    answered: list[Answered] = []
+    waves: list[Wave] = []
     async with Client(settings.url, settings.api_key) as client:
         served = await client.served()
         document = Document(settings, served.card)
@@ -51,67 +67,89 @@ async def main() -> int:
             peer.check(settings.target, served)
             document.tell(reference=peer.facts)
             with UntilInterrupted() as block:
-                async for one in _measure(settings, client, peer, prompts):
-                    answered.append(one)
-                    document.add(one)
-            summary = summarize(answered, peer.facts["weights"])
+                level = served.card["kernels"] or None
+                async for wave in _measure(settings, client, peer, prompts, level):
+                    waves.append(wave)
+                    document.add(wave)
+            summary = summarize(waves, peer.facts["weights"])
     document.finish(summary, complete=not block.interrupted)
     print_summary(console(), summary)
     return INTERRUPTED if block.interrupted else 0
 
 
 async def _measure(
-    settings: RooflineSettings, client: Client, peer: Peer, prompts: Sequence[Prompt]
-) -> AsyncIterator[Answered]:
-    """Both modes in turns, after a warm-up of each."""
+    settings: RooflineSettings,
+    client: Client,
+    peer: Peer,
+    prompts: Sequence[Prompt],
+    kernels: str | None,
+) -> AsyncIterator[Wave]:
+    """All modes in turns, after a warm-up of each; `kernels` is the level that serves.
 
-    async def ask(prompt: Prompt, speculation: bool) -> Result:
-        return await client.chat(
-            prompt.text,
-            max_tokens=settings.max_tokens,
-            speculation=speculation,
-            ignore_eos=True,
-        )
-
-    for speculation in (False, True):
-        await ask(prompts[0], speculation)
+    Raises:
+        RequestFailed: a request did.
+    """
+    arms: list[Arm] = [RestArm(name, client, name == SPECULATIVE) for name in (PLAIN, SPECULATIVE)]
+    samplings = [Sampling(settings.max_tokens, each) for each in settings.temperature]
+    waves = {level: list(_waves(prompts, level)) for level in settings.concurrency}
+    for (level, (first, *_)), arm, sampling in product(waves.items(), arms, samplings):
+        await run_block(arm, first, sampling, level)
     for repeat in track(range(settings.repeats), "Repeats", console=Console(stderr=True)):
         before = await peer.bandwidth()
-        for place, prompt in enumerate(prompts):
-            for speculation in ((False, True), (True, False))[(repeat + place) % 2]:
-                result = await ask(prompt, speculation)
+        for level, cut in waves.items():
+            for place, arm, sampling in turns(arms, samplings, len(cut), repeat):
+                done = await run_block(arm, cut[place], sampling, level, repeat, place)
+                for error in (record.error for record in done.records if record.error):
+                    raise RequestFailed(error)
+                results = tuple(done.results)
                 after = await peer.bandwidth()
-                yield Answered(repeat, prompt.name, speculation, (before + after) / 2, result)
+                head = await peer.head(rows_of(results), kernels)
+                mode = level, sampling.temperature, arm.name == SPECULATIVE
+                yield Wave(*mode, repeat, place, (before + after) / 2, head, results)
                 before = after
 
 
+def _waves(prompts: Sequence[Prompt], level: int) -> Iterator[list[Task]]:
+    """All prompts, so many at once, the last ones filled up from the first."""
+    for start in range(0, len(prompts), level):
+        places = [place % len(prompts) for place in range(start, start + level)]
+        yield [Task(prompts[place], (), place) for place in places]
+
+
 def print_summary(console: Console, summary: Summary) -> None:
-    """Print a table with a column for each mode."""
-    modes = summary.modes
-    names = ("speculation on" if mode.speculation else "speculation off" for mode in modes)
-    made = table("Where a round's time goes at concurrency 1, ms", "", *names)
-    made.add_row("tokens of a forward", *(f"{mode.tokens:.2f}" for mode in modes))
+    """Print a table for each concurrency, with a column for each mode."""
+    for level in dict.fromkeys(mode.concurrency for mode in summary.modes):
+        _print_level(console, [mode for mode in summary.modes if mode.concurrency == level])
+    least, middle, most = (f"{value / 1e9:.1f}" for value in summary.bandwidth)
+    sizes = " and ".join(f"{size / 1e6:.0f} MB {name}" for name, size in summary.weights.items())
+    console.print(f"Memory gave {middle} GB/s ({least} to {most}); weights: {sizes}.")
+
+
+def _print_level(console: Console, modes: Sequence[Mode]) -> None:
+    names = (f"{'on' if mode.speculation else 'off'}, {drawn(mode.temperature)}" for mode in modes)
+    title = f"Where a round's time goes at concurrency {modes[0].concurrency}, ms"
+    made = table(title, "speculation", *names)
+    made.add_row("tokens of a sequence in a forward", *(f"{mode.tokens:.2f}" for mode in modes))
     for part, label in PARTS.items():
         made.add_row(label, *(f"{mode.parts_ms[part]:.2f}" for mode in modes))
     made.add_row("round", *(f"{sum(mode.parts_ms.values()):.2f}" for mode in modes))
     made.add_section()
-    made.add_row("bytes of the layers", *(f"{mode.layers_ms:.2f}" for mode in modes))
-    made.add_row("bytes of the head", *(f"{mode.head_ms:.2f}" for mode in modes))
+    made.add_row("product of the head alone", *(f"{mode.head_ms:.2f}" for mode in modes))
+    made.add_row("bytes of the layers", *(f"{mode.layers_bytes_ms:.2f}" for mode in modes))
+    made.add_row("bytes of the head", *(f"{mode.head_bytes_ms:.2f}" for mode in modes))
     made.add_section()
     rows = {
         "target forward by bytes of the layers": [mode.target for mode in modes],
         "forward and drawing by all bytes": [mode.forward for mode in modes],
-        "Python, drawing, queue and wire by the round": [mode.others for mode in modes],
+        "drawing beyond the product by the round": [mode.drawing for mode in modes],
+        "Python, that drawing, queue and wire by the round": [mode.others for mode in modes],
     }
     for label, ratios in rows.items():
         made.add_row(label, *(with_interval(ratio) for ratio in ratios))
     made.caption = (
-        "Bytes: the time that memory needs for them. Ratios: medians over prompts (95 % interval)."
+        "Bytes: the time that memory needs for them. Ratios: medians over waves (95 % interval)."
     )
     console.print(made)
-    least, middle, most = (f"{value / 1e9:.1f}" for value in summary.bandwidth)
-    sizes = " and ".join(f"{size / 1e6:.0f} MB {name}" for name, size in summary.weights.items())
-    console.print(f"Memory gave {middle} GB/s ({least} to {most}); weights: {sizes}.")
 
 
 if __name__ == "__main__":

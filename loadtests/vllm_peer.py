@@ -12,6 +12,7 @@ from typing import Any
 
 from loadtests.child import Child
 from loadtests.client import Served
+from loadtests.environment import foreign
 from loadtests.peer import Engine
 from loadtests.result import Result
 from specwire.settings import StartError
@@ -75,7 +76,7 @@ def engine_arguments(
 
 
 def environment(given: Mapping[str, str]) -> dict[str, str]:
-    """The child's environment: ours without our packages, and all cores for vLLM on a CPU."""
+    """The child's environment: `given` without our packages, and all cores for vLLM on a CPU."""
     cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     defaults = {
         # vLLM would keep a core for its front end; with so few of them that is half of all.
@@ -83,10 +84,11 @@ def environment(given: Mapping[str, str]) -> dict[str, str]:
         "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",  # whatever is needed has been loaded here before
-        "PYTHONSAFEPATH": "1",  # the child's neighbours are no modules of its own
     }
-    ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
-    return defaults | {name: value for name, value in given.items() if name not in ours}
+    if "ONEDNN_MAX_CPU_ISA" in given:
+        # What is held back in the child would not be in a process that it starts.
+        defaults["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    return defaults | foreign(given)
 
 
 class VllmPeer(Engine):
@@ -95,15 +97,17 @@ class VllmPeer(Engine):
     @classmethod
     @asynccontextmanager
     async def running(
-        cls, name: str, python: str, arguments: Mapping[str, Any]
+        cls, name: str, python: str, arguments: Mapping[str, Any], given: Mapping[str, str]
     ) -> AsyncGenerator[VllmPeer]:
-        """Start vLLM by the Python that has it; its processes end with the block.
+        """Start vLLM by the Python that has it, in the environment `given` and what it needs.
+
+        Its processes end with the block.
 
         Raises:
             StartError: no such Python, no vLLM in it, or it refuses.
         """
         command = (python, str(CHILD), json.dumps(arguments))
-        async with Child.running(name, command, environment(os.environ)) as child:
+        async with Child.running(name, command, environment(given)) as child:
             yield cls(child)
 
     def _result(self, value: Mapping[str, Any]) -> Result:

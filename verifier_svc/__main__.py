@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from importlib.metadata import version
 
-from specwire import limits, logs, serving
+from specwire import kernels, limits, logs, serving
 from specwire.apart import apart
 from specwire.v1 import verifier_pb2 as pb
 from specwire.v1.verifier_pb2_grpc import add_VerifierServiceServicer_to_server
@@ -104,6 +104,8 @@ def describe(settings: VerifierSettings, target: Target, files: list[str]) -> pb
         tokenizer_files=files,
         version=version("holdcourse"),
         speculation=settings.speculation and settings.drafter is not None,
+        device=target.device.type,
+        kernels=kernels.level() or "",
     )
 
 

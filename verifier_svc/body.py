@@ -123,6 +123,8 @@ class KernelBody:
         if cosines.shape[-1] != weights[0].dim:
             return None
         half = cosines.shape[-1] // 2
+        # A copy, which a tied head shares: all other weights of the mapped file have been packed.
+        embedding.weight.data = embedding.weight.data.clone()
         decoder = DecoderWeights(
             layers=weights,
             embedding=embedding.weight.detach(),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from math import prod
 from typing import Protocol
 
 import torch
 
+from specwire.settings import StartError
 from verifier_svc.blocks import BLOCK_SIZE
 
 
@@ -46,10 +50,18 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        """Reserve it.
+
+        Raises:
+            StartError: a CPU's memory could never hold it.
+        """
         slots = self.spare = blocks * BLOCK_SIZE
+        row = self.bytes_per_slot(layers, kv_heads, head_dim, feature_width, dtype)
+        if device.type == "cpu":
+            _check_memory(slots * row)
 
         def pool(*shape: int) -> torch.Tensor:
-            return torch.zeros(*shape, dtype=dtype, device=device)
+            return _zeros(shape, dtype, device)
 
         self.keys = tuple(pool(slots + 1, kv_heads, head_dim) for _ in range(layers))
         self.values = tuple(pool(slots + 1, kv_heads, head_dim) for _ in range(layers))
@@ -89,3 +101,21 @@ class KVCache:
     def read_features(self, slot: int, start: int, stop: int) -> torch.Tensor:
         """Features of positions [start, stop) of the sequence whose position 0 is at `slot`."""
         return self.features[slot + start : slot + stop]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; a CPU's take memory page by page, as they are written. torch writes its own."""
+    size = prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not size:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def _check_memory(size: int) -> None:
+    """Refuse at the start what would otherwise end the process under load."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > there:
+        raise StartError(
+            f"--kv-memory: {size >> 20} MiB are more than the {there >> 20} MiB of this machine."
+        )

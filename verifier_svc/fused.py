@@ -17,7 +17,8 @@ class FusedNorm(torch.nn.Module):
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         super().__init__()
-        self.weight, self.eps = weight.detach(), eps
+        # A copy: a part of a mapped file, however small, would keep all of the file in memory.
+        self.weight, self.eps = weight.detach().clone(), eps
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Norm rows [..., width]."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from deploy.local import cache, model
 from deploy.local.screen import Screen
+from deploy.local.served import advice, describe
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
 from deploy.local.supervisor import PartFailedError, Supervisor
@@ -60,7 +61,7 @@ async def _run(settings: StackSettings, screen: Screen, hurry: asyncio.Event) ->
             screen.say("No drafter is started here: unless there is another, nothing is drafted.")
         stack = Stack(settings, target, checkpoint, folder)
         supervisor = Supervisor(stack.parts, screen, hurry)
-        await supervisor.run(on_ready=partial(_announce, stack.url, folder, screen))
+        await supervisor.run(on_ready=partial(_announce, stack, folder, screen))
 
 
 async def _default_target(settings: StackSettings, screen: Screen) -> str:
@@ -68,7 +69,12 @@ async def _default_target(settings: StackSettings, screen: Screen) -> str:
     return str(await model.fetch(model.SMOLLM2, settings.cache_folder, progress))
 
 
-def _announce(url: str, folder: Path, screen: Screen) -> None:
+async def _announce(stack: Stack, folder: Path, screen: Screen) -> None:
+    url = stack.url
+    if (served := await stack.model()) is not None:
+        screen.say(f"\n{describe(served)}")
+        if (faster := advice(served)) is not None:
+            screen.warn(faster)
     key = ' -H "Authorization: Bearer ${HOLDCOURSE_API_KEYS%%,*}"'
     authorization = key if os.environ.get("HOLDCOURSE_API_KEYS") else ""
     screen.say(f"\nHoldcourse is ready at {url}. Logs are in {folder}. Ctrl-C stops it. Try:\n")

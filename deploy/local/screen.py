@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 
 @dataclass
 class _Row:
     state: str = "waiting"
+    doing: str = ""  # within the state
     since: float = field(default_factory=time.monotonic)
     seconds: float | None = None  # what the state before took
 
@@ -27,6 +29,10 @@ class Screen:
     def say(self, text: str) -> None:
         """Prints one line as it is."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Prints one line that somebody should see."""
+        self._console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Shows how far a download is: in place on a terminal, else a line for each quarter."""
@@ -57,9 +63,15 @@ class Screen:
         """Shows a part's new state."""
         row, now = self._rows[name], time.monotonic()
         took = now - row.since
-        self._rows[name] = _Row(state, now, took if state == "ready" else None)
+        self._rows[name] = _Row(state, "", now, took if state == "ready" else None)
         if self._live is None:
             self.say(f"{name:9} {state}{f' after {took:.1f} s' if state == 'ready' else ''}")
+
+    def doing(self, name: str, what: str) -> None:
+        """Shows what a part is at within its state."""
+        self._rows[name].doing = what
+        if self._live is None:
+            self.say(f"{name:9} {what}")
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))
@@ -67,5 +79,6 @@ class Screen:
         for name, row in self._rows.items():
             colour = "green" if row.state == "ready" else "yellow"
             seconds = now - row.since if row.seconds is None else row.seconds
-            table.add_row(name, f"[{colour}]{row.state}[/]", f"{seconds:.1f} s")
+            doing = escape(row.doing)
+            table.add_row(name, f"[{colour}]{row.state}[/]", f"{seconds:.1f} s", doing)
         return table

@@ -15,6 +15,7 @@ from deploy.local import probe
 from deploy.local.part import Part
 from deploy.local.settings import LOCAL, StackSettings
 from deploy.local.threads import with_threads
+from specwire.v1 import verifier_pb2 as pb
 
 LOOPBACK = "127.0.0.1"
 WILDCARDS = {"0.0.0.0": LOOPBACK, "::": "::1"}  # where a client finds who listens everywhere
@@ -67,6 +68,10 @@ class Stack:
         """Where a client on this machine finds the gateway."""
         host = self._gateway_host
         return f"http://{f'[{host}]' if ':' in host else host}:{self._settings.port}"
+
+    async def model(self) -> pb.Model | None:
+        """What is served, as the verifier describes it; None if it does not answer."""
+        return await probe.served_model(self._verifier)
 
     @property
     def _gateway_host(self) -> str:

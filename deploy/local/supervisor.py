@@ -3,8 +3,9 @@
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
+from deploy.local.journal import Journal
 from deploy.local.part import Part
 from deploy.local.process import Process
 from deploy.local.screen import Screen
@@ -35,8 +36,8 @@ class Supervisor:
         self._ready = {part.name: asyncio.Event() for part in parts}
         self._processes: dict[str, Process] = {}
 
-    async def run(self, on_ready: Callable[[], None]) -> None:
-        """Runs until cancelled; calls `on_ready` once all parts are.
+    async def run(self, on_ready: Callable[[], Awaitable[None]]) -> None:
+        """Runs until cancelled; awaits `on_ready()` once all parts are.
 
         Raises:
             PartFailedError: a part crashed in its first start; the others have been stopped.
@@ -50,7 +51,7 @@ class Supervisor:
                 for event in self._ready.values():
                     await event.wait()
                 self._screen.settle()
-                on_ready()
+                await on_ready()
         except* (PartFailedError, StartError) as failures:
             first: BaseException = failures
             while isinstance(first, BaseExceptionGroup):
@@ -83,17 +84,27 @@ class Supervisor:
     async def _start(self, part: Part) -> int | None:
         """Returns None as soon as the part is ready, its exit status if it ends before."""
         self._screen.state(part.name, "starting")
+        journal = Journal(part.log)
         process = self._processes[part.name] = await part.start()
         ended = asyncio.ensure_future(process.wait())
         try:
             while not ended.done():
-                if await part.is_ready() and not ended.done():
+                ready = await part.is_ready()
+                self._tell(part, journal)
+                if ready and not ended.done():
                     self._screen.state(part.name, "ready")
                     return None
                 await asyncio.wait({ended}, timeout=POLL)
             return ended.result()
         finally:
             ended.cancel()
+
+    def _tell(self, part: Part, journal: Journal) -> None:
+        for entry in journal.news():
+            if entry.warning:
+                self._screen.warn(f"{part.name}: {entry.text}")
+            else:
+                self._screen.doing(part.name, entry.text)
 
     def _report_loss(self, part: Part, status: int, delay: float) -> None:
         self._screen.say(f"The {part.name} {describe(status)}. Its log, {part.log}, ends so:")

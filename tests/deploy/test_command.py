@@ -1,142 +1,17 @@
 """`python -m deploy.local` as a person runs it, with fake services and the real Valkey."""
 
-import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 from deploy.local.settings import SHIPPED_DRAFTER, StackSettings
-from tests.support.ports import free_port
-
-# Stands for verifier and drafter: notes how it was started, serves gRPC health, drains on SIGTERM.
-GRPC_SERVICE = """
-import os, pathlib, signal, sys, threading
-from concurrent.futures import ThreadPoolExecutor
-import grpc
-from grpc_health.v1 import health, health_pb2_grpc
-if os.environ.get("BAD_SETTING") == __package__:
-    print(f"{__package__}: --kv-memory: must be positive, -1 was given.", file=sys.stderr)
-    sys.exit(2)
-flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-pathlib.Path(f"{__package__}.flags").write_text(repr(flags))
-pathlib.Path(f"{__package__}.environment").write_text(repr(dict(os.environ)))
-server = grpc.server(ThreadPoolExecutor(2))
-health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
-server.add_insecure_port(flags["--listen"])
-server.start()
-stopped = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: stopped.set())
-stopped.wait()
-server.stop(0).wait()
-"""
-GATEWAY = """
-import http.server, os, pathlib, signal, sys
-flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-pathlib.Path("gateway.flags").write_text(repr(flags))
-pathlib.Path("gateway.environment").write_text(repr(dict(os.environ)))
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200 if self.path == "/readyz" else 404)
-        self.end_headers()
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-http.server.HTTPServer((flags["--host"], int(flags["--port"])), Handler).serve_forever()
-"""
-PARTS = {"valkey-server", "drafter_svc", "verifier_svc", "gateway"}
-
-
-class Stack:
-    """A folder that the fake services shadow the real ones in, and the command run there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = free_port()
-        for name, program in {
-            "verifier_svc": GRPC_SERVICE,
-            "drafter_svc": GRPC_SERVICE,
-            "gateway": GATEWAY,
-        }.items():
-            (folder / name).mkdir()
-            (folder / name / "__init__.py").touch()
-            (folder / name / "__main__.py").write_text(program)
-        (folder / "target.gguf").touch()
-        (folder / "checkpoint").mkdir()
-        self.environment = {
-            **os.environ,
-            "HOLDCOURSE_PORT": str(self.port),
-            "HOLDCOURSE_TARGET": "./target.gguf",
-            "HOLDCOURSE_DRAFTER": "checkpoint",
-            "HOLDCOURSE_CACHE": str(folder / "cache"),
-            "HOLDCOURSE_DTYPE": "float32",
-        }
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def logs(self) -> Path:
-        return self.folder / "cache" / f"run-{self.port}"
-
-    def run(self, *flags: str) -> subprocess.CompletedProcess[str]:
-        """The command, which is to end by itself."""
-        return subprocess.run(
-            [sys.executable, "-m", "deploy.local", *flags],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[bytes]]:
-        """The command, ready; killed at the end if it still runs."""
-        with (self.folder / "output").open("w") as output:
-            process = self.process = subprocess.Popen(
-                [sys.executable, "-m", "deploy.local"],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=output,
-                stderr=output,
-            )
-        try:
-            self.until(lambda: "curl" in self.output)
-            yield process
-        finally:
-            process.kill()
-            process.wait()
-
-    @property
-    def output(self) -> str:
-        return (self.folder / "output").read_text()
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
-        while not condition():
-            assert time.monotonic() < deadline, self.output
-            assert self.process is None or self.process.poll() is None, self.output
-            time.sleep(0.02)
-
-    def children(self) -> dict[str, psutil.Process]:
-        """The running parts by the name of their module or program."""
-        assert self.process is not None
-        found = {}
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            found.update(dict.fromkeys(PARTS & {child.name(), *child.cmdline()}, child))
-        return found
-
-    def told(self, service: str, what: str) -> dict[str, str]:
-        """The flags or the environment that a fake service was started with."""
-        text = (self.folder / f"{service}.{what}").read_text()
-        found: dict[str, str] = eval(text)
-        return found
+from tests.deploy.fake_stack import PARTS, Stack
 
 
 @pytest.fixture
@@ -167,6 +42,21 @@ def test_it_starts_everything_and_ctrl_c_leaves_nothing(stack: Stack) -> None:
     assert ended == ["gateway", "verifier", "drafter", "valkey"]
     logs = {"valkey.log", "drafter.log", "verifier.log", "gateway.log"}
     assert {path.name for path in stack.logs.iterdir()} == logs | {"lock"}
+
+
+def test_it_says_what_serves(stack: Stack) -> None:
+    stack.environment["FAKE_KERNELS"] = "avx2"
+    with stack.running():
+        assert "Fake is served in bfloat16 on the CPU, by kernels for avx2.\n" in stack.output
+        assert "a fifth" not in stack.output
+
+
+def test_it_says_what_is_missing_where_there_is_no_compiler(stack: Stack) -> None:
+    stack.environment["CXX"] = "no-such-compiler"
+    with stack.running():
+        assert "Fake is served in bfloat16 on the CPU, by torch's operators.\n" in stack.output
+        assert "a fifth of the speed" in stack.output
+        assert "there is no C++ compiler no-such-compiler. Install one" in stack.output
 
 
 def test_settings_reach_the_services_and_the_password_nobody_else(stack: Stack) -> None:

@@ -38,6 +38,13 @@ time.sleep(600)
 """
 DEAF = STEADY.replace("signal.SIGTERM, end", "signal.SIGTERM, signal.SIG_IGN")
 CRASHING = "print('first'); print('the reason'); raise SystemExit(3)"
+TELLING = """
+import json, sys, time
+def tell(event, level):
+    print(json.dumps({"event": event, "level": level, "logger": "__main__"}), flush=True)
+tell("unpacking, once", "info")
+tell("it is slow here", "warning")
+"""
 WITH_CHILD = """
 import subprocess, sys, pathlib
 name, folder = sys.argv[1], pathlib.Path(sys.argv[2])
@@ -77,7 +84,11 @@ class Stage:
     async def running(self, *parts: Part) -> AsyncIterator[None]:
         """The parts are up inside and stopped after."""
         screen = Screen(Console(file=self.output))
-        run = asyncio.ensure_future(Supervisor(parts, screen, self.hurry).run(self.ready.set))
+
+        async def on_ready() -> None:
+            self.ready.set()
+
+        run = asyncio.ensure_future(Supervisor(parts, screen, self.hurry).run(on_ready))
         ready = asyncio.ensure_future(self.ready.wait())
         await asyncio.wait({run, ready}, return_when="FIRST_COMPLETED", timeout=10)
         ready.cancel()
@@ -181,6 +192,15 @@ async def test_restarts_that_fail_wait_longer_each_time(stage: Stage) -> None:
     delays = [line.split()[-2] for line in shown.splitlines() if "starts again" in line]
     assert delays == ["0.05", "0.1", "0.2", "0.4"]
     assert shown.count("ended with status 7") == 3
+
+
+async def test_what_a_part_says_while_it_starts_is_shown(stage: Stage) -> None:
+    async with stage.running(stage.part("a", TELLING + STEADY)):
+        pass
+    shown = stage.output.getvalue().splitlines()
+    told = ["a         starting", "a         unpacking, once", "a: it is slow here"]
+    assert shown[:3] == told
+    assert shown[3].startswith("a         ready after")
 
 
 async def test_a_part_that_ignores_sigterm_is_killed_after_its_grace(stage: Stage) -> None:

@@ -1,5 +1,7 @@
 import itertools
+import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,3 +120,18 @@ def test_slots_never_overlap_and_keep_their_rows() -> None:
         assert before is None or slot is before[0]
         fill(cache, slot, mark)
         marks[seq] = (slot, mark, slot.rows)
+
+
+def test_memory_is_taken_as_rows_are_written() -> None:
+    def resident() -> int:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    cache = KvCache(2, 2, 64, torch.float32, torch.device("cpu"), 1 << 30)
+    slot, _ = cache.reserve((0, 1), cache.budget_rows // 2, set())
+    assert resident() - before < 32 << 20
+    cache.keys[0][: 1 << 16] = 1
+    assert resident() - before > 16 << 20
+    assert cache.bytes_used > 256 << 20
+    assert slot.rows >= cache.budget_rows // 2

@@ -74,11 +74,13 @@ async def test_a_new_model_takes_over_when_the_old_is_gone(
         new = pb.Model()
         new.CopyFrom(verifier.model)
         new.name, new.fingerprint = "other/newer", "fedcba"
+        new.device, new.kernels = "cpu", "avx2"
         verifier.model = new
         await restart(verifier)
         await until(lambda: state.up and gateway.services.fleet.model.name == "newer")
         listed = (await gateway.http.get("/v1/models")).json()["data"]
         assert [card["id"] for card in listed] == ["newer"]
+        assert (listed[0]["device"], listed[0]["kernels"]) == ("cpu", "avx2")
         assert (await gateway.http.post(CHAT, json={"messages": HI})).status_code == 200
 
 

@@ -38,6 +38,12 @@ def vllm_python(tmp_path: Path) -> str:
     return python_with(tmp_path, Path(__file__).with_name("fake_vllm"))
 
 
+@pytest.fixture
+def llama_python(tmp_path: Path) -> str:
+    """A Python whose `llama_cpp` is the fake one."""
+    return python_with(tmp_path, Path(__file__).with_name("fake_llama"))
+
+
 def python_with(folder: Path, packages: Path) -> str:
     path = folder / f"python-with-{packages.name}"
     path.write_text(f'#!/bin/sh\nPYTHONPATH="{packages}" exec "{sys.executable}" "$@"\n')

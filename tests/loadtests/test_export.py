@@ -52,21 +52,21 @@ def gguf(tmp_path: Path) -> Path:
     return path
 
 
-def served(dtype: str = "bfloat16", fingerprint: str = "f" * 64) -> Served:
-    return Served("tiny", dtype, fingerprint, {})
+def served(fingerprint: str = "f" * 64) -> Served:
+    return Served("tiny", "bfloat16", fingerprint, {})
 
 
 async def test_an_export_is_made_once_for_each_file_and_dtype(
     peer: FakePeer, gguf: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    first = await export.hugging_face(str(gguf), served(), cache)
-    assert await export.hugging_face(str(gguf), served(), cache) == first
+    first = await export.hugging_face(str(gguf), served(), "bfloat16", cache)
+    assert await export.hugging_face(str(gguf), served(), "bfloat16", cache) == first
     assert peer.starts == 1
     assert {path.name for path in Path(first).iterdir()} == {"config.json", export.RECORD}
-    others = {await export.hugging_face(str(gguf), served("float32"), cache)}
+    others = {await export.hugging_face(str(gguf), served(), "float32", cache)}
     gguf.write_bytes(b"22")
-    others.add(await export.hugging_face(str(gguf), served(), cache))
+    others.add(await export.hugging_face(str(gguf), served(), "bfloat16", cache))
     assert len(others | {first}) == 3
     assert len(list(cache.iterdir())) == 3  # nothing temporary is left
 
@@ -74,9 +74,9 @@ async def test_an_export_is_made_once_for_each_file_and_dtype(
 async def test_another_model_is_refused_even_where_it_has_been_exported(
     peer: FakePeer, gguf: Path, tmp_path: Path
 ) -> None:
-    await export.hugging_face(str(gguf), served(), tmp_path)
+    await export.hugging_face(str(gguf), served(), "bfloat16", tmp_path)
     with pytest.raises(StartError, match="is not the model that is served"):
-        await export.hugging_face(str(gguf), served(fingerprint="0" * 64), tmp_path)
+        await export.hugging_face(str(gguf), served(fingerprint="0" * 64), "bfloat16", tmp_path)
 
 
 async def test_an_export_that_breaks_off_is_none(
@@ -84,14 +84,16 @@ async def test_an_export_that_breaks_off_is_none(
 ) -> None:
     peer.full, cache = True, tmp_path / "cache"
     with pytest.raises(StartError, match=r"cannot be exported to .*No space left on device"):
-        await export.hugging_face(str(gguf), served(), cache)
+        await export.hugging_face(str(gguf), served(), "bfloat16", cache)
     assert list(cache.iterdir()) == []
     with pytest.raises(StartError, match="--peer-target: target: there is no file"):
-        await export.hugging_face("/nowhere.gguf", served(), cache)
+        await export.hugging_face("/nowhere.gguf", served(), "bfloat16", cache)
 
 
 async def test_a_folder_is_loaded_where_it_is(peer: FakePeer, tmp_path: Path) -> None:
-    assert await export.hugging_face(str(tmp_path), served(), tmp_path / "cache") == str(tmp_path)
+    assert await export.hugging_face(
+        str(tmp_path), served(), "bfloat16", tmp_path / "cache"
+    ) == str(tmp_path)
     assert peer.starts == 1
 
 

@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
+from loadtests import vllm_child
 from loadtests.client import Served
+from loadtests.environment import held_to
 from loadtests.result import RequestFailed
 from loadtests.rounds import Rounds
 from loadtests.vllm_peer import Drafter, VllmPeer, draft_report, engine_arguments, environment
@@ -20,7 +23,7 @@ def arguments(drafter: Drafter | None, model: str = "model") -> dict[str, object
 
 
 async def test_generations_run_side_by_side_and_say_what_was_accepted(vllm_python: str) -> None:
-    async with VllmPeer.running("vllm-eagle3", vllm_python, arguments(DRAFTER)) as peer:
+    async with VllmPeer.running("vllm-eagle3", vllm_python, arguments(DRAFTER), os.environ) as peer:
         both = await asyncio.gather(
             *(peer.generate([first, 2], max_tokens=8, ignore_eos=True) for first in (1, 5))
         )
@@ -37,14 +40,14 @@ async def test_generations_run_side_by_side_and_say_what_was_accepted(vllm_pytho
 
 
 async def test_plain_vllm_drafts_nothing(vllm_python: str) -> None:
-    async with VllmPeer.running("vllm", vllm_python, arguments(None)) as peer:
+    async with VllmPeer.running("vllm", vllm_python, arguments(None), os.environ) as peer:
         result = await peer.generate([1], max_tokens=4)
     assert [count for _, count in result.chunks] == [1, 1, 1, 1]
     assert result.report["proposed_at"] == []
 
 
 async def test_failures_are_of_one_request_or_of_all(vllm_python: str) -> None:
-    async with VllmPeer.running("vllm", vllm_python, arguments(None)) as peer:
+    async with VllmPeer.running("vllm", vllm_python, arguments(None), os.environ) as peer:
         with pytest.raises(RequestFailed, match="begins with 9"):
             await peer.generate([9], max_tokens=4)
         assert (await peer.generate([1], max_tokens=4)).finish_reason == "length"
@@ -61,7 +64,7 @@ async def test_peers_that_cannot_start(vllm_python: str, tmp_path: Path) -> None
         (vllm_python, "broken", r"initialization failed.*\(OSError: no weights here"),
     ):
         with pytest.raises(StartError, match=sentence):
-            async with VllmPeer.running("vllm", python, arguments(None, model)):
+            async with VllmPeer.running("vllm", python, arguments(None, model), os.environ):
                 pass
 
 
@@ -82,6 +85,31 @@ def test_a_checkpoint_of_another_target_is_refused(tmp_path: Path) -> None:
     for fitting in ({"holdcourse": {"target_fingerprint": "f" * 64}}, {}):
         config.write_text(json.dumps(fitting))
         drafter.check(served)
+
+
+@pytest.mark.parametrize(
+    ("level", "left"),
+    [
+        ("AVX2", {"avx2"}),
+        ("AVX512_CORE", {"avx2", "avx512_f"}),
+        ("AVX512_CORE_BF16", {"avx2", "avx512_f", "avx512_bf16", "avx512_vnni"}),
+        (None, {"avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_tile"}),
+    ],
+)
+def test_vllm_sees_no_more_of_the_cpu_than_its_level(
+    monkeypatch: pytest.MonkeyPatch, level: str | None, left: set[str]
+) -> None:
+    there = ("avx2", "avx512_f", "avx512_bf16", "avx512_vnni", "amx_tile")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(there, True))
+    vllm_child.hold(level)
+    assert torch.cpu.get_capabilities().keys() == left
+    assert torch.cpu._is_avx512_supported() == ("avx512_f" in left)
+    assert torch.cpu._is_amx_tile_supported() == ("amx_tile" in left)
+
+
+def test_a_level_holds_in_the_one_process_alone() -> None:
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in environment({})
+    assert environment(held_to("avx2", {}))["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 
 
 def test_the_environment_is_the_users_without_our_packages() -> None:

@@ -24,3 +24,10 @@ def test_the_thread_ends_and_its_result_stays() -> None:
 def test_errors_arrive() -> None:
     with pytest.raises(ZeroDivisionError):
         apart(lambda: 1 // 0)
+
+
+def test_freed_memory_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr("specwire.apart.give_back", lambda: order.append("given back"))
+    apart(order.append, "work")
+    assert order == ["work", "given back"]

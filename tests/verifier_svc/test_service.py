@@ -16,6 +16,7 @@ import grpc.aio
 import pytest
 import torch
 
+from specwire import kernels
 from specwire.tensor import unpack_floats
 from specwire.v1 import verifier_pb2 as pb
 from tests.support.running_engine import greedy_texts, reference_of, target_of
@@ -54,6 +55,7 @@ async def test_describe_model_streams_the_model_and_its_tokenizer(
     assert (model.vocab_size, model.hidden_size, model.num_layers) == (97, 32, 4)
     assert (model.max_model_len, model.max_sequences, model.dtype) == (128, 3, "float32")
     assert list(model.eos_token_ids) == [1]
+    assert (model.device, model.kernels) == ("cpu", kernels.level() or "")
     assert len(model.fingerprint) == 64
     assert model.max_top_logprobs == 20
     assert not model.speculation

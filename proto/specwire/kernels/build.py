@@ -49,7 +49,7 @@ def load(level: Level) -> ctypes.CDLL:
         with path.with_suffix(".lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
-                _log.info("compiling kernels, once", level=level, cache=str(path.parent))
+                _log.info("compiling the kernels, once", cpu_level=level, cache=str(path.parent))
                 _compile([compiler, *arguments], path)
         return ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:

@@ -73,7 +73,7 @@ def prepare(compile: Compile, level: CpuLevel = "auto") -> None:
             reason = "the system gives no matrix tiles"
         except KernelError as error:
             reason = str(error)
-        _log.warning("kernels of this level cannot be had", level=each, reason=reason)
+        _log.warning("kernels of this level cannot be had", cpu_level=each, reason=reason)
     else:
         if compile == "on":
             raise StartError(f"--compile: {reason}.")

@@ -101,6 +101,8 @@ class Model(_message.Message):
     TOKENIZER_FILES_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     SPECULATION_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    KERNELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The identifier that the target was loaded from, for people."""
     fingerprint: _builtins.str
@@ -116,6 +118,12 @@ class Model(_message.Message):
     max_draft_tokens: _builtins.int
     version: _builtins.str
     speculation: _builtins.bool
+    device: _builtins.str
+    """What it runs on: cpu or cuda."""
+    kernels: _builtins.str
+    """The level of a CPU's instructions that compiled kernels serve with, such as avx512_bf16;
+    empty where torch's operators serve alone.
+    """
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -139,10 +147,12 @@ class Model(_message.Message):
         tokenizer_files: _abc.Iterable[_builtins.str] | None = ...,
         version: _builtins.str = ...,
         speculation: _builtins.bool = ...,
+        device: _builtins.str = ...,
+        kernels: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "fingerprint", b"fingerprint", "hidden_size", b"hidden_size", "max_draft_tokens", b"max_draft_tokens", "max_model_len", b"max_model_len", "max_sequences", b"max_sequences", "max_top_logprobs", b"max_top_logprobs", "name", b"name", "num_layers", b"num_layers", "speculation", b"speculation", "tokenizer_files", b"tokenizer_files", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "fingerprint", b"fingerprint", "hidden_size", b"hidden_size", "kernels", b"kernels", "max_draft_tokens", b"max_draft_tokens", "max_model_len", b"max_model_len", "max_sequences", b"max_sequences", "max_top_logprobs", b"max_top_logprobs", "name", b"name", "num_layers", b"num_layers", "speculation", b"speculation", "tokenizer_files", b"tokenizer_files", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,7 +30,6 @@ class EngineArgs:
 class SamplingParams:
     max_tokens: int
     temperature: float
-    seed: int
     ignore_eos: bool
     output_kind: object
 

@@ -12,7 +12,7 @@ from drafter_svc.checkpoint import load_checkpoint
 from drafter_svc.config import DrafterConfig
 from drafter_svc.formats.facts import Given
 from drafter_svc.formats.found import find
-from drafter_svc.train.probe import Probe, run_probe, verdict
+from drafter_svc.train.probe import Probe, run_probe, undecided, verdict
 from drafter_svc.train.target import Target, load_target
 
 _PROMPTS = (
@@ -29,28 +29,46 @@ _PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What was checked, and the reason why the drafter does not fit, if it does not."""
+    """What was checked, and the reason why the drafter does not fit, if it does not.
+
+    ``notes`` are those of ``LoadedDrafter``.
+    """
 
     checks: tuple[str, ...]
     probe: Probe | None = None
     reason: str | None = None
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
         """What people read."""
         yield from self.checks
         if self.probe is not None:
-            yield ""
-            yield f"First-step agreement over {self.probe.positions} positions, and how far the"
-            yield "declared reading (0, 0) is ahead, with the paired standard error:"
-            yield "aux offset  token shift  top-1  agreement  ahead by"
-            for row in self.probe.rows:
-                ahead = "" if row.is_declared else f"{row.ahead:+.3f} +- {row.error:.3f}"
-                yield (
-                    f"{row.offset:>10}  {row.shift:>11}  {row.top1:.3f}  {row.agreement:>9.3f}  "
-                    f"{ahead}"
-                )
+            yield from _readings(self.probe)
+            yield from _variants(self.probe)
         yield ""
         yield "It fits." if self.reason is None else f"It does not fit: {self.reason}."
+
+
+def _readings(probe: Probe) -> Iterator[str]:
+    yield ""
+    yield f"First-step agreement over {probe.positions} positions, and how far the"
+    yield "declared reading (0, 0) is ahead, with the paired standard error:"
+    yield "aux offset  token shift  top-1  agreement  ahead by"
+    for row in probe.rows:
+        ahead = "" if row.is_declared else f"{row.ahead:+.3f} +- {row.error:.3f}"
+        yield f"{row.offset:>10}  {row.shift:>11}  {row.top1:.3f}  {row.agreement:>9.3f}  {ahead}"
+
+
+def _variants(probe: Probe) -> Iterator[str]:
+    yield ""
+    yield "Agreement in two chain steps with other values in config.json, likewise:"
+    yield "step 1  step 2  ahead by          value"
+    for row in probe.variants:
+        ahead = "" if row is probe.variants[0] else f"{row.ahead:+.3f} +- {row.error:.3f}"
+        yield f"{row.steps[0]:>6.3f}  {row.steps[1]:>6.3f}  {ahead:<16}  {row.name}"
+    open_ones = undecided(probe)
+    if open_ones:
+        yield f"Not told apart from what is declared: {'; '.join(open_ones)}."
 
 
 def validate(
@@ -67,18 +85,23 @@ def validate(
     target = load_target(target_name)
     given = replace(given, target_fingerprint=named or target.fingerprint)
     loaded = load_checkpoint(path_or_id, dtype=torch.float32, given=given)
-    checks, reason = _compare(loaded.config, target, named)
+    checks, reason = compare(loaded.config, target, named)
     if reason is not None:
-        return Fit(tuple(checks), reason=reason)
+        return Fit(tuple(checks), reason=reason, notes=loaded.notes)
+    if not loaded.config.own_head:
+        loaded.module.borrow_head(target.head)
     probe = run_probe(loaded, target, [_answer(target, text, tokens) for text in texts])
-    return Fit(tuple(checks), probe, verdict(probe))
+    return Fit(tuple(checks), probe, verdict(probe), loaded.notes)
 
 
-def _compare(
+def compare(
     config: DrafterConfig, target: Target, named: str | None
 ) -> tuple[list[str], str | None]:
-    """Lines that say what agrees, and the first difference."""
-    own = target.model.config
+    """Lines that say what agrees, and the first difference.
+
+    ``named`` is the fingerprint that the checkpoint itself names, if it does.
+    """
+    own = target.config
     vocab, width = target.embedding.weight.shape
     pairs = [
         ("vocabulary", config.vocab_size, vocab),

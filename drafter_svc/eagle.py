@@ -71,7 +71,7 @@ class EagleDrafter(nn.Module):
         """
         norm = self.norm.weight
         with torch.device("meta"):
-            head = nn.Linear(*reversed(rows.shape), bias=False)
+            head = nn.Linear(rows.shape[1], rows.shape[0], bias=False)
         head.weight = nn.Parameter(rows.detach().to(norm.device, norm.dtype), requires_grad=False)
         self.lm_head = head
 

@@ -142,7 +142,7 @@ def _read_architecture(flat: Section) -> tuple[str | None, str | None]:
     names = flat.default("architectures", list, [])
     if not names:
         return None, None
-    name = names[0] if len(names) == 1 else None
+    name = names[0] if len(names) == 1 and isinstance(names[0], str) else ""
     other = _OTHERS.get(name)
     require(
         other is None,

@@ -97,10 +97,10 @@ def _window(section: Section, layers: int, positions: int) -> int | None:
     window = section.optional("sliding_window", int)
     used = section.optional("use_sliding_window", bool)
     types = section.optional("layer_types", list)
-    hides = used is not False and window is not None and window < positions
+    hides = window is None or window < positions
     if types is None:
         require(
-            not hides,
+            window is None or used is False or not hides,
             f"{section.name}: sliding_window is {window} but nothing says which layers use it; "
             "add layer_types",
         )
@@ -110,18 +110,16 @@ def _window(section: Section, layers: int, positions: int) -> int | None:
         f"{section.name}: layer_types must name full_attention or sliding_attention for each of "
         f"{layers} layers, got {types!r}",
     )
-    if "sliding_attention" not in types:
-        return None
-    require(
-        window is not None and used is not False,
-        f"{section.name}: layer_types has sliding_attention but no sliding_window is set",
-    )
-    if not hides:
+    if "sliding_attention" not in types or not hides:
         return None
     require(
         len(set(types)) == 1,
         f"{section.name}: layer_types mixes full and sliding attention, this drafter computes one "
         "window for all layers",
+    )
+    require(
+        window is not None and used is not False,
+        f"{section.name}: layer_types has sliding_attention but no sliding_window is set",
     )
     require(
         len(types) == layers,

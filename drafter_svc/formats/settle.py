@@ -74,7 +74,7 @@ def _require_eagle3(tensors: dict[str, Tensor], facts: Facts) -> None:
 
 def _count_layers(tensors: dict[str, Tensor], facts: Facts) -> None:
     said = facts.values["num_hidden_layers"]
-    numbers = {int(found[1]) for name in tensors if (found := _FURTHER_LAYER.match(name))}
+    numbers = {int(layer[1]) for name in tensors if (layer := _FURTHER_LAYER.match(name))}
     found = 1 + max(numbers, default=0)
     if found >= said:
         return  # more of them are tensors that config.json does not explain

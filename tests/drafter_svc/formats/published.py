@@ -81,7 +81,7 @@ def angelslim(names: str, says: dict[str, Any], refused: str | None = None, **me
     return Published(names, _ANGELSLIM | says, means, refused, embeddings=True)
 
 
-WIDE = {"head_dim": 6}
+WIDE: dict[str, Any] = {"head_dim": 6}
 PUBLISHED: list[Published] = [
     Published("SafeAILab/traineagle3", {"architectures": ["LlamaForCausalLM"]}),
     specforge("ling-flash-2.0 llama4-scout-17B-16E", {}),

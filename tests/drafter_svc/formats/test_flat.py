@@ -8,6 +8,7 @@ import pytest
 from drafter_svc.config import CheckpointError, DrafterConfig
 from drafter_svc.formats.facts import Given
 from drafter_svc.formats.flat import read_flat, write_flat
+from drafter_svc.formats.keys import IGNORED, refusal
 from drafter_svc.formats.nested import write_nested
 from drafter_svc.formats.section import parse
 from tests.drafter_svc.tiny import tiny_config
@@ -105,6 +106,10 @@ def test_missing_keys_are_named(name: str) -> None:
         ({"norm_before_fc": True}, "fc_norm and norm_before_fc are both true"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_type is 'dynamic'"),
         ({"rope_scaling": {"type": "yarn"}}, "yarn has no factor"),
+        ({"rope_scaling": {"type": "default", "factor": 2}}, "which takes no factor"),
+        ({"rope_scaling": {"factor": 2}}, "has no rope_type but factor"),
+        ({"rope_scaling": {"type": "yarn", "rope_type": "linear"}}, "contradict each other"),
+        ({"rope_scaling": {"type": "default", "rope_theta": 7.0}}, "rope_theta and rope_scaling"),
         ({"rope_scaling": {"type": "linear", "factor": -1}}, "factor must be a positive"),
         ({"rope_scaling": {"type": "linear", "factor": 1, "beta_fast": 2}}, "beta_fast"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, "rope_theta and"),
@@ -114,14 +119,26 @@ def test_missing_keys_are_named(name: str) -> None:
         ({"model_type": "gpt_oss"}, "model_type is 'gpt_oss'"),
         ({"sliding_window": 4}, "add layer_types"),
         ({"layer_types": ["sliding_attention"]}, "no sliding_window"),
-        ({"layer_types": ["full_attention"] * 2}, "each of 1 layers"),
+        ({"layer_types": ["full_attention"], "num_hidden_layers": 2}, "each of 2 layers"),
+        ({"layer_types": ["chunked_attention"]}, "each of 1 layers"),
+        ({"layer_types": ["sliding_attention"] * 2, "sliding_window": 4}, "names 2 layers"),
         (
             {"layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2},
             "mixes full and sliding",
         ),
         ({"num_aux_hidden_states": 2}, "num_aux_hidden_states is 2"),
         ({"eagle_aux_hidden_state_layer_ids": [1, 2, 4]}, "at the top and"),
-        ({"quantization_config": {}}, "does not know: quantization_config"),
+        ({"quantization_config": {}}, "quantization_config: weights are quantized"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping: scores or logits are capped"),
+        ({"kv_lora_rank": 512}, "kv_lora_rank: attention reads latent keys (MLA)"),
+        ({"use_cla": True}, "use_cla is True"),
+        ({"norm_type": "layer"}, "norm_type is 'layer'"),
+        ({"something_new": 3}, "does not know: something_new"),
+        ({"architectures": ["PEagleDraftModel"]}, "P-EAGLE, which drafts several tokens at once"),
+        ({"architectures": ["EagleLlamaForCausalLM"]}, "an EAGLE-1 head"),
+        ({"architectures": [["LlamaForCausalLM"]]}, "architectures is [['LlamaForCausalLM']]"),
+        ({"attention_head_dim": 8}, "head_dim and attention_head_dim contradict each other"),
+        ({"target_layer_ids": [1, 2, 3]}, "both name layers"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"hidden_size": "16"}, "hidden_size must be an integer"),
         ({"hidden_size": True}, "hidden_size must be an integer"),
@@ -152,7 +169,9 @@ def test_wrong_keys_are_named(changes: dict[str, Any], words: str) -> None:
         ({"use_mtp_layernorm": True}, "use_mtp_layernorm"),
         ({"norm_before_fc": True}, "norm_before_fc is False at the top and True"),
         ({"eagle_aux_hidden_state_layer_ids": [2, 1]}, "strictly ascending"),
-        ({"eagle_aux_hidden_state_layer_ids": []}, "strictly ascending"),
+        ({"eagle_aux_hidden_state_layer_ids": []}, "pass --aux-layers"),
+        ({"next_layer_regular": False}, "next_layer_regular"),
+        ({"parallel_draft_step": 2}, "parallel_draft_step is 2"),
         ({"eagle_aux_hidden_state_layer_ids": ["1"]}, "must hold integers"),
         ({"eagle_aux_hidden_state_layer_ids": 2}, "must be a list"),
         ({"sliding_window": 4}, "sliding_window"),
@@ -273,6 +292,78 @@ def test_older_names_are_understood() -> None:
     config = read(values, FEED)
     assert config.fc_norm
     assert config.rope_scaling == {"rope_type": "linear", "factor": 2}
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+@pytest.mark.parametrize(
+    ("written", "scaling"),
+    [
+        ({"rope_scaling": {"rope_type": "default", "rope_theta": 5e5}}, None),
+        ({"rope_scaling": YARN | {"rope_theta": 5e5}}, YARN),
+        ({"rope_parameters": YARN | {"rope_theta": 5e5}}, YARN),
+        ({"rope_theta": 5e5, "rope_scaling": YARN | {"mscale_all_dim": 0.0}}, YARN),
+        ({"rope_theta": 500000, "rope_scaling": YARN, "rope_parameters": YARN}, YARN),
+        ({"rope_theta": 5e5, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 1]}}, None),
+        (
+            {
+                "rope_theta": 5e5,
+                "original_max_position_embeddings": 32,
+                "rope_scaling": {"type": "yarn", "factor": 4.0},
+            },
+            YARN,
+        ),
+        ({"rope_theta": 5e5, "original_max_position_embeddings": 32}, None),
+    ],
+)
+def test_rope_is_read_wherever_it_stands(
+    written: dict[str, Any], scaling: dict[str, Any] | None
+) -> None:
+    values = foreign()
+    del values["rope_theta"], values["rope_scaling"]
+    config = read(values | written, FEED)
+    assert (config.rope_theta, config.rope_scaling) == (5e5, scaling)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_types": ["full_attention"] * 36},  # the target's
+        {"sliding_window": 128},  # as wide as the longest text
+        {"sliding_window": 500, "layer_types": ["sliding_attention"] * 36},
+        {"sliding_window": 9, "use_sliding_window": False},
+    ],
+)
+def test_windows_that_hide_nothing_are_none(changes: dict[str, Any]) -> None:
+    assert read(foreign(**changes), FEED).sliding_window is None
+
+
+@pytest.mark.parametrize("key", sorted(IGNORED))
+def test_ignored_keys_have_a_reason_and_change_nothing(key: str) -> None:
+    assert refusal(key) is None
+    values = foreign()
+    values.setdefault(key, "whatever")
+    assert read(values, FEED) == read(foreign(), FEED)
+
+
+def test_layers_may_be_named_by_their_outputs() -> None:
+    values = foreign()
+    del values["eagle_config"]
+    assert read(values | {"target_layer_ids": [1, 4, 8]}, FEED).aux_layers == (2, 5, 9)
+
+
+def test_modelopts_switches_are_known() -> None:
+    values = foreign()
+    values["eagle_config"] |= {
+        "next_layer_regular": True,
+        "parallel_draft_step": 1,
+        "parallel_draft_heads_num_layers": 1,
+        "use_input_layernorm_in_first_layer": True,
+        "use_last_layernorm": True,
+        "use_mtp_layernorm": None,
+    }
+    assert read(values, FEED) == read(foreign(), FEED)
 
 
 def test_one_norm_of_all_states_may_stand_in_eagle_config() -> None:

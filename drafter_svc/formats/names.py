@@ -134,11 +134,11 @@ def shape_hint(name: str, shape: Sequence[int], config: DrafterConfig) -> str:
     if name.endswith("self_attn.q_proj.weight") and rows % config.num_attention_heads == 0:
         return f"set head_dim: {rows // config.num_attention_heads}"
     if name == "fc.weight" and rows == config.hidden_size:
+        states = columns // config.target_hidden_size
+        ways = [] if columns % captured else [f"set target_hidden_size: {columns // captured}"]
         if columns % config.target_hidden_size == 0:
-            states = columns // config.target_hidden_size
-            return f"name {states} aux layers in place of {captured}"
-        if columns % captured == 0:
-            return f"set target_hidden_size: {columns // captured}"
+            ways.append(f"name {states} aux layers in place of {captured}")
+        return " or ".join(ways)
     if name == "lm_head.weight" and columns == config.hidden_size:
         return f"set draft_vocab_size: {rows}"
     return ""

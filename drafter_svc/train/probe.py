@@ -111,8 +111,8 @@ def verdict(probe: Probe) -> str | None:
     if better:
         variant = min(better, key=lambda variant: variant.ahead)
         return (
-            f"{variant.name} agrees better than what is declared, by {-variant.ahead:.3f} +- "
-            f"{variant.error:.3f} of a draft token in the mean of two chain steps: set it in "
+            f"{variant.name} agrees better than what is declared, by {-variant.ahead:.4f} +- "
+            f"{variant.error:.4f} of a draft token in the mean of two chain steps: set it in "
             "config.json"
         )
     near = [row for row in probe.rows if not row.is_declared and not row.is_behind]

@@ -1,12 +1,13 @@
 """Proof that a drafter fits its target: shapes, vocabulary, fingerprint, then the probe."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from drafter_svc.checkpoint import load_checkpoint
 from drafter_svc.config import DrafterConfig
@@ -62,10 +63,10 @@ def _readings(probe: Probe) -> Iterator[str]:
 def _variants(probe: Probe) -> Iterator[str]:
     yield ""
     yield "Agreement in two chain steps with other values in config.json, likewise:"
-    yield "step 1  step 2  ahead by          value"
+    yield "step 1  step 2  ahead by           value"
     for row in probe.variants:
-        ahead = "" if row is probe.variants[0] else f"{row.ahead:+.3f} +- {row.error:.3f}"
-        yield f"{row.steps[0]:>6.3f}  {row.steps[1]:>6.3f}  {ahead:<16}  {row.name}"
+        ahead = "" if row is probe.variants[0] else f"{row.ahead:+.4f} +- {row.error:.4f}"
+        yield f"{row.steps[0]:>6.3f}  {row.steps[1]:>6.3f}  {ahead:<17}  {row.name}"
     open_ones = undecided(probe)
     if open_ones:
         yield f"Not told apart from what is declared: {'; '.join(open_ones)}."
@@ -90,7 +91,7 @@ def validate(
         return Fit(tuple(checks), reason=reason, notes=loaded.notes)
     if not loaded.config.own_head:
         loaded.module.borrow_head(target.head)
-    probe = run_probe(loaded, target, [_answer(target, text, tokens) for text in texts])
+    probe = run_probe(loaded, target, _answers(target, texts, tokens))
     return Fit(tuple(checks), probe, verdict(probe), loaded.notes)
 
 
@@ -126,21 +127,37 @@ def compare(
 
 
 @torch.no_grad()
-def _answer(target: Target, text: str, tokens: int) -> tuple[Tensor, int]:
-    """The prompt with the target's greedy answer, int64 ``[T]``, and the prompt's length."""
-    tokenizer: Any = target.tokenizer
+def _answers(target: Target, texts: Sequence[str], tokens: int) -> list[tuple[Tensor, int]]:
+    """Each prompt with the target's greedy answer, int64 ``[T]``, and the prompt's length."""
+    prompts = [_prompt(target.tokenizer, text) for text in texts]
+    width = max(len(prompt) for prompt in prompts)
+    # All at once, padded on the left: a batch reads the target's weights once for each token.
+    ids = torch.stack([functional.pad(p, (width - len(p), 0)) for p in prompts])
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    mask = torch.arange(width) >= width - lengths[:, None]
+    ends = target.model.generation_config.eos_token_id
+    rows = target.model.generate(
+        ids, attention_mask=mask.long(), max_new_tokens=tokens, do_sample=False, pad_token_id=0
+    )
+    answers = []
+    for prompt, row in zip(prompts, rows, strict=True):
+        answer = row[width:]
+        ended = torch.isin(answer, torch.tensor([] if ends is None else ends)).nonzero()
+        stop = int(ended[0]) + 1 if len(ended) else len(answer)
+        answers.append((torch.cat([prompt, answer[:stop]]), len(prompt)))
+    return answers
+
+
+def _prompt(tokenizer: Any, text: str) -> Tensor:
+    """int64 ``[T]``, in the target's chat template if it has one."""
     if tokenizer.chat_template:
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
         )
-    prompt = tokenizer(
+    ids: Tensor = tokenizer(
         text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template
-    ).input_ids
-    ids = target.model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, do_sample=False,
-        pad_token_id=0,
-    )  # fmt: skip
-    return ids[0], prompt.shape[1]
+    ).input_ids[0]
+    return ids
 
 
 def _read_prompts(name: str) -> list[str]:

@@ -54,6 +54,11 @@ class Variants:
         self._modules = {name: _with(loaded.module, config) for name, config in configs.items()}
         self._found: dict[str, list[Tensor]] = {name: [] for name in configs}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The declared variant first."""
+        return tuple(self._modules)
+
     @torch.no_grad()
     def add(
         self, embedding: nn.Embedding, ids: Tensor, features: Tensor, logits: Tensor, prompt: int

@@ -11,14 +11,33 @@ import torch
 from torch import Tensor
 
 from drafter_svc.checkpoint import load_checkpoint
-from drafter_svc.config import CheckpointError
+from drafter_svc.config import CheckpointError, DrafterConfig
 from drafter_svc.formats.facts import Given
+from drafter_svc.formats.flat import read_flat, write_flat
 from drafter_svc.formats.write import write_specforge
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 
 IDS = torch.arange(40) + torch.arange(40) // 2
 GIVEN = Given(target_fingerprint="feed")
 Tensors = dict[str, Tensor]
+
+
+def flat(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(write_flat(tiny_config()))
+    return values | changes
+
+
+def read(values: dict[str, Any], given: Given | None = None) -> DrafterConfig:
+    return read_flat(values).config(given or Given())
+
+
+def foreign(**changes: Any) -> dict[str, Any]:
+    """As others write it: nothing of ours, ids in `eagle_config` only."""
+    values = flat(**changes)
+    for key in ("holdcourse", "eagle_aux_hidden_state_layer_ids"):
+        del values[key]
+    values["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = [2, 5, 9]
+    return values
 
 
 def written(folder: Path, **changes: Any) -> tuple[Tensors, dict[str, Any]]:

@@ -5,22 +5,14 @@ from typing import Any
 
 import pytest
 
-from drafter_svc.config import CheckpointError, DrafterConfig
+from drafter_svc.config import CheckpointError
 from drafter_svc.formats.facts import Given
-from drafter_svc.formats.flat import read_flat, write_flat
+from drafter_svc.formats.flat import write_flat
 from drafter_svc.formats.keys import IGNORED, refusal
 from drafter_svc.formats.nested import write_nested
 from drafter_svc.formats.section import parse
+from tests.drafter_svc.formats.foreign import GIVEN, flat, foreign, read
 from tests.drafter_svc.tiny import tiny_config
-
-
-def flat(**changes: Any) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(write_flat(tiny_config()))
-    return values | changes
-
-
-def read(values: dict[str, Any], given: Given | None = None) -> DrafterConfig:
-    return read_flat(values).config(given or Given())
 
 
 def test_round_trip() -> None:
@@ -200,24 +192,12 @@ def test_what_is_not_an_object_is_refused(text: str) -> None:
         parse(text, "config.json")
 
 
-def foreign(**changes: Any) -> dict[str, Any]:
-    """As others write it: nothing of ours, ids in `eagle_config` only."""
-    values = flat(**changes)
-    for key in ("holdcourse", "eagle_aux_hidden_state_layer_ids"):
-        del values[key]
-    values["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = [2, 5, 9]
-    return values
-
-
-FEED = Given(target_fingerprint="feed")
-
-
 def test_what_no_reader_disagrees_on_may_be_left_out() -> None:
     values = foreign()
     names = ["architectures", "head_dim", "target_hidden_size", "rope_theta", "num_hidden_layers"]
     for name in [*names, "norm_output", "num_key_value_heads", "fc_norm", "draft_vocab_size"]:
         del values[name]
-    config = read(values, FEED)
+    config = read(values, GIVEN)
     assert config.head_dim == 4
     assert config.num_key_value_heads == 4
     assert (config.target_hidden_size, config.draft_vocab_size) == (16, 64)
@@ -229,7 +209,7 @@ def test_what_no_reader_disagrees_on_may_be_left_out() -> None:
 def test_the_target_must_be_known() -> None:
     with pytest.raises(CheckpointError, match="--target"):
         read(foreign())
-    assert read(foreign(), FEED).target_fingerprint == "feed"
+    assert read(foreign(), GIVEN).target_fingerprint == "feed"
     with pytest.raises(CheckpointError, match="fingerprint is feed and not beef"):
         read(flat(), Given(target_fingerprint="beef"))
 
@@ -238,7 +218,7 @@ def test_norm_before_residual_must_be_known() -> None:
     values = foreign()
     del values["norm_before_residual"]
     with pytest.raises(CheckpointError, match="--norm-before-residual"):
-        read(values, FEED)
+        read(values, GIVEN)
     given = Given(target_fingerprint="feed", norm_before_residual=True)
     assert read(values, given).norm_before_residual
     with pytest.raises(CheckpointError, match="is False and not True"):
@@ -266,14 +246,14 @@ def test_ids_that_are_read_in_two_ways_are_refused() -> None:
     values = foreign()
     values["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = [1, 5, 9]
     with pytest.raises(CheckpointError, match="--aux-convention"):
-        read(values, FEED)
+        read(values, GIVEN)
 
 
 def test_ids_that_nobody_says_are_refused() -> None:
     values = foreign()
     del values["eagle_config"]
     with pytest.raises(CheckpointError, match="--aux-layers"):
-        read(values, FEED)
+        read(values, GIVEN)
     given = Given(target_fingerprint="feed", aux_layers=(1, 4, 7))
     assert read(values, given).aux_layers == (1, 4, 7)
     with pytest.raises(CheckpointError, match=r"aux layers is \[2, 5, 9\] and not \[1, 4, 7\]"):
@@ -289,54 +269,9 @@ def test_our_own_files_leave_no_convention_open() -> None:
 def test_older_names_are_understood() -> None:
     values = foreign(use_aux_norm=True, rope_scaling={"type": "linear", "factor": 2})
     del values["fc_norm"]
-    config = read(values, FEED)
+    config = read(values, GIVEN)
     assert config.fc_norm
     assert config.rope_scaling == {"rope_type": "linear", "factor": 2}
-
-
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
-
-
-@pytest.mark.parametrize(
-    ("written", "scaling"),
-    [
-        ({"rope_scaling": {"rope_type": "default", "rope_theta": 5e5}}, None),
-        ({"rope_scaling": YARN | {"rope_theta": 5e5}}, YARN),
-        ({"rope_parameters": YARN | {"rope_theta": 5e5}}, YARN),
-        ({"rope_theta": 5e5, "rope_scaling": YARN | {"mscale_all_dim": 0.0}}, YARN),
-        ({"rope_theta": 500000, "rope_scaling": YARN, "rope_parameters": YARN}, YARN),
-        ({"rope_theta": 5e5, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 1]}}, None),
-        (
-            {
-                "rope_theta": 5e5,
-                "original_max_position_embeddings": 32,
-                "rope_scaling": {"type": "yarn", "factor": 4.0},
-            },
-            YARN,
-        ),
-        ({"rope_theta": 5e5, "original_max_position_embeddings": 32}, None),
-    ],
-)
-def test_rope_is_read_wherever_it_stands(
-    written: dict[str, Any], scaling: dict[str, Any] | None
-) -> None:
-    values = foreign()
-    del values["rope_theta"], values["rope_scaling"]
-    config = read(values | written, FEED)
-    assert (config.rope_theta, config.rope_scaling) == (5e5, scaling)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"layer_types": ["full_attention"] * 36},  # the target's
-        {"sliding_window": 128},  # as wide as the longest text
-        {"sliding_window": 500, "layer_types": ["sliding_attention"] * 36},
-        {"sliding_window": 9, "use_sliding_window": False},
-    ],
-)
-def test_windows_that_hide_nothing_are_none(changes: dict[str, Any]) -> None:
-    assert read(foreign(**changes), FEED).sliding_window is None
 
 
 @pytest.mark.parametrize("key", sorted(IGNORED))
@@ -344,13 +279,13 @@ def test_ignored_keys_have_a_reason_and_change_nothing(key: str) -> None:
     assert refusal(key) is None
     values = foreign()
     values.setdefault(key, "whatever")
-    assert read(values, FEED) == read(foreign(), FEED)
+    assert read(values, GIVEN) == read(foreign(), GIVEN)
 
 
 def test_layers_may_be_named_by_their_outputs() -> None:
     values = foreign()
     del values["eagle_config"]
-    assert read(values | {"target_layer_ids": [1, 4, 8]}, FEED).aux_layers == (2, 5, 9)
+    assert read(values | {"target_layer_ids": [1, 4, 8]}, GIVEN).aux_layers == (2, 5, 9)
 
 
 def test_modelopts_switches_are_known() -> None:
@@ -363,11 +298,11 @@ def test_modelopts_switches_are_known() -> None:
         "use_last_layernorm": True,
         "use_mtp_layernorm": None,
     }
-    assert read(values, FEED) == read(foreign(), FEED)
+    assert read(values, GIVEN) == read(foreign(), GIVEN)
 
 
 def test_one_norm_of_all_states_may_stand_in_eagle_config() -> None:
     values = foreign(fc_norm=False)
     del values["norm_before_fc"]
     values["eagle_config"]["norm_before_fc"] = True
-    assert read(values, FEED).norm_before_fc
+    assert read(values, GIVEN).norm_before_fc

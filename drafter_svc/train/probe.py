@@ -9,7 +9,7 @@ tokens that rejection sampling would accept. Shares of equal likeliest tokens ar
 neighbouring layers are too alike for them: with a drafter of .417, features one layer off gave
 .414, 0.2 standard errors behind, while their overlap was 10 behind.
 
-What a first draft token does not show is compared by `variants`, over the same texts.
+What a first draft token does not show is compared by `variants`, over the same texts as one.
 """
 
 from collections.abc import Sequence
@@ -23,12 +23,13 @@ from drafter_svc.checkpoint import LoadedDrafter
 from drafter_svc.eagle import Attend
 from drafter_svc.train.states import States
 from drafter_svc.train.target import Target
-from drafter_svc.train.variants import DECLARED, Variant, Variants
+from drafter_svc.train.variants import DECLARED, Variant, compare_variants
 
 #: How many paired standard errors (0, 0) must be ahead of each other reading.
 STANDARD_ERRORS = 3.0
 _AROUND = (-1, 0, 1)
 _FEWEST = 64
+_LONGEST = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +73,10 @@ def run_probe(
         o for o in _AROUND if config.aux_layers[0] + o >= 0 and config.aux_layers[-1] + o <= layers
     ]
     hits: dict[tuple[int, int], list[Tensor]] = {}
-    variants = Variants(loaded, target.config)
     for ids, prompt in answers:
         states, logits = _states(target, ids, config.aux_layers, offsets)
         for offset in offsets:
             features = torch.cat([states[layer + offset] for layer in config.aux_layers], dim=-1)
-            if offset == 0:
-                variants.add(target.embedding, ids, features, logits, prompt)
             for shift in _AROUND:
                 hit = _agreement(loaded, target.embedding, ids, features, logits, shift)
                 hits.setdefault((offset, shift), []).append(hit[max(0, prompt - 1) :])
@@ -89,7 +87,20 @@ def run_probe(
             f"{_FEWEST}: give more --prompts or --tokens"
         )
     rows = tuple(_row(reading, torch.cat(parts), declared) for reading, parts in hits.items())
-    return Probe(len(declared), rows, variants.rows())
+    return Probe(len(declared), rows, _variants(loaded, target, answers))
+
+
+def _variants(
+    loaded: LoadedDrafter, target: Target, answers: Sequence[tuple[Tensor, int]]
+) -> tuple[Variant, ...]:
+    """All texts, one behind the other, as far as both models go."""
+    config = loaded.config
+    longest = min(_LONGEST, config.max_position_embeddings, target.config.max_position_embeddings)
+    ids = torch.cat([ids for ids, _ in answers])[:longest]
+    states, logits = _states(target, ids, config.aux_layers, (0,))
+    features = torch.cat([states[layer] for layer in config.aux_layers], dim=-1)
+    start = min(max(0, answers[0][1] - 1), len(ids) // 2)
+    return compare_variants(loaded, target.config, target.embedding, ids, features, logits, start)
 
 
 def _row(reading: tuple[int, int], hits: Tensor, declared: Tensor) -> Row:

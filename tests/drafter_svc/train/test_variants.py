@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from drafter_svc.checkpoint import LoadedDrafter
 from drafter_svc.eagle import EagleDrafter
 from drafter_svc.train.probe import Probe, Row, undecided, verdict
-from drafter_svc.train.variants import DECLARED, Variant, Variants
+from drafter_svc.train.variants import DECLARED, Variant, compare_variants, variants_of
 from tests.drafter_svc.parts import causal
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 
 IDS = torch.arange(40) + torch.arange(40) // 2
-LENGTH, PROMPT, VOCAB = 50, 7, 64
+LENGTH, PROMPT, VOCAB = 100, 7, 64
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
 TARGET = SimpleNamespace(rope_parameters={"rope_type": "default", "rope_theta": 50.0})
 
@@ -47,13 +47,12 @@ def found(true: dict[str, Any], declared: dict[str, Any]) -> dict[str, Variant]:
     said = EagleDrafter(config)
     said.load_state_dict(module.state_dict())
     loaded = LoadedDrafter(said, config, IDS - torch.arange(40), "")
-    variants = Variants(loaded, TARGET)
     torch.manual_seed(1)
     table = nn.Embedding(VOCAB, 16).requires_grad_(False)
-    for _ in range(2):
-        ids, features = torch.randint(0, VOCAB, (LENGTH,)), torch.randn(LENGTH, 48)
-        variants.add(table, ids, features, two_steps(module, table, ids, features), PROMPT)
-    return {row.name: row for row in variants.rows()}
+    ids, features = torch.randint(0, VOCAB, (LENGTH,)), torch.randn(LENGTH, 48)
+    logits = two_steps(module, table, ids, features)
+    rows = compare_variants(loaded, TARGET, table, ids, features, logits, PROMPT)
+    return {row.name: row for row in rows}
 
 
 @pytest.mark.parametrize(
@@ -97,12 +96,10 @@ def test_what_is_declared_rightly_is_best() -> None:
 
 def test_the_targets_scaling_is_tried_where_it_is_one_of_ours() -> None:
     config = tiny_config(mtp_head=True, aux_layers=(4,))
-    drafter = tiny_drafter(config)
-    loaded = LoadedDrafter(drafter, config, IDS - torch.arange(40), "")
 
     def names(**parameters: Any) -> set[str]:
-        variants = Variants(loaded, SimpleNamespace(rope_parameters=parameters))
-        return set(variants.names) - {DECLARED, "norm_output false"}
+        found = variants_of(config, SimpleNamespace(rope_parameters=parameters))
+        return found.keys() - {DECLARED, "norm_output false"}
 
     assert names(rope_type="default", rope_theta=10000.0) == set()
     assert names(rope_theta=10000.0, **YARN) == {f"rope_theta 10000, {YARN}"}

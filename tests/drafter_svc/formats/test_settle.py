@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from transformers import LlamaConfig, MistralConfig, Phi3Config, Qwen2Config, Qwen3Config
 
 from drafter_svc.checkpoint import load_checkpoint
 from drafter_svc.config import CheckpointError
@@ -194,3 +195,26 @@ def test_shards_of_torch_files(tmp_path: Path) -> None:
     check_same(folder, tmp_path / "original")
     (folder / "pytorch_model.bin.index.json").unlink()
     assert "has config.json, pytorch_model-0.bin" in refusal(folder)
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config, Qwen3Config, Phi3Config, MistralConfig])
+def test_a_whole_config_of_the_target_is_read(kind: Any, tmp_path: Path) -> None:
+    """NeMo Automodel starts from it, whatever the target, and trains one layer of Llama's."""
+    tensors, values = written(tmp_path, head_dim=4)
+    shapes = {
+        name: values[name]
+        for name in (
+            "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+            "max_position_embeddings", "vocab_size", "rms_norm_eps",
+        )
+    }  # fmt: skip
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "sliding_window": None}
+    target = kind(num_hidden_layers=36, head_dim=4, tie_word_embeddings=False, **shapes, **ends)
+    added = ("draft_vocab_size", "target_hidden_size", "fc_norm", "norm_output")
+    for diff in (True, False):
+        config = json.loads(target.to_json_string(use_diff=diff))
+        config |= {name: values[name] for name in added}
+        config |= {"architectures": ["LlamaEagle3DraftModel"], "parallel_drafting": False}
+        folder = put(tmp_path / "theirs", tensors, config)
+        given = replace(GIVEN, aux_layers=(2, 3, 5), norm_before_residual=False)
+        check_same(folder, tmp_path / "original", given)

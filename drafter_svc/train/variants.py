@@ -106,7 +106,7 @@ def _overlaps(
         if step == 0:
             hidden, current = hidden[columns], columns
         # Never whole: a vocabulary's width of every row is a lot of memory.
-        pairs = zip(hidden.split(_ROWS), (current + 1 + step).split(_ROWS), strict=True)
+        pairs = zip(torch.split(hidden, _ROWS), torch.split(current + 1 + step, _ROWS), strict=True)
         parts = [
             torch.minimum(
                 logits[taught].softmax(-1)[:, target_ids], module.logits(rows).softmax(-1)

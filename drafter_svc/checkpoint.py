@@ -1,8 +1,8 @@
 """Drafter checkpoints as serving and training load and save them.
 
 Any format of ``drafter_svc.formats`` is loaded. Saved is a folder with ``config.json`` and
-``model.safetensors`` in the SpecForge layout, whose embeddings are the target's unless the
-drafter has its own.
+``model.safetensors`` in the SpecForge layout, whose embeddings (and head, where draft tokens are
+all of the target's) are the target's unless the drafter has its own.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,17 @@ from drafter_svc.formats.write import write_specforge
 
 @dataclass(frozen=True, slots=True)
 class LoadedDrafter:
-    """A drafter in evaluation mode; ``checkpoint_hash`` is the SHA-256 of its files, hex."""
+    """A drafter in evaluation mode; ``checkpoint_hash`` is the SHA-256 of its files, hex.
+
+    One whose config has no ``own_head`` computes logits once `EagleDrafter.borrow_head` was called
+    with its target's. ``notes`` are sentences on what was taken in one of several ways.
+    """
 
     module: EagleDrafter
     config: DrafterConfig
     d2t: Tensor
     checkpoint_hash: str
+    notes: tuple[str, ...] = ()
 
     @property
     def target_ids(self) -> Tensor:
@@ -47,9 +52,11 @@ def load_checkpoint(
     finite, the draft vocabulary is not consistent, or something stays open.
     """
     found = find(path_or_id)
-    module, d2t, config = found.build(given or Given())
-    module = module.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    return LoadedDrafter(module, config, d2t.to(device), found.files.digest)
+    built = found.build(given or Given())
+    module = built.module.to(device=device, dtype=dtype).eval().requires_grad_(False)
+    return LoadedDrafter(
+        module, built.config, built.d2t.to(device), found.files.digest, built.notes
+    )
 
 
 def save_checkpoint(folder: str | Path, module: EagleDrafter, target_ids: Tensor) -> None:

@@ -42,7 +42,8 @@ class DrafterConfig:
     queries and keys per head, as Qwen3 does. ``attention_bias`` is a bias on all four projections.
     ``sliding_window`` is the number of keys that a query sees, its own included; None is all.
     ``rope_scaling`` has ``rope_type`` linear, llama3 or yarn with its parameters.
-    ``own_embeddings``: the drafter brings its embeddings instead of reading its target's.
+    ``own_embeddings``: the drafter brings its embeddings instead of reading its target's, and
+    ``own_head`` its output layer, without which all of the target's tokens are draft tokens.
     ``mtp_head``: the form of a multi-token-prediction head (DeepSeek-V3) instead of EAGLE-3's. The
     one captured state, or the recycled one, is projected together with the embedding to what a
     plain layer reads; there is no ``fc``.
@@ -75,6 +76,7 @@ class DrafterConfig:
     sliding_window: int | None = None
     rope_scaling: Mapping[str, Any] | None = None
     own_embeddings: bool = False
+    own_head: bool = True
     mtp_head: bool = False
 
     def __post_init__(self) -> None:
@@ -84,6 +86,13 @@ class DrafterConfig:
             f"hidden_size is {self.hidden_size} but target_hidden_size is "
             f"{self.target_hidden_size}: a drafter that reads the target's embeddings must be as "
             "wide as the target, so add the drafter's own embed_tokens.weight",
+        )
+        require(
+            self.own_head
+            or (self.hidden_size, self.draft_vocab_size)
+            == (self.target_hidden_size, self.vocab_size),
+            "a drafter that borrows the target's head must be as wide as the target and draft all "
+            "of its tokens, so add the drafter's own lm_head.weight",
         )
         require(
             self.num_attention_heads % self.num_key_value_heads == 0,

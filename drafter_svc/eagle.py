@@ -53,7 +53,9 @@ class EagleDrafter(nn.Module):
             {str(index): _FurtherLayer(config) for index in range(1, config.num_hidden_layers)}
         )
         self.norm = nn.RMSNorm(width, eps=eps)
-        self.lm_head = nn.Linear(width, config.draft_vocab_size, bias=False)
+        self.lm_head: Any = None
+        if config.own_head:
+            self.lm_head = nn.Linear(width, config.draft_vocab_size, bias=False)
         self._rope = Rope(
             config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
         )
@@ -61,6 +63,17 @@ class EagleDrafter(nn.Module):
     def embeddings(self, target: nn.Embedding) -> nn.Embedding:
         """The embeddings that the drafter reads: its own, or those of its ``target``."""
         return self.embed_tokens if self.config.own_embeddings else target
+
+    def borrow_head(self, rows: Tensor) -> None:
+        """Take the target's output layer, ``[vocab, H]``, in the weights' dtype and place.
+
+        It is no weight of the drafter: nothing trains or saves it.
+        """
+        norm = self.norm.weight
+        with torch.device("meta"):
+            head = nn.Linear(rows.shape[1], rows.shape[0], bias=False)
+        head.weight = nn.Parameter(rows.detach().to(norm.device, norm.dtype), requires_grad=False)
+        self.lm_head = head
 
     def fuse(self, features: Tensor) -> Tensor:
         """Target features ``[..., T, captured * H]`` in aux layer order to ``[..., T, H]``."""

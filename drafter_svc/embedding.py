@@ -1,12 +1,13 @@
-"""Reads the embeddings of a target, without the rest of it where its files allow that.
+"""Reads a target's embeddings or output layer, without the rest of it where its files allow that.
 
 Only targets that need transformers wait for its import.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,7 +19,7 @@ from specwire.unpacked import Unpacked
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_GGUF_NAME = "token_embd.weight"
+_GGUF_EMBEDDING, _GGUF_HEAD = "token_embd.weight", "output.weight"
 
 
 def load_embedding(source: TargetSource, dtype: torch.dtype, trust_remote_code: bool) -> Tensor:
@@ -27,18 +28,32 @@ def load_embedding(source: TargetSource, dtype: torch.dtype, trust_remote_code: 
     Raises:
         StartError: the target cannot be found or read.
     """
+    return _load(source, dtype, trust_remote_code, head=False)
+
+
+def load_head(source: TargetSource, dtype: torch.dtype, trust_remote_code: bool) -> Tensor:
+    """The output layer of a target, ``[vocab, H]`` on the CPU; its embeddings where it is tied.
+
+    Raises:
+        StartError: the target cannot be found or read.
+    """
+    return _load(source, dtype, trust_remote_code, head=True)
+
+
+def _load(source: TargetSource, dtype: torch.dtype, trust_remote_code: bool, head: bool) -> Tensor:
+    what = "output layer" if head else "embeddings"
     try:
-        embedding = _from_unpacked(source.unpacked) if source.unpacked else None
-        if embedding is None and source.file is not None:
-            embedding = _from_gguf(source.file)
-        if embedding is None:
-            embedding = _from_safetensors(source, trust_remote_code)
-        if embedding is None:
-            embedding = _from_model(source, dtype, trust_remote_code)
-        return embedding.to(dtype)
+        rows = _from_unpacked(source.unpacked) if source.unpacked and not head else None
+        if rows is None and source.file is not None:
+            rows = _from_gguf(source.file, (_GGUF_HEAD,) * head + (_GGUF_EMBEDDING,))
+        if rows is None:
+            rows = _from_safetensors(source, trust_remote_code, head)
+        if rows is None:
+            rows = _from_model(source, dtype, trust_remote_code, head)
+        return rows.to(dtype)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise StartError(f"Cannot read the embeddings of {source.name}: {reason}") from None
+        raise StartError(f"Cannot read the {what} of {source.name}: {reason}") from None
 
 
 def _from_unpacked(unpacked: Unpacked) -> Tensor | None:
@@ -51,16 +66,19 @@ def _from_unpacked(unpacked: Unpacked) -> Tensor | None:
     return _tensor(unpacked.embedding, find)
 
 
-def _from_gguf(path: Path) -> Tensor:
+def _from_gguf(path: Path, names: Sequence[str]) -> Tensor:
+    """The first tensor that is there; a file with a tied head has none for it."""
     import gguf
 
-    for tensor in gguf.GGUFReader(path).tensors:
-        if tensor.name == _GGUF_NAME:
-            return torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
-    raise ValueError(f"it has no tensor {_GGUF_NAME}.")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    for name in names:
+        if name in tensors:
+            found = tensors[name]
+            return torch.tensor(gguf.quants.dequantize(found.data, found.tensor_type))
+    raise ValueError(f"it has no tensor {' or '.join(names)}.")
 
 
-def _from_safetensors(source: TargetSource, trust_remote_code: bool) -> Tensor | None:
+def _from_safetensors(source: TargetSource, trust_remote_code: bool, head: bool) -> Tensor | None:
     """None where the weights are kept in another format or under another name."""
     import transformers
     from transformers.utils import cached_file
@@ -72,8 +90,9 @@ def _from_safetensors(source: TargetSource, trust_remote_code: bool) -> Tensor |
         model = transformers.AutoModelForCausalLM.from_config(
             config, trust_remote_code=trust_remote_code
         )
-    module = model.get_input_embeddings()
-    name = next(n for n, candidate in model.named_modules() if candidate is module) + ".weight"
+    model.tie_weights()
+    weight = _module(model, head).weight
+    name = next(n for n, candidate in model.named_parameters() if candidate is weight)
     find = partial(
         cached_file,
         source.location,
@@ -96,11 +115,17 @@ def _tensor(name: str, find: Callable[[str], str | None]) -> Tensor | None:
         return weights.get_tensor(name) if name in weights.keys() else None  # noqa: SIM118
 
 
-def _from_model(source: TargetSource, dtype: torch.dtype, trust_remote_code: bool) -> Tensor:
+def _from_model(
+    source: TargetSource, dtype: torch.dtype, trust_remote_code: bool, head: bool
+) -> Tensor:
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(
         source.location, dtype=dtype, trust_remote_code=trust_remote_code
     )
-    weight: Tensor = model.get_input_embeddings().weight
+    weight: Tensor = _module(model, head).weight
     return weight.detach().clone()
+
+
+def _module(model: Any, head: bool) -> Any:
+    return model.get_output_embeddings() if head else model.get_input_embeddings()

@@ -8,14 +8,14 @@ from drafter_svc import metrics
 from drafter_svc.cache import KvCache
 from drafter_svc.chain import Chain
 from drafter_svc.checkpoint import LoadedDrafter, load_checkpoint
-from drafter_svc.config import CheckpointError
+from drafter_svc.config import CheckpointError, DrafterConfig
 from drafter_svc.drawing import DraftVocabulary
-from drafter_svc.embedding import load_embedding
+from drafter_svc.embedding import load_embedding, load_head
 from drafter_svc.fused import FusedDrafter
 from drafter_svc.sequences import Sequences
 from drafter_svc.settings import DrafterSettings
 from drafter_svc.worker import Worker
-from specwire import kernels
+from specwire import kernels, logs
 from specwire.settings import StartError
 from specwire.target import TargetSource
 from specwire.torch import device_name, pick_device
@@ -27,6 +27,8 @@ _DTYPES = {
     "float16": torch.float16,
     "float32": torch.float32,
 }
+
+_log = logs.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,12 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
     except (CheckpointError, ValueError) as error:
         raise StartError(f"{str(error).rstrip('.')}.") from None
     config = loaded.config
+    for sentence in loaded.notes:
+        _log.warning("checkpoint read in one of several ways", note=sentence)
     embedding = _embedding(loaded, source, dtype, settings.trust_remote_code)
+    if not config.own_head:
+        head = load_head(source, dtype, settings.trust_remote_code)
+        loaded.module.borrow_head(_fitting(head, "the head", source, config))
     row = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
     cache = KvCache(*row, dtype, device, settings.kv_memory)
     max_length = min(config.max_position_embeddings, cache.budget_rows - settings.max_draft_tokens)
@@ -81,13 +88,20 @@ def _embedding(
     if config.own_embeddings:
         return loaded.module.embed_tokens.weight
     embedding = load_embedding(source, dtype, trust_remote_code)
+    return _fitting(embedding, "embeddings", source, config)
+
+
+def _fitting(
+    rows: torch.Tensor, what: str, source: TargetSource, config: DrafterConfig
+) -> torch.Tensor:
+    """Rows of the target as they are, if there is one of the right width for each of its tokens."""
     expected = (config.vocab_size, config.hidden_size)
-    if tuple(embedding.shape) != expected:
+    if tuple(rows.shape) != expected:
         raise StartError(
-            f"The checkpoint was made for another target: embeddings of {source.name} are "
-            f"{list(embedding.shape)}, {list(expected)} in the checkpoint."
+            f"The checkpoint was made for another target: {what} of {source.name} are "
+            f"{list(rows.shape)}, {list(expected)} in the checkpoint."
         )
-    return embedding
+    return rows
 
 
 def _describe(

@@ -45,19 +45,26 @@ def _convert(options: argparse.Namespace, given: Given) -> int:
     found = find(options.path)
     if options.target is not None:
         from drafter_svc.train.target import load_target
+        from drafter_svc.train.validate import compare
 
-        fingerprint = load_target(options.target).fingerprint
-        given = replace(given, target_fingerprint=fingerprint)
-    module, d2t, config = found.build(given)
-    target_ids = torch.arange(len(d2t)) + d2t
+        target = load_target(options.target)
+        given = replace(given, target_fingerprint=target.fingerprint)
+    built = found.build(given)
+    _print_notes(options.path, built.notes)
+    if options.target is not None:
+        _, reason = compare(built.config, target, found.facts.target_fingerprint)
+        if reason is not None:
+            print(f"{options.path}: it does not fit {options.target}: {reason}.", file=sys.stderr)
+            return _DOES_NOT_FIT
+    target_ids = torch.arange(len(built.d2t)) + built.d2t
     if options.format == "specforge":
-        write_specforge(options.out, module, target_ids)
+        write_specforge(options.out, built.module, target_ids)
     else:
         verifier = options.verifier or options.target
         if verifier is None:
             raise ValueError("speculators names the target in config.json: pass --verifier")
-        write_speculators(options.out, module, target_ids, verifier)
-    print(f"{options.out}: {options.format}, {config.draft_vocab_size} draft tokens")
+        write_speculators(options.out, built.module, target_ids, verifier)
+    print(f"{options.out}: {options.format}, {built.config.draft_vocab_size} draft tokens")
     return 0
 
 
@@ -66,8 +73,14 @@ def _validate(options: argparse.Namespace, given: Given) -> int:
     from drafter_svc.train.validate import validate
 
     fit = validate(options.path, options.target, given, options.prompts, options.tokens)
+    _print_notes(options.path, fit.notes)
     print(*fit.lines(), sep="\n")
     return 0 if fit.reason is None else _DOES_NOT_FIT
+
+
+def _print_notes(path: str, notes: Sequence[str]) -> None:
+    for sentence in notes:
+        print(f"{path}: {sentence}.", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("out", metavar="OUT", help="folder to write")
     convert.add_argument("--format", choices=("specforge", "speculators"), required=True)
     convert.add_argument(
-        "--target", help="folder, .gguf file or Hugging Face id of the target, to name it by"
+        "--target",
+        help="folder, .gguf file or Hugging Face id of the target, to compare with and name it by",
     )
     convert.add_argument(
         "--verifier", help="what speculators loads the target from (default: that of --target)"

@@ -26,7 +26,8 @@ class Facts:
     """What config files say. ``values`` are those of ``DrafterConfig`` that are certain.
 
     ``aux_layers`` are as written, in ``aux_convention`` where the format declares one. ``own``
-    marks checkpoints that this project wrote, which leave nothing open.
+    marks checkpoints that this project wrote, which leave nothing open. ``notes`` are sentences on
+    what was taken in one of several ways.
     """
 
     values: dict[str, Any]
@@ -39,6 +40,7 @@ class Facts:
     output_bias: bool = False
     tied: bool = False
     own: bool = False
+    notes: list[str] = field(default_factory=list)
 
     def config(self, given: Given, *, fingerprint_needed: bool = True) -> DrafterConfig:
         """All facts put together. Raises ``CheckpointError`` for what nobody says."""

@@ -18,6 +18,7 @@ from drafter_svc.config import CheckpointError, require
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _TORCH_FILES = ("pytorch_model.bin", "model.pt")
+_INDICES = tuple(f"{name}.index.json" for name in (WEIGHTS_FILE, _TORCH_FILES[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,9 @@ class Files:
 def read_files(path_or_id: str | Path) -> Files:
     """Read a checkpoint's config and tensors (on the CPU, in the dtypes of the file).
 
-    Weights are ``model.safetensors``, its shards, or ``pytorch_model.bin`` and ``model.pt``, which
-    are loaded without running code. Raises ``CheckpointError`` for what is missing or damaged.
+    Weights are ``model.safetensors``, ``pytorch_model.bin``, the shards of either, or
+    ``model.pt``. The latter kinds are loaded without running code. Raises ``CheckpointError`` for
+    what is missing or damaged.
     """
     folder = locate(path_or_id)
     config = _read(folder / CONFIG_FILE)
@@ -67,7 +69,9 @@ def locate(path_or_id: str | Path) -> Path:
             huggingface_hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"])
         )
         if not any(snapshot.glob("*.safetensors")):
-            huggingface_hub.snapshot_download(name, allow_patterns=list(_TORCH_FILES))
+            huggingface_hub.snapshot_download(
+                name, allow_patterns=[*_TORCH_FILES, "pytorch_model-*.bin"]
+            )
     except HFValidationError:
         raise CheckpointError(
             f"there is no folder {name}, and it is not a Hugging Face id"
@@ -82,16 +86,25 @@ def _weight_files(folder: Path) -> list[Path]:
     single = folder / WEIGHTS_FILE
     if single.exists():
         return [single]
-    index = folder / f"{WEIGHTS_FILE}.index.json"
-    if index.exists():
-        try:
-            names = set(json.loads(_read(index))["weight_map"].values())
-            return [folder / Path(name).name for name in sorted(names)]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CheckpointError(f"{index} is not an index of shards") from None
+    for index in (folder / name for name in _INDICES):
+        if index.exists():
+            return _shards(index)
     found = [folder / name for name in _TORCH_FILES if (folder / name).exists()]
-    require(bool(found), f"cannot read {single}: No such file or directory")
+    others = ", ".join(sorted(path.name for path in folder.iterdir() if path.is_file()))
+    require(
+        bool(found),
+        f"cannot read {single}: No such file or directory, nor is there an index of its shards, "
+        f"or {' or '.join(_TORCH_FILES)} ({folder} has {others})",
+    )
     return found[:1]
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(_read(index))["weight_map"].values())
+        return [index.with_name(Path(name).name) for name in sorted(names)]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{index} is not an index of shards") from None
 
 
 def _load(path: Path) -> dict[str, Tensor]:

@@ -10,59 +10,66 @@ from typing import Any
 
 from drafter_svc.config import DrafterConfig, require
 from drafter_svc.formats.facts import Facts
-from drafter_svc.formats.layer import IGNORED, read_layers, write_layers
+from drafter_svc.formats.keys import EAGLE_FIXED, EAGLE_IGNORED, FLAT_FIXED
+from drafter_svc.formats.layer import read_layers, write_layers
 from drafter_svc.formats.section import Section
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
 # Known to this project only: no reader of EAGLE-3 may take the weights of another form for it.
 MTP_ARCHITECTURE = "HoldcourseMtpHead"
 AUX_LAYERS = "eagle_aux_hidden_state_layer_ids"
-_ARCHITECTURES = frozenset(
-    {
-        ARCHITECTURE,
-        MTP_ARCHITECTURE,
-        "Eagle3LlamaForCausalLM",  # vLLM
-        "LlamaEagle3DraftModel",  # NeMo Automodel
-        "LlamaForCausalLM",  # SafeAILab's first
-        "Qwen2ForCausalLM",
-        "Qwen3ForCausalLM",
-    }
-)
-_TOGGLES = ("fc_norm", "norm_output", "norm_before_fc", "norm_before_residual")
-# What can be said to switch off parts that this drafter always has, or on what it never has.
-_FIXED = {"bias": False, "parallel_drafting": False}
-_EAGLE_FIXED = {
-    "use_aux_hidden_state": True,
-    "use_input_layernorm_in_first_layer": True,
-    "use_last_layernorm": True,
-    "use_mtp_layernorm": False,
-    "parallel_draft_step": 1,
+_OUTPUTS_OF_LAYERS = "target_layer_ids"
+# Classes of EAGLE-3 over Llama's layers, by the kind of layer that a name itself says.
+_ARCHITECTURES = {
+    ARCHITECTURE: None,
+    MTP_ARCHITECTURE: None,
+    "Eagle3LlamaForCausalLM": None,  # vLLM, AngelSlim
+    "LlamaEagle3DraftModel": None,  # NeMo Automodel
+    "LlamaForCausalLM": None,  # SafeAILab's first
+    "Qwen2ForCausalLM": None,
+    "Qwen3ForCausalLM": "qwen3",
+    "Qwen2ForCausalLMEagle3": None,
+    "Qwen3ForCausalLMEagle3": "qwen3",
+    "Eagle3Qwen3ForCausalLM": "qwen3",  # vLLM, as those below
+    "Eagle3Qwen2_5vlForCausalLM": None,
+    "Eagle3Qwen3vlForCausalLM": None,
+    "CosyVoice3Eagle3LlamaForCausalLM": None,  # AngelSlim: other embeddings, the same layers
 }
+_OTHERS = {
+    "PEagleDraftModel": "P-EAGLE, which drafts several tokens at once",
+    "DFlashDraftModel": "DFlash, which drafts several tokens at once",
+    "LlamaForCausalLMEagle": "an EAGLE-1 head",
+    "EagleLlamaForCausalLM": "an EAGLE-1 head",
+    "Eagle3DeepseekV2ForCausalLM": "attention over latent keys (MLA)",
+    "Eagle3DeepseekV3ForCausalLM": "attention over latent keys (MLA)",
+    "Eagle3MistralLarge3ForCausalLM": "attention over latent keys (MLA)",
+    "DeepSeekMTPModel": "a multi-token-prediction head of its target's own layers",
+}
+_TOGGLES = ("fc_norm", "norm_output", "norm_before_fc", "norm_before_residual")
 
 
 def read_flat(values: Mapping[str, Any]) -> Facts:
     """Take a flat config. Raises ``CheckpointError`` for keys unknown, missing or at odds."""
     flat = Section(values, "config.json")
-    architectures = flat.default("architectures", list, [])
-    require(
-        len(architectures) <= 1 and set(architectures) <= _ARCHITECTURES,
-        f'config.json: architectures must be ["{ARCHITECTURE}"], got {architectures!r}',
-    )
+    architecture, kind = _read_architecture(flat)
     own = flat.optional("holdcourse", dict)
-    layers = read_layers(flat)
-    flat.fixed(_FIXED)
+    layers = read_layers(flat, kind)
+    flat.fixed(FLAT_FIXED)
     eagle = Section(flat.default("eagle_config", dict, {}), "eagle_config")
-    eagle.fixed(_EAGLE_FIXED)
+    eagle.fixed(EAGLE_FIXED)
+    eagle.drop(EAGLE_IGNORED)
     toggles = _read_toggles(flat, eagle)
+    aux_layers, convention = _read_aux_layers(flat, eagle)
     facts = Facts(
         layers,
         norm_before_residual=toggles.pop("norm_before_residual"),
-        aux_layers=_read_aux_layers(flat, eagle),
+        aux_layers=aux_layers,
+        aux_convention=convention,
         output_bias=layers.pop("output_bias"),
         tied=flat.default("tie_word_embeddings", bool, False),
     )
     facts.values |= {name: bool(value) for name, value in toggles.items()}
-    facts.values["mtp_head"] = architectures == [MTP_ARCHITECTURE]
+    facts.values["mtp_head"] = architecture == MTP_ARCHITECTURE
     for name, default in (
         ("target_hidden_size", "hidden_size"),
         ("draft_vocab_size", "vocab_size"),
@@ -74,7 +81,6 @@ def read_flat(values: Mapping[str, Any]) -> Facts:
         f"config.json: num_aux_hidden_states is {captured} but {AUX_LAYERS} are "
         f"{list(facts.aux_layers or ())}",
     )
-    flat.drop(IGNORED)
     eagle.finish()
     flat.finish()
     if own is not None:
@@ -121,24 +127,52 @@ def read_own(facts: Facts, values: Mapping[str, Any]) -> None:
     section.finish()
 
 
-def read_aux_list(section: Section) -> tuple[int, ...] | None:
-    """Aux layer ids as they are written."""
-    layers = section.optional(AUX_LAYERS, list)
+def read_aux_list(section: Section, name: str = AUX_LAYERS) -> tuple[int, ...] | None:
+    """Aux layer ids as they are written; None too for an empty list, which names none."""
+    layers = section.default(name, list, [])
     require(
-        layers is None or all(type(layer) is int for layer in layers),
-        f"{section.name}: {AUX_LAYERS} must hold integers, got {layers!r}",
+        all(type(layer) is int for layer in layers),
+        f"{section.name}: {name} must hold integers, got {layers!r}",
     )
-    return None if layers is None else tuple(layers)
+    return tuple(layers) or None
 
 
-def _read_aux_layers(flat: Section, eagle: Section) -> tuple[int, ...] | None:
+def _read_architecture(flat: Section) -> tuple[str | None, str | None]:
+    """The class that a config names, and the kind of layers that its name says."""
+    names = flat.default("architectures", list, [])
+    if not names:
+        return None, None
+    name = names[0] if len(names) == 1 and isinstance(names[0], str) else ""
+    other = _OTHERS.get(name)
+    require(
+        other is None,
+        f"config.json: architectures is {names!r}, {other}, which this drafter does not compute",
+    )
+    require(
+        name in _ARCHITECTURES,
+        f"config.json: architectures is {names!r}, this drafter computes EAGLE-3 over Llama's "
+        f"layers, by the names {', '.join(sorted(_ARCHITECTURES))}",
+    )
+    return name, _ARCHITECTURES[name]
+
+
+def _read_aux_layers(flat: Section, eagle: Section) -> tuple[tuple[int, ...] | None, str | None]:
+    """Aux layer ids as they are written, and what they mean where their name says so."""
     outer, inner = read_aux_list(flat), read_aux_list(eagle)
     require(
         outer is None or inner is None or outer == inner,
         f"config.json: {AUX_LAYERS} are {list(outer or ())} at the top and {list(inner or ())} in "
         "eagle_config",
     )
-    return inner if outer is None else outer
+    found = inner if outer is None else outer
+    outputs = read_aux_list(flat, _OUTPUTS_OF_LAYERS)
+    if outputs is None:
+        return found, None
+    require(
+        found is None,
+        f"config.json: {AUX_LAYERS} and {_OUTPUTS_OF_LAYERS} both name layers: remove one of them",
+    )
+    return outputs, "output"
 
 
 def _read_toggles(flat: Section, eagle: Section) -> dict[str, bool | None]:

@@ -15,7 +15,23 @@ from drafter_svc.formats.files import CONFIG_FILE, Files, read_files
 from drafter_svc.formats.flat import read_flat
 from drafter_svc.formats.nested import is_nested, read_nested
 from drafter_svc.formats.section import parse
+from drafter_svc.formats.settle import settle
 from drafter_svc.formats.vocabulary import take_vocabulary
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A drafter put together; ``notes`` are sentences on what was taken in one of several ways.
+
+    ``d2t`` is int64 ``[draft_vocab]``, see `take_vocabulary`.
+    """
+
+    module: EagleDrafter
+    d2t: Tensor
+    config: DrafterConfig
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,21 +43,19 @@ class Found:
     tensors: dict[str, Tensor]
     files: Files
 
-    def build(
-        self, given: Given, *, fingerprint_needed: bool = True
-    ) -> tuple[EagleDrafter, Tensor, DrafterConfig]:
-        """The module with its weights, ``d2t``, and the config.
+    def build(self, given: Given, *, fingerprint_needed: bool = True) -> Built:
+        """The module with its weights. One without a head of its own has yet to borrow it.
 
         Raises ``CheckpointError`` for what is missing, unexpected, of another shape or not finite.
         """
         config = self.facts.config(given, fingerprint_needed=fingerprint_needed)
         tensors = dict(self.tensors)
-        d2t = take_vocabulary(tensors, config)
+        d2t, doubts = take_vocabulary(tensors, config)
         with torch.device("meta"):
             module = EagleDrafter(config)
         check_weights(tensors, module)
         module.load_state_dict(tensors, assign=True)
-        return module, d2t, config
+        return Built(module, d2t, config, (*self.facts.notes, *doubts))
 
 
 def find(path_or_id: str | Path) -> Found:
@@ -57,8 +71,7 @@ def find(path_or_id: str | Path) -> Found:
         tensors, shapes["num_attention_heads"], shapes["num_key_value_heads"], shapes["head_dim"]
     )
     names.settle_further_norms(tensors)
-    facts.values["own_embeddings"] = "embed_tokens.weight" in tensors
-    _complete(tensors, facts)
+    settle(tensors, facts, strict=nested or facts.own)
     return Found(layout, facts, tensors, replace(files, tensors={}))
 
 
@@ -68,9 +81,11 @@ def check_weights(tensors: Mapping[str, Tensor], module: EagleDrafter) -> None:
     for name, tensor in expected.items():
         if name not in tensors:
             raise CheckpointError(f"the weights have no tensor {name}")
-        shape = list(tensor.shape)
-        if list(tensors[name].shape) != shape:
-            raise CheckpointError(f"{name} has shape {list(tensors[name].shape)}, expected {shape}")
+        shape, found = list(tensor.shape), list(tensors[name].shape)
+        if found != shape:
+            hint = names.shape_hint(name, found, module.config)
+            advice = f": {hint} if the drafter was trained so" if hint else ""
+            raise CheckpointError(f"{name} has shape {found}, expected {shape}{advice}")
     unexpected = sorted(tensors.keys() - expected.keys())
     hints = {names.hint(name, module.config) for name in unexpected} - {""}
     advice = f"; {' and '.join(sorted(hints))} if the drafter was trained so" if hints else ""
@@ -80,30 +95,10 @@ def check_weights(tensors: Mapping[str, Tensor], module: EagleDrafter) -> None:
         f"{', '.join(unexpected)}{advice}",
     )
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{name} is {tensor.dtype}, expected a floating-point dtype")
+        require(
+            tensor.dtype in _DTYPES,
+            f"{name} is {str(tensor.dtype).removeprefix('torch.')}, this drafter reads weights of "
+            "16, 32 or 64 bits only: save them so, with their scales multiplied in",
+        )
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{name} holds values that are not finite")
-
-
-def _complete(tensors: dict[str, Tensor], facts: Facts) -> None:
-    """Write out what formats leave unsaid: a tied head, and no bias on the output projection."""
-    if facts.tied:
-        require(
-            "embed_tokens.weight" in tensors,
-            "config.json: tie_word_embeddings is true but there is no embed_tokens.weight: set it "
-            "to false, or add the embeddings",
-        )
-        embeddings = tensors["embed_tokens.weight"]
-        # A tensor of its own: files hold no shared memory, and training moves the head alone.
-        head = tensors.setdefault("lm_head.weight", embeddings.clone())
-        require(
-            head.shape == embeddings.shape and head.equal(embeddings),
-            "config.json: tie_word_embeddings is true but lm_head.weight is not embed_tokens.weight"
-            ": set it to false if the head was trained",
-        )
-    if facts.values["attention_bias"] and not facts.output_bias:
-        for name in [n for n in tensors if n.endswith("self_attn.o_proj.weight")]:
-            weight = tensors[name]
-            bias = name.replace(".weight", ".bias")
-            tensors.setdefault(bias, torch.zeros(len(weight), dtype=weight.dtype))

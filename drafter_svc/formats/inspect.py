@@ -25,6 +25,7 @@ def describe(found: Found, given: Given) -> list[tuple[str, str]]:
         ("rope", f"base {values['rope_theta']:g}, {facts.values['rope_scaling'] or 'not scaled'}"),
         ("vocabulary", _vocabulary(found)),
         ("embeddings", "its own" if values["own_embeddings"] else "the target's"),
+        ("head", "its own" if values["own_head"] else "the target's"),
         *((name, _yes(values[name])) for name in _TOGGLES),
     ]
     return rows + _open_facts(found, given)
@@ -32,9 +33,10 @@ def describe(found: Found, given: Given) -> list[tuple[str, str]]:
 
 def _open_facts(found: Found, given: Given) -> list[tuple[str, str]]:
     try:
-        _, _, config = found.build(given, fingerprint_needed=False)
+        built = found.build(given, fingerprint_needed=False)
     except CheckpointError as error:
         return [("not usable", str(error))]
+    config = built.config
     rows = [
         ("norm_before_residual", _yes(config.norm_before_residual)),
         ("aux layers", f"{', '.join(map(str, config.aux_layers))} (input to layer)"),
@@ -42,7 +44,8 @@ def _open_facts(found: Found, given: Given) -> list[tuple[str, str]]:
         ("target", config.target_fingerprint or "not named: convert it with --target"),
     ]
     answers = config.training.get("answer_tokens")
-    return rows if answers is None else [*rows, ("trained on", f"{answers:,} answer tokens")]
+    rows += [] if answers is None else [("trained on", f"{answers:,} answer tokens")]
+    return rows + [("note", sentence) for sentence in built.notes]
 
 
 def _attention(found: Found) -> str:

@@ -1,13 +1,25 @@
 """Shapes of the decoder layers: the keys that all formats share with transformers' configs."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from drafter_svc.config import DrafterConfig, require
+from drafter_svc.formats.keys import FIXED, IGNORED
+from drafter_svc.formats.rope import ROPE_KEYS, read_rope
 from drafter_svc.formats.section import Section
 
-#: Kinds of decoder layer: whether queries and keys are normed per head.
-_MODEL_TYPES = {"llama": False, "qwen2": False, "qwen3": True}
+# Kinds of decoder layer: whether queries and keys are normed per head. Those behind the first
+# three are Llama's by another name, or the target's kind in a draft of Llama's layers, as
+# SpecForge and NeMo Automodel copy it; experts and latent keys would show in the weights.
+_MODEL_TYPES = {
+    "llama": False,
+    "qwen2": False,
+    "qwen3": True,
+    "mistral": False,
+    "phi3": False,
+    "qwen2_moe": False,
+    "qwen3_moe": True,
+    "kimi_k2": False,
+}
 _INTS = (
     "hidden_size",
     "intermediate_size",
@@ -15,35 +27,23 @@ _INTS = (
     "max_position_embeddings",
     "vocab_size",
 )
-_FIXED = {"hidden_act": "silu", "mlp_bias": False, "partial_rotary_factor": 1.0, "logit_scale": 1.0}
-# Where nothing says otherwise, every reader of these formats takes this base.
-_ROPE_THETA = 10000.0
-#: Keys that other writers add and that change nothing in the forward pass.
-IGNORED = frozenset(
-    {
-        "_name_or_path", "architectures", "attention_dropout", "bos_token_id",
-        "chunk_size_feed_forward", "dtype", "eos_token_id", "id2label", "initializer_range",
-        "is_decoder", "is_encoder_decoder", "label2id", "max_window_layers", "output_attentions",
-        "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type", "return_dict",
-        "torch_dtype", "transformers_version", "use_cache",
-    }
-)  # fmt: skip
+_WIDTHS = ("head_dim", "attention_head_dim")  # the latter is Hunyuan's
 #: Keys that `read_layers` takes.
 KNOWN = frozenset(
     {
-        "attention_bias", "head_dim", "layer_types", "model_type", "num_hidden_layers",
-        "num_key_value_heads", "qkv_bias", "rms_norm_eps", "rope_parameters", "rope_scaling",
-        "rope_theta", "sliding_window", "tie_word_embeddings", "use_sliding_window",
-        *_INTS, *_FIXED,
+        "attention_bias", "layer_types", "model_type", "num_hidden_layers", "num_key_value_heads",
+        "qkv_bias", "rms_norm_eps", "sliding_window", "tie_word_embeddings",
+        "use_sliding_window", *ROPE_KEYS, *_WIDTHS, *_INTS, *FIXED,
     }
 )  # fmt: skip
 
 
-def read_layers(section: Section) -> dict[str, Any]:
-    """Take the keys of transformers' Llama, Qwen2 and Qwen3 configs.
+def read_layers(section: Section, kind: str | None = None) -> dict[str, Any]:
+    """Take the keys of transformers' Llama, Qwen2 and Qwen3 configs, and drop what says nothing.
 
-    Returns values of ``DrafterConfig`` by name. ``output_bias`` is added to them: False where the
-    attention's bias is not on its output projection.
+    ``kind`` is the ``model_type`` where another key says it. Returns values of ``DrafterConfig``
+    by name. ``output_bias`` is added to them: False where the attention's bias is not on its
+    output projection.
     """
     model_type = section.default("model_type", str, "llama")
     require(
@@ -51,20 +51,24 @@ def read_layers(section: Section) -> dict[str, Any]:
         f"{section.name}: model_type is {model_type!r}, this drafter computes layers of "
         f"{', '.join(_MODEL_TYPES)} only",
     )
-    section.fixed(_FIXED)
+    section.fixed(FIXED)
     values: dict[str, Any] = {name: section.take(name, int) for name in _INTS}
     values["rms_norm_eps"] = section.take("rms_norm_eps", float)
     heads = values["num_attention_heads"]
     require(heads >= 1, "num_attention_heads must be at least 1")  # it divides, below
     values["num_hidden_layers"] = section.default("num_hidden_layers", int, 1)
     values["num_key_value_heads"] = section.default("num_key_value_heads", int, heads)
-    values["head_dim"] = section.default("head_dim", int, values["hidden_size"] // heads)
-    values["qk_norm"] = _MODEL_TYPES[model_type]
+    head_dim = section.agreed(_WIDTHS, int)
+    values["head_dim"] = values["hidden_size"] // heads if head_dim is None else head_dim
+    values["qk_norm"] = _MODEL_TYPES[kind or model_type]
     bias = section.default("attention_bias", bool, False)
     values["attention_bias"] = section.default("qkv_bias", bool, False) or bias
     values["output_bias"] = bias
-    values |= _rope(section)
-    values["sliding_window"] = _window(section, values["num_hidden_layers"])
+    values |= read_rope(section)
+    values["sliding_window"] = _window(
+        section, values["num_hidden_layers"], values["max_position_embeddings"]
+    )
+    section.drop(IGNORED)
     return values
 
 
@@ -88,60 +92,25 @@ def write_layers(config: DrafterConfig) -> dict[str, Any]:
     return written
 
 
-def _rope(section: Section) -> dict[str, Any]:
-    """Both spellings: ``rope_theta`` beside ``rope_scaling``, or all in ``rope_parameters``."""
-    theta = section.optional("rope_theta", float)
-    scaling: Mapping[str, Any] = section.default("rope_scaling", dict, {})
-    parameters = section.optional("rope_parameters", dict)
-    if parameters is not None:
-        inner = Section(parameters, f"{section.name}: rope_parameters")
-        inner.fixed({"partial_rotary_factor": 1.0})
-        base = inner.optional("rope_theta", float)
-        require(
-            theta is None or base is None or theta == base,
-            f"{section.name}: rope_theta and rope_parameters contradict each other",
-        )
-        theta = theta if base is None else base
-        rest = {k: v for k, v in parameters.items() if k in inner}
-        require(
-            not scaling or _kind(scaling) == _kind(rest),
-            f"{section.name}: rope_scaling and rope_parameters contradict each other",
-        )
-        scaling = rest
-    scaling = _kind(scaling)
-    plain = scaling.get("rope_type") in (None, "default") and not scaling.keys() - {"rope_type"}
-    return {
-        "rope_theta": _ROPE_THETA if theta is None else theta,
-        "rope_scaling": None if plain else scaling,
-    }
-
-
-def _kind(scaling: Mapping[str, Any]) -> dict[str, Any]:
-    """The scaling with its kind under ``rope_type``; older configs say ``type``."""
-    values = {k: v for k, v in scaling.items() if v is not None}
-    if "type" in values:
-        values.setdefault("rope_type", values["type"])
-        del values["type"]
-    return values
-
-
-def _window(section: Section, layers: int) -> int | None:
+def _window(section: Section, layers: int, positions: int) -> int | None:
+    """The window of all layers; None where it hides none of the ``positions``."""
     window = section.optional("sliding_window", int)
     used = section.optional("use_sliding_window", bool)
     types = section.optional("layer_types", list)
+    hides = window is None or window < positions
     if types is None:
         require(
-            window is None or used is False,
+            window is None or used is False or not hides,
             f"{section.name}: sliding_window is {window} but nothing says which layers use it; "
             "add layer_types",
         )
         return None
     require(
-        len(types) == layers and set(types) <= {"full_attention", "sliding_attention"},
+        len(types) >= layers and set(types) <= {"full_attention", "sliding_attention"},
         f"{section.name}: layer_types must name full_attention or sliding_attention for each of "
         f"{layers} layers, got {types!r}",
     )
-    if "sliding_attention" not in types:
+    if "sliding_attention" not in types or not hides:
         return None
     require(
         len(set(types)) == 1,
@@ -151,5 +120,10 @@ def _window(section: Section, layers: int) -> int | None:
     require(
         window is not None and used is not False,
         f"{section.name}: layer_types has sliding_attention but no sliding_window is set",
+    )
+    require(
+        len(types) == layers,
+        f"{section.name}: layer_types names {len(types)} layers, as many as the target may have, "
+        f"and nothing says whether the drafter's {layers} see a window",
     )
     return window

@@ -1,7 +1,7 @@
 """Tensor names: those of every format to those of ``EagleDrafter``, ``d2t`` and ``t2d``."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,10 @@ _ALIASES = {
     "aux_norm_mid.weight": "fc_norm.1.weight",
     "aux_norm_high.weight": "fc_norm.2.weight",
 }
+# What wraps the drafter where it is saved: ModelOpt's, torch's and transformers' modules.
+_PREFIXES = re.compile(r"(?:(?:_orig_mod|draft_model|eagle_module|model|module)\.)+")
+# The first layer by its number; ModelOpt numbers the layers of `midlayer` where there are several.
+_LAYER = re.compile(r"(?:layers|midlayer)\.(\d+)\.")
 # Parts of training, and tables that are computed.
 _NOT_SERVED = re.compile(r"verifier_(lm_head|norm)\.weight|.*rotary_emb\.inv_freq")
 _FURTHER_NORM = re.compile(r"(layers\.[1-9]\d*)\.hidden_norm\.weight")
@@ -29,6 +33,8 @@ def recognize(names: Mapping[str, object], nested: bool, eagle_config: bool) -> 
         return "vLLM"
     if any(name.startswith("model.") for name in names):
         return "NeMo Automodel"
+    if any(_PREFIXES.match(name) for name in names):
+        return "SpecForge / SGLang, within another module"
     return "SpecForge / SGLang" if eagle_config else "SafeAILab"
 
 
@@ -36,12 +42,14 @@ def to_own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors under the names of ``EagleDrafter``. Raises ``CheckpointError`` where two meet."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        bare = name.removeprefix("model.")
+        bare = _PREFIXES.sub("", name, count=1) if _PREFIXES.match(name) else name
         if _NOT_SERVED.fullmatch(bare):
             continue
         bare = _ALIASES.get(bare, bare)
-        if bare.startswith("layers.0."):
-            bare = "midlayer." + bare.removeprefix("layers.0.")
+        layer = _LAYER.match(bare)
+        if layer is not None:
+            place = "midlayer" if int(layer[1]) == 0 else f"layers.{int(layer[1])}"
+            bare = f"{place}.{bare[layer.end() :]}"
         require(bare not in renamed, f"two tensors stand for {bare}, one of them is {name}")
         renamed[bare] = tensor
     return renamed
@@ -114,4 +122,23 @@ def hint(name: str, config: DrafterConfig) -> str:
         return "add model_type: qwen3"
     if name.startswith("layers."):
         return "raise num_hidden_layers"
+    return ""
+
+
+def shape_hint(name: str, shape: Sequence[int], config: DrafterConfig) -> str:
+    """What to put into config.json so that a tensor's shape fits; empty where nothing would."""
+    if len(shape) != 2:
+        return ""
+    rows, columns = shape
+    captured = len(config.aux_layers)
+    if name.endswith("self_attn.q_proj.weight") and rows % config.num_attention_heads == 0:
+        return f"set head_dim: {rows // config.num_attention_heads}"
+    if name == "fc.weight" and rows == config.hidden_size:
+        states = columns // config.target_hidden_size
+        ways = [] if columns % captured else [f"set target_hidden_size: {columns // captured}"]
+        if columns % config.target_hidden_size == 0:
+            ways.append(f"name {states} aux layers in place of {captured}")
+        return " or ".join(ways)
+    if name == "lm_head.weight" and columns == config.hidden_size:
+        return f"set draft_vocab_size: {rows}"
     return ""

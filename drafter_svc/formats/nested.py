@@ -11,11 +11,11 @@ from typing import Any
 from drafter_svc.config import CheckpointError, DrafterConfig, require
 from drafter_svc.formats.facts import Facts
 from drafter_svc.formats.flat import AUX_LAYERS, read_aux_list, read_own, write_own
-from drafter_svc.formats.layer import IGNORED, KNOWN, read_layers, write_layers
+from drafter_svc.formats.keys import IGNORED
+from drafter_svc.formats.layer import KNOWN, read_layers, write_layers
 from drafter_svc.formats.section import Section
 
 _TOGGLES = ("fc_norm", "norm_output", "norm_before_fc")
-_DESCRIPTIVE = ("speculators_version", "embed_requires_grad", "model_type", "auto_map")
 _LAYERS = "transformer_layer_config"
 
 
@@ -49,7 +49,7 @@ def read_nested(values: Mapping[str, Any]) -> Facts:
     facts.values["mtp_head"] = False
     _check_proposal(top.default("speculators_config", dict, {}))
     top.fixed({"tie_word_embeddings": False})
-    top.drop((*IGNORED, *_DESCRIPTIVE))
+    top.drop((*IGNORED, "model_type"))  # of the layers, which have it themselves
     top.finish()
     if own is not None:
         read_own(facts, own)
@@ -66,6 +66,7 @@ def write_nested(config: DrafterConfig, verifier: str) -> str:
         "speculators cannot hold a drafter whose width differs from its target's",
     )
     require(not config.mtp_head, "speculators' EAGLE-3 cannot hold an MTP head")
+    require(config.own_head, "speculators cannot hold a drafter that borrows its target's head")
     top: dict[str, Any] = {
         "architectures": ["Eagle3Speculator"],
         "speculators_model_type": "eagle3",

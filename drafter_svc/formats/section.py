@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from drafter_svc.config import CheckpointError, require
+from drafter_svc.formats.keys import refusal
 
 T = TypeVar("T")
 
@@ -67,9 +68,22 @@ class Section:
         for key in keys:
             self._values.pop(key, None)
 
+    def rest(self) -> dict[str, Any]:
+        """Take all that is left, but null."""
+        left = {key: value for key, value in self._values.items() if value is not None}
+        self._values.clear()
+        return left
+
     def finish(self) -> None:
-        """Refuse what nobody took."""
-        unknown = ", ".join(sorted(self._values))
+        """Refuse what nobody took. Null says nothing, whatever the key."""
+        left = sorted(self.rest())
+        for key in left:
+            why = refusal(key)
+            require(
+                why is None,
+                f"{self.name} has {key}: {why}, which this drafter does not compute",
+            )
+        unknown = ", ".join(left)
         require(
             not unknown,
             f"{self.name} has keys that this drafter does not know: {unknown}; remove those that "

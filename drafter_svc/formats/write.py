@@ -43,11 +43,14 @@ def write_speculators(
 
 
 def _weights(module: EagleDrafter) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        own = EagleDrafter(module.config)  # as it is without what it borrows
+    weights = module.state_dict()
     tensors = {
-        name: tensor.detach().to("cpu", torch.bfloat16).contiguous()
-        for name, tensor in module.state_dict().items()
+        name: weights[name].detach().to("cpu", torch.bfloat16).contiguous()
+        for name in own.state_dict()
     }
-    check_weights(tensors, module)
+    check_weights(tensors, own)
     return tensors
 
 

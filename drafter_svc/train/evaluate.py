@@ -132,6 +132,8 @@ def main() -> int:
         loaded = load_checkpoint(settings.checkpoint, dtype=torch.bfloat16)
         target = load_target(settings.target)
         require_fit(loaded.config, target, settings.checkpoint)
+        if not loaded.config.own_head:
+            loaded.module.borrow_head(target.head)
         results: dict[str, dict[Arm, Rounds]] = {}
         limits: dict[str, Limits] = {}
         for path in settings.prompts:

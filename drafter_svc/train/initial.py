@@ -86,13 +86,16 @@ def initial_drafter(
 def trained_drafter(folder: str, target: Target) -> tuple[EagleDrafter, Tensor]:
     """A checkpoint's drafter in fp32 and its draft vocabulary, int64 ``[draft_vocab]``.
 
-    Embeddings stay as they are in training, the drafter's own too (SpecForge and speculators
-    freeze them likewise): a corpus that trains a drafter has too few of the rarer tokens. Raises
-    ``ValueError`` when the checkpoint cannot be read or does not fit.
+    A head that it borrows stays the target's, and embeddings stay as they are in training, the
+    drafter's own too (SpecForge and speculators freeze them likewise): a corpus that trains a
+    drafter has too few of the rarer tokens. Raises ``ValueError`` when the checkpoint cannot be
+    read or does not fit.
     """
     loaded = load_checkpoint(folder, dtype=torch.float32)
     require_fit(loaded.config, target, folder)
     module = loaded.module.train().requires_grad_(True)
+    if not loaded.config.own_head:
+        module.borrow_head(target.head)
     if loaded.config.own_embeddings:
         module.embed_tokens.requires_grad_(False)
     return module, loaded.target_ids

@@ -1,18 +1,19 @@
 """Proof that a drafter fits its target: shapes, vocabulary, fingerprint, then the probe."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from drafter_svc.checkpoint import load_checkpoint
 from drafter_svc.config import DrafterConfig
 from drafter_svc.formats.facts import Given
 from drafter_svc.formats.found import find
-from drafter_svc.train.probe import Probe, run_probe, verdict
+from drafter_svc.train.probe import Probe, run_probe, undecided, verdict
 from drafter_svc.train.target import Target, load_target
 
 _PROMPTS = (
@@ -29,28 +30,46 @@ _PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What was checked, and the reason why the drafter does not fit, if it does not."""
+    """What was checked, and the reason why the drafter does not fit, if it does not.
+
+    ``notes`` are those of ``LoadedDrafter``.
+    """
 
     checks: tuple[str, ...]
     probe: Probe | None = None
     reason: str | None = None
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
         """What people read."""
         yield from self.checks
         if self.probe is not None:
-            yield ""
-            yield f"First-step agreement over {self.probe.positions} positions, and how far the"
-            yield "declared reading (0, 0) is ahead, with the paired standard error:"
-            yield "aux offset  token shift  top-1  agreement  ahead by"
-            for row in self.probe.rows:
-                ahead = "" if row.is_declared else f"{row.ahead:+.3f} +- {row.error:.3f}"
-                yield (
-                    f"{row.offset:>10}  {row.shift:>11}  {row.top1:.3f}  {row.agreement:>9.3f}  "
-                    f"{ahead}"
-                )
+            yield from _readings(self.probe)
+            yield from _variants(self.probe)
         yield ""
         yield "It fits." if self.reason is None else f"It does not fit: {self.reason}."
+
+
+def _readings(probe: Probe) -> Iterator[str]:
+    yield ""
+    yield f"First-step agreement over {probe.positions} positions, and how far the"
+    yield "declared reading (0, 0) is ahead, with the paired standard error:"
+    yield "aux offset  token shift  top-1  agreement  ahead by"
+    for row in probe.rows:
+        ahead = "" if row.is_declared else f"{row.ahead:+.3f} +- {row.error:.3f}"
+        yield f"{row.offset:>10}  {row.shift:>11}  {row.top1:.3f}  {row.agreement:>9.3f}  {ahead}"
+
+
+def _variants(probe: Probe) -> Iterator[str]:
+    yield ""
+    yield "Agreement in two chain steps with other values in config.json, likewise:"
+    yield "step 1  step 2  ahead by           value"
+    for row in probe.variants:
+        ahead = "" if row is probe.variants[0] else f"{row.ahead:+.4f} +- {row.error:.4f}"
+        yield f"{row.steps[0]:>6.3f}  {row.steps[1]:>6.3f}  {ahead:<17}  {row.name}"
+    open_ones = undecided(probe)
+    if open_ones:
+        yield f"Not told apart from what is declared: {'; '.join(open_ones)}."
 
 
 def validate(
@@ -67,18 +86,23 @@ def validate(
     target = load_target(target_name)
     given = replace(given, target_fingerprint=named or target.fingerprint)
     loaded = load_checkpoint(path_or_id, dtype=torch.float32, given=given)
-    checks, reason = _compare(loaded.config, target, named)
+    checks, reason = compare(loaded.config, target, named)
     if reason is not None:
-        return Fit(tuple(checks), reason=reason)
-    probe = run_probe(loaded, target, [_answer(target, text, tokens) for text in texts])
-    return Fit(tuple(checks), probe, verdict(probe))
+        return Fit(tuple(checks), reason=reason, notes=loaded.notes)
+    if not loaded.config.own_head:
+        loaded.module.borrow_head(target.head)
+    probe = run_probe(loaded, target, _answers(target, texts, tokens))
+    return Fit(tuple(checks), probe, verdict(probe), loaded.notes)
 
 
-def _compare(
+def compare(
     config: DrafterConfig, target: Target, named: str | None
 ) -> tuple[list[str], str | None]:
-    """Lines that say what agrees, and the first difference."""
-    own = target.model.config
+    """Lines that say what agrees, and the first difference.
+
+    ``named`` is the fingerprint that the checkpoint itself names, if it does.
+    """
+    own = target.config
     vocab, width = target.embedding.weight.shape
     pairs = [
         ("vocabulary", config.vocab_size, vocab),
@@ -103,21 +127,37 @@ def _compare(
 
 
 @torch.no_grad()
-def _answer(target: Target, text: str, tokens: int) -> tuple[Tensor, int]:
-    """The prompt with the target's greedy answer, int64 ``[T]``, and the prompt's length."""
-    tokenizer: Any = target.tokenizer
+def _answers(target: Target, texts: Sequence[str], tokens: int) -> list[tuple[Tensor, int]]:
+    """Each prompt with the target's greedy answer, int64 ``[T]``, and the prompt's length."""
+    prompts = [_prompt(target.tokenizer, text) for text in texts]
+    width = max(len(prompt) for prompt in prompts)
+    # All at once, padded on the left: a batch reads the target's weights once for each token.
+    ids = torch.stack([functional.pad(p, (width - len(p), 0)) for p in prompts])
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    mask = torch.arange(width) >= width - lengths[:, None]
+    ends = target.model.generation_config.eos_token_id
+    rows = target.model.generate(
+        ids, attention_mask=mask.long(), max_new_tokens=tokens, do_sample=False, pad_token_id=0
+    )
+    answers = []
+    for prompt, row in zip(prompts, rows, strict=True):
+        answer = row[width:]
+        ended = torch.isin(answer, torch.tensor([] if ends is None else ends)).nonzero()
+        stop = int(ended[0]) + 1 if len(ended) else len(answer)
+        answers.append((torch.cat([prompt, answer[:stop]]), len(prompt)))
+    return answers
+
+
+def _prompt(tokenizer: Any, text: str) -> Tensor:
+    """int64 ``[T]``, in the target's chat template if it has one."""
     if tokenizer.chat_template:
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
         )
-    prompt = tokenizer(
+    ids: Tensor = tokenizer(
         text, return_tensors="pt", add_special_tokens=not tokenizer.chat_template
-    ).input_ids
-    ids = target.model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens, do_sample=False,
-        pad_token_id=0,
-    )  # fmt: skip
-    return ids[0], prompt.shape[1]
+    ).input_ids[0]
+    return ids
 
 
 def _read_prompts(name: str) -> list[str]:

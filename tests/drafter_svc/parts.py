@@ -70,7 +70,7 @@ class Parts:
                 self.embedding[torch.tensor(tokens)],
                 torch.stack(states),
                 torch.arange(len(tokens)),
-                partial(_causal, self.config.sliding_window),
+                partial(causal, self.config.sliding_window),
             )[-1]
             logits = self.module.logits(hidden)
             draft_id = choose(logits, result.tokens)
@@ -123,7 +123,7 @@ def greedy(logits: Tensor, _: Sequence[int]) -> int:
     return int(logits.argmax())
 
 
-def _causal(window: int | None, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def causal(window: int | None, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     rows = torch.arange(len(queries))
     distance = rows[:, None] - rows
     out = functional.scaled_dot_product_attention(

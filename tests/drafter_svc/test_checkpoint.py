@@ -103,20 +103,26 @@ def test_hash_names_the_content(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: t.pop("d2t"), ["no tensor d2t"]),
+        (lambda t: (t.pop("d2t"), t.pop("t2d")), ["no tensor d2t"]),
+        (lambda t: (t.pop("d2t"), t["t2d"][2:3].fill_(True)), ["t2d marks 41", "expected 40"]),
         (lambda t: t.pop("fc_norm.1.weight"), ["no tensor fc_norm.1.weight"]),
         (lambda t: t.update({"input_norm.weight": torch.ones(48)}), ["input_norm.weight"]),
         (lambda t: t.update({"fc.weight": torch.ones(16, 32)}), ["fc.weight", "[16, 32]", "48]"]),
         (lambda t: t.update({"d2t": torch.zeros(39, dtype=torch.int64)}), ["d2t", "[39]", "[40]"]),
-        (lambda t: t.update({"d2t": torch.zeros(40, dtype=torch.int32)}), ["d2t", "int32"]),
-        (lambda t: t.update({"t2d": torch.zeros(64, dtype=torch.uint8)}), ["t2d", "uint8", "bool"]),
+        (lambda t: t.update({"d2t": t["d2t"].bfloat16()}), ["d2t is bfloat16", "integers"]),
+        (lambda t: t.update({"t2d": t["t2d"].half()}), ["t2d is float16", "integers"]),
+        (lambda t: t.update({"t2d": t["t2d"].int() * 2}), ["t2d must hold 0 and 1"]),
         (lambda t: t["d2t"][-1:].add_(30), ["id 88", "[0, 64)"]),
         (lambda t: t["d2t"][:1].sub_(1), ["id -1", "[0, 64)"]),
-        (lambda t: t["d2t"][1:2].sub_(1), ["ascending"]),
+        (lambda t: t["d2t"][1:2].sub_(1), ["two draft tokens to target id 0"]),
         (lambda t: t["t2d"][2:3].fill_(True), ["d2t and t2d"]),
         (lambda t: t["norm.weight"][3:4].fill_(torch.nan), ["norm.weight", "finite"]),
         (lambda t: t["lm_head.weight"][0].fill_(torch.inf), ["lm_head.weight", "finite"]),
         (lambda t: t.update({"norm.weight": torch.ones(16, dtype=torch.int8)}), ["norm.weight"]),
+        (
+            lambda t: t.update({"fc.weight": t["fc.weight"].to(torch.float8_e4m3fn)}),
+            ["fc.weight is float8_e4m3fn", "16, 32 or 64 bits"],
+        ),
     ],
 )  # fmt: skip
 def test_damaged_tensors_are_refused(

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,20 @@ import pytest
 import torch
 from prometheus_client import REGISTRY
 from safetensors.torch import load_file
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from drafter_svc.checkpoint import save_checkpoint
-from drafter_svc.embedding import load_embedding
+from drafter_svc.eagle import EagleDrafter
+from drafter_svc.embedding import load_embedding, load_head
 from drafter_svc.load import load_drafter
+from drafter_svc.messages import RoundMessage
 from drafter_svc.settings import DrafterSettings
+from specwire.draft import Extend, Wish
 from specwire.settings import StartError
 from specwire.target import TargetSource
 from specwire.torch import device_name
 from specwire.unpacked import Unpacked
+from tests.drafter_svc.parts import GREEDY
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 
 ROOT = Path(__file__).parents[2]
@@ -38,8 +43,19 @@ def settings(checkpoint: str, target: Path | str, **values: Any) -> DrafterSetti
     return DrafterSettings(checkpoint=checkpoint, target=str(target), **values)
 
 
-def table(folder: Path) -> torch.Tensor:
-    return load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+def table(folder: Path, name: str = "model.embed_tokens.weight") -> torch.Tensor:
+    return load_file(folder / "model.safetensors")[name]
+
+
+def write_gguf(path: Path, **tensors: torch.Tensor) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, tensor in tensors.items():
+        writer.add_tensor(f"{name}.weight", tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def test_a_drafter_announces_what_it_is(tmp_path: Path, tiny_llama: Path) -> None:
@@ -141,15 +157,50 @@ def test_embeddings_of_a_folder_in_shards(tmp_path: Path, tiny_llama: Path) -> N
 
 
 def test_embeddings_of_a_gguf_file(tmp_path: Path, tiny_llama: Path) -> None:
-    path = tmp_path / "target.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_tensor("token_embd.weight", table(tiny_llama).numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    path = write_gguf(tmp_path / "target.gguf", token_embd=table(tiny_llama))
     read = load_embedding(TargetSource.parse(str(path)), torch.float32, False)
     assert torch.equal(read, table(tiny_llama))
+
+
+def test_the_head_of_a_folder_is_its_own_or_tied(tmp_path: Path, tiny_llama: Path) -> None:
+    head = table(tiny_llama, "lm_head.weight")
+    assert torch.equal(load_head(TargetSource(str(tiny_llama)), torch.float32, False), head)
+    config = LlamaConfig.from_pretrained(tiny_llama, tie_word_embeddings=True)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tied = load_head(TargetSource(str(tmp_path)), torch.float32, False)
+    assert torch.equal(tied, table(tmp_path))
+
+
+def test_the_head_of_a_gguf_file_is_its_own_or_tied(tmp_path: Path, tiny_llama: Path) -> None:
+    embeddings, head = table(tiny_llama), table(tiny_llama, "lm_head.weight")
+    own = write_gguf(tmp_path / "own.gguf", token_embd=embeddings, output=head)
+    tied = write_gguf(tmp_path / "tied.gguf", token_embd=embeddings)
+    for path, expected in ((own, head), (tied, embeddings)):
+        source = TargetSource.parse(str(path))
+        assert torch.equal(load_head(source, torch.float32, False), expected)
+
+
+def test_a_drafter_that_borrows_the_targets_head_is_served(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    """Through the same chain as the same drafter with that head of its own."""
+    config = tiny_config(hidden_size=32, target_hidden_size=32, vocab_size=97, draft_vocab_size=97)
+    own = tiny_drafter(config)
+    own.lm_head.weight.data.copy_(table(tiny_llama, "lm_head.weight"))
+    borrowing = EagleDrafter(replace(config, own_head=False))
+    borrowing.load_state_dict(own.state_dict(), strict=False)
+    drafts = []
+    for name, drafter in (("own", own), ("borrowing", borrowing)):
+        save_checkpoint(tmp_path / name, drafter, torch.arange(97))
+        given = settings(str(tmp_path / name), tiny_llama, dtype="bfloat16")
+        worker = load_drafter(given, "").worker
+        worker.open_link(1)
+        extend = Extend(7, 0, (5, 9, 12, 40), Wish(5, 0), GREEDY)
+        torch.manual_seed(0)
+        message = RoundMessage(1, (extend,), torch.randn(4, 96, dtype=torch.bfloat16), (), 0.0)
+        drafts.append(worker.serve([message])[1].drafts)
+    assert drafts[0] == drafts[1]
+    assert len(drafts[0][0].tokens) == 5
 
 
 def test_embeddings_of_a_gguf_file_that_a_verifier_unpacked(

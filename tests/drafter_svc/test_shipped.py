@@ -24,7 +24,7 @@ def test_it_loads_as_an_eagle_3_1_drafter_of_its_target() -> None:
         target_fingerprint="b88d95fff943f217ea62d2573304f470e3095da5923049784ecc3a8e75348fb2",
         num_hidden_layers=1, norm_before_fc=False, qk_norm=False, attention_bias=False,
         sliding_window=None, rope_scaling=None, own_embeddings=False,
-        mtp_head=False,
+        own_head=True, mtp_head=False,
     )  # fmt: skip
     assert 2 in loaded.target_ids.tolist()  # the end of every answer
 

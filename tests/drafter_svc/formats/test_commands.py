@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from drafter_svc.checkpoint import load_checkpoint, save_checkpoint
 from drafter_svc.formats.__main__ import main
 from drafter_svc.train.target import load_target
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
+
+ALIKE = {"hidden_size": 32, "target_hidden_size": 32, "vocab_size": 97, "aux_layers": (1, 2, 3)}
 
 
 @pytest.fixture
@@ -62,9 +65,16 @@ def test_convert_there_and_back(folder: Path, tmp_path: Path) -> None:
         assert (back / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_convert_names_the_target(folder: Path, tmp_path: Path, tiny_llama: Path) -> None:
+def drafter_of(folder: Path, **changes: Any) -> Path:
+    """A drafter of the tiny target's shapes, as another project would write it."""
+    config = tiny_config(**(ALIKE | changes))
+    save_checkpoint(folder, tiny_drafter(config), torch.arange(40) + 7)
     foreign(folder)
-    out = tmp_path / "out"
+    return folder
+
+
+def test_convert_names_the_target(tmp_path: Path, tiny_llama: Path) -> None:
+    folder, out = drafter_of(tmp_path / "drafter"), tmp_path / "out"
     arguments = ["convert", str(folder), str(out), "--format", "specforge"]
     given = ["--norm-before-residual", "true", "--aux-convention", "input"]
     assert main([*arguments, *given]) == 2  # nobody says which target
@@ -74,6 +84,41 @@ def test_convert_names_the_target(folder: Path, tmp_path: Path, tiny_llama: Path
     assert config.target_fingerprint == load_target(str(tiny_llama)).fingerprint
     assert config.norm_before_residual
     assert config.draft_temperature == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vocab_size": 96}, "vocabulary is 96 in the checkpoint and 97 in the target"),
+        ({"hidden_size": 16, "target_hidden_size": 16}, "target_hidden_size is 16"),
+        ({"aux_layers": (1, 2, 5)}, "aux layer 5 is not among the target's 4"),
+    ],
+)
+def test_convert_does_not_name_a_target_that_it_does_not_fit(
+    changes: dict[str, Any],
+    words: str,
+    tmp_path: Path,
+    tiny_llama: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, out = drafter_of(tmp_path / "drafter", **changes), tmp_path / "out"
+    given = ["--norm-before-residual", "false", "--aux-convention", "input"]
+    command = ["convert", str(folder), str(out), "--format", "specforge"]
+    assert main([*command, *given, "--target", str(tiny_llama)]) == 1
+    assert words in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_what_may_be_meant_otherwise_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(vocab_size=96)
+    save_checkpoint(tmp_path / "drafter", tiny_drafter(config), torch.arange(40) * 2)
+    command = ["convert", str(tmp_path / "drafter"), str(tmp_path / "out"), "--format", "specforge"]
+    assert main(command) == 0
+    assert "stands for target id 2j" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "out")]) == 0
+    assert "stands for target id 2j" in capsys.readouterr().out
 
 
 def test_bad_input_is_one_sentence(

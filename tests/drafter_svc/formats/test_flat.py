@@ -5,21 +5,14 @@ from typing import Any
 
 import pytest
 
-from drafter_svc.config import CheckpointError, DrafterConfig
+from drafter_svc.config import CheckpointError
 from drafter_svc.formats.facts import Given
-from drafter_svc.formats.flat import read_flat, write_flat
+from drafter_svc.formats.flat import write_flat
+from drafter_svc.formats.keys import IGNORED, refusal
 from drafter_svc.formats.nested import write_nested
 from drafter_svc.formats.section import parse
+from tests.drafter_svc.formats.foreign import GIVEN, flat, foreign, read
 from tests.drafter_svc.tiny import tiny_config
-
-
-def flat(**changes: Any) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(write_flat(tiny_config()))
-    return values | changes
-
-
-def read(values: dict[str, Any], given: Given | None = None) -> DrafterConfig:
-    return read_flat(values).config(given or Given())
 
 
 def test_round_trip() -> None:
@@ -105,6 +98,10 @@ def test_missing_keys_are_named(name: str) -> None:
         ({"norm_before_fc": True}, "fc_norm and norm_before_fc are both true"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2}}, "rope_type is 'dynamic'"),
         ({"rope_scaling": {"type": "yarn"}}, "yarn has no factor"),
+        ({"rope_scaling": {"type": "default", "factor": 2}}, "which takes no factor"),
+        ({"rope_scaling": {"factor": 2}}, "has no rope_type but factor"),
+        ({"rope_scaling": {"type": "yarn", "rope_type": "linear"}}, "contradict each other"),
+        ({"rope_scaling": {"type": "default", "rope_theta": 7.0}}, "rope_theta and rope_scaling"),
         ({"rope_scaling": {"type": "linear", "factor": -1}}, "factor must be a positive"),
         ({"rope_scaling": {"type": "linear", "factor": 1, "beta_fast": 2}}, "beta_fast"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}, "rope_theta and"),
@@ -114,14 +111,26 @@ def test_missing_keys_are_named(name: str) -> None:
         ({"model_type": "gpt_oss"}, "model_type is 'gpt_oss'"),
         ({"sliding_window": 4}, "add layer_types"),
         ({"layer_types": ["sliding_attention"]}, "no sliding_window"),
-        ({"layer_types": ["full_attention"] * 2}, "each of 1 layers"),
+        ({"layer_types": ["full_attention"], "num_hidden_layers": 2}, "each of 2 layers"),
+        ({"layer_types": ["chunked_attention"]}, "each of 1 layers"),
+        ({"layer_types": ["sliding_attention"] * 2, "sliding_window": 4}, "names 2 layers"),
         (
             {"layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2},
             "mixes full and sliding",
         ),
         ({"num_aux_hidden_states": 2}, "num_aux_hidden_states is 2"),
         ({"eagle_aux_hidden_state_layer_ids": [1, 2, 4]}, "at the top and"),
-        ({"quantization_config": {}}, "does not know: quantization_config"),
+        ({"quantization_config": {}}, "quantization_config: weights are quantized"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping: scores or logits are capped"),
+        ({"kv_lora_rank": 512}, "kv_lora_rank: attention reads latent keys (MLA)"),
+        ({"use_cla": True}, "use_cla is True"),
+        ({"norm_type": "layer"}, "norm_type is 'layer'"),
+        ({"something_new": 3}, "does not know: something_new"),
+        ({"architectures": ["PEagleDraftModel"]}, "P-EAGLE, which drafts several tokens at once"),
+        ({"architectures": ["EagleLlamaForCausalLM"]}, "an EAGLE-1 head"),
+        ({"architectures": [["LlamaForCausalLM"]]}, "architectures is [['LlamaForCausalLM']]"),
+        ({"attention_head_dim": 8}, "head_dim and attention_head_dim contradict each other"),
+        ({"target_layer_ids": [1, 2, 3]}, "both name layers"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"hidden_size": "16"}, "hidden_size must be an integer"),
         ({"hidden_size": True}, "hidden_size must be an integer"),
@@ -152,7 +161,9 @@ def test_wrong_keys_are_named(changes: dict[str, Any], words: str) -> None:
         ({"use_mtp_layernorm": True}, "use_mtp_layernorm"),
         ({"norm_before_fc": True}, "norm_before_fc is False at the top and True"),
         ({"eagle_aux_hidden_state_layer_ids": [2, 1]}, "strictly ascending"),
-        ({"eagle_aux_hidden_state_layer_ids": []}, "strictly ascending"),
+        ({"eagle_aux_hidden_state_layer_ids": []}, "pass --aux-layers"),
+        ({"next_layer_regular": False}, "next_layer_regular"),
+        ({"parallel_draft_step": 2}, "parallel_draft_step is 2"),
         ({"eagle_aux_hidden_state_layer_ids": ["1"]}, "must hold integers"),
         ({"eagle_aux_hidden_state_layer_ids": 2}, "must be a list"),
         ({"sliding_window": 4}, "sliding_window"),
@@ -181,24 +192,12 @@ def test_what_is_not_an_object_is_refused(text: str) -> None:
         parse(text, "config.json")
 
 
-def foreign(**changes: Any) -> dict[str, Any]:
-    """As others write it: nothing of ours, ids in `eagle_config` only."""
-    values = flat(**changes)
-    for key in ("holdcourse", "eagle_aux_hidden_state_layer_ids"):
-        del values[key]
-    values["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = [2, 5, 9]
-    return values
-
-
-FEED = Given(target_fingerprint="feed")
-
-
 def test_what_no_reader_disagrees_on_may_be_left_out() -> None:
     values = foreign()
     names = ["architectures", "head_dim", "target_hidden_size", "rope_theta", "num_hidden_layers"]
     for name in [*names, "norm_output", "num_key_value_heads", "fc_norm", "draft_vocab_size"]:
         del values[name]
-    config = read(values, FEED)
+    config = read(values, GIVEN)
     assert config.head_dim == 4
     assert config.num_key_value_heads == 4
     assert (config.target_hidden_size, config.draft_vocab_size) == (16, 64)
@@ -210,7 +209,7 @@ def test_what_no_reader_disagrees_on_may_be_left_out() -> None:
 def test_the_target_must_be_known() -> None:
     with pytest.raises(CheckpointError, match="--target"):
         read(foreign())
-    assert read(foreign(), FEED).target_fingerprint == "feed"
+    assert read(foreign(), GIVEN).target_fingerprint == "feed"
     with pytest.raises(CheckpointError, match="fingerprint is feed and not beef"):
         read(flat(), Given(target_fingerprint="beef"))
 
@@ -219,7 +218,7 @@ def test_norm_before_residual_must_be_known() -> None:
     values = foreign()
     del values["norm_before_residual"]
     with pytest.raises(CheckpointError, match="--norm-before-residual"):
-        read(values, FEED)
+        read(values, GIVEN)
     given = Given(target_fingerprint="feed", norm_before_residual=True)
     assert read(values, given).norm_before_residual
     with pytest.raises(CheckpointError, match="is False and not True"):
@@ -247,14 +246,14 @@ def test_ids_that_are_read_in_two_ways_are_refused() -> None:
     values = foreign()
     values["eagle_config"]["eagle_aux_hidden_state_layer_ids"] = [1, 5, 9]
     with pytest.raises(CheckpointError, match="--aux-convention"):
-        read(values, FEED)
+        read(values, GIVEN)
 
 
 def test_ids_that_nobody_says_are_refused() -> None:
     values = foreign()
     del values["eagle_config"]
     with pytest.raises(CheckpointError, match="--aux-layers"):
-        read(values, FEED)
+        read(values, GIVEN)
     given = Given(target_fingerprint="feed", aux_layers=(1, 4, 7))
     assert read(values, given).aux_layers == (1, 4, 7)
     with pytest.raises(CheckpointError, match=r"aux layers is \[2, 5, 9\] and not \[1, 4, 7\]"):
@@ -270,13 +269,40 @@ def test_our_own_files_leave_no_convention_open() -> None:
 def test_older_names_are_understood() -> None:
     values = foreign(use_aux_norm=True, rope_scaling={"type": "linear", "factor": 2})
     del values["fc_norm"]
-    config = read(values, FEED)
+    config = read(values, GIVEN)
     assert config.fc_norm
     assert config.rope_scaling == {"rope_type": "linear", "factor": 2}
+
+
+@pytest.mark.parametrize("key", sorted(IGNORED))
+def test_ignored_keys_have_a_reason_and_change_nothing(key: str) -> None:
+    assert refusal(key) is None
+    values = foreign()
+    values.setdefault(key, "whatever")
+    assert read(values, GIVEN) == read(foreign(), GIVEN)
+
+
+def test_layers_may_be_named_by_their_outputs() -> None:
+    values = foreign()
+    del values["eagle_config"]
+    assert read(values | {"target_layer_ids": [1, 4, 8]}, GIVEN).aux_layers == (2, 5, 9)
+
+
+def test_modelopts_switches_are_known() -> None:
+    values = foreign()
+    values["eagle_config"] |= {
+        "next_layer_regular": True,
+        "parallel_draft_step": 1,
+        "parallel_draft_heads_num_layers": 1,
+        "use_input_layernorm_in_first_layer": True,
+        "use_last_layernorm": True,
+        "use_mtp_layernorm": None,
+    }
+    assert read(values, GIVEN) == read(foreign(), GIVEN)
 
 
 def test_one_norm_of_all_states_may_stand_in_eagle_config() -> None:
     values = foreign(fc_norm=False)
     del values["norm_before_fc"]
     values["eagle_config"]["norm_before_fc"] = True
-    assert read(values, FEED).norm_before_fc
+    assert read(values, GIVEN).norm_before_fc

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from drafter_svc.checkpoint import save_checkpoint
+from drafter_svc.eagle import EagleDrafter
 from drafter_svc.train.initial import (
     default_aux_layers,
     drafter_config,
@@ -93,3 +94,16 @@ def test_embeddings_of_the_drafters_own_are_not_trained(tiny_llama: Path, tmp_pa
     drafter, _ = trained_drafter(str(tmp_path), target)
     frozen = [name for name, weight in drafter.named_parameters() if not weight.requires_grad]
     assert frozen == ["embed_tokens.weight"]
+
+
+def test_a_head_that_is_the_targets_is_not_trained(tiny_llama: Path, tmp_path: Path) -> None:
+    target, draft_ids = load_target(str(tiny_llama)), torch.arange(97)
+    config = replace(drafter_config(target, 97), own_head=False)
+    with_head = initial_drafter(replace(config, own_head=True), target, draft_ids, 0)
+    drafter = EagleDrafter(config)
+    drafter.load_state_dict(with_head.state_dict(), strict=False)
+    save_checkpoint(tmp_path, drafter, draft_ids)
+    read, _ = trained_drafter(str(tmp_path), target)
+    assert torch.equal(read.lm_head.weight, target.head.float())
+    frozen = [name for name, weight in read.named_parameters() if not weight.requires_grad]
+    assert frozen == ["lm_head.weight"]

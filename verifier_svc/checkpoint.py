@@ -83,7 +83,11 @@ def load_tokenizer_files(source: TargetSource, *, trust_remote_code: bool) -> di
             paths = (Path(folder) / name for name in TOKENIZER_FILES)
             files = {path.name: path.read_bytes() for path in paths if path.is_file()}
     except Exception as error:
-        raise TargetError(f"target: the tokenizer cannot be loaded: {error}") from error
+        reason = " ".join(str(error).split()) or repr(error)
+        raise TargetError(f"target: the tokenizer cannot be loaded: {reason}") from error
+    # Without its files transformers makes one of a family's special tokens.
+    if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
+        raise TargetError("target: there are no files of its tokenizer.")
     if "tokenizer.json" not in files:
         raise TargetError("target: its tokenizer has no fast form (tokenizer.json).")
     return files

@@ -93,7 +93,7 @@ _NEEDED: dict[str, dict[str, Any]] = {
     "gemma4_assistant": {
         "text_config": {
             "model_type": "gemma4_text", "hidden_size_per_layer_input": 0,
-            "enable_moe_block": False, "num_kv_shared_layers": 2,
+            "enable_moe_block": False, "num_kv_shared_layers": 0,
             "vocab_size_per_layer_input": 0,
         }
     },

@@ -165,7 +165,7 @@ class TextCompletion(Generated):
 
 
 class ModelCard(Answer):
-    """The model that is served."""
+    """The model that is served; `kernels` is the level of CPU instructions, if kernels serve."""
 
     id: str
     object: Literal["model"]
@@ -173,6 +173,8 @@ class ModelCard(Answer):
     owned_by: str
     root: str
     dtype: str
+    device: str
+    kernels: str | None
     fingerprint: str
     parent: None
     max_model_len: int

@@ -26,7 +26,7 @@ inline void add_tile(float (*sums)[LANES], const uint16_t* rows, const uint16_t*
 #pragma GCC unroll 2
   for (int p = 0; p < SIDE; ++p) {
     const Words column[1] = {read<Words>(columns + p * DEEP)};
-    for (int r = 0; r < SIDE; ++r) add_pairs(kept[r], column, rows + r * Row + p * Pair);
+    add_pairs(kept, column, rows + p * Pair, Row);
   }
   std::memcpy(sums, kept, sizeof kept);
 }

@@ -42,7 +42,7 @@ class DrafterSettings(Settings):
         "auto", "Compile kernels with the machine's C++ compiler: auto goes on without one."
     )
     cpu_level: CpuLevel = setting(
-        "auto", "Instructions that kernels use; auto takes the best that the CPU has."
+        "auto", "Instructions that kernels use; auto takes the fastest that the CPU has."
     )
     max_draft_tokens: int = setting(16, "Longest draft that is served.", ge=1, le=64)
     lookup: str = setting(

@@ -45,7 +45,7 @@ class VerifierSettings(Settings):
         "auto", "Compile kernels with the machine's C++ compiler: auto goes on without one."
     )
     cpu_level: CpuLevel = setting(
-        "auto", "Instructions that kernels use; auto takes the best that the CPU has."
+        "auto", "Instructions that kernels use; auto takes the fastest that the CPU has."
     )
     max_model_len: int | None = setting(
         None, "Prompt and output tokens at most; by default the target's own limit.", ge=2

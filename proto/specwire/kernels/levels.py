@@ -36,13 +36,27 @@ INSTRUCTIONS: dict[Level, Instructions] = {
 
 
 def levels_here() -> tuple[Level, ...]:
-    """The levels that this CPU has, the best one last."""
-    flags = _cpu_flags() if platform.machine() == "x86_64" else frozenset()
+    """The levels that this CPU has, in order."""
+    flags = _cpu_info("flags") if platform.machine() == "x86_64" else frozenset()
     return tuple(level for level in LEVELS if INSTRUCTIONS[level].flags <= flags)
 
 
-def _cpu_flags() -> frozenset[str]:
+def fastest_first() -> list[Level]:
+    """The levels that this CPU has, the fastest one first.
+
+    Intel's cores multiply pairs of bf16 elements at half the rate of fp32 ones, and so gain nothing
+    from them outside of tiles: rows of a prompt took 1.4 times as long.
+    """
+    levels = list(reversed(levels_here()))
+    if "GenuineIntel" in _cpu_info("vendor_id") and "avx512_bf16" in levels:
+        levels.remove("avx512_bf16")
+        levels.insert(levels.index("avx512") + 1, "avx512_bf16")
+    return levels
+
+
+def _cpu_info(field: str) -> frozenset[str]:
+    """The words of a field of /proc/cpuinfo, of the first CPU."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return frozenset(flags.partition(":")[2].split())
+    found = next((line for line in lines if line.startswith(field)), "")
+    return frozenset(found.partition(":")[2].split())

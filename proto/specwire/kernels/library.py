@@ -9,12 +9,12 @@ import torch
 
 from specwire import logs
 from specwire.kernels.build import KernelError, load
-from specwire.kernels.levels import Level, levels_here
+from specwire.kernels.levels import Level, fastest_first
 from specwire.settings import StartError
 
 #: Whether to compile: if it works, or fail if it does not, or not at all.
 Compile = Literal["auto", "on", "off"]
-#: A level, or the best one that the CPU has.
+#: A level, or the fastest one that the CPU has.
 CpuLevel = Literal["auto", Level]
 
 _log = logs.get(__name__)
@@ -50,7 +50,7 @@ _level: Level | None = None
 def prepare(compile: Compile, level: CpuLevel = "auto") -> None:
     """Compile the kernels, or load those that were; they serve the whole process from then on.
 
-    `level` is that of the CPU's instructions, `auto` the best that it has.
+    `level` is that of the CPU's instructions, `auto` the fastest that it has.
 
     Raises:
         StartError: they are wanted `on` and cannot be had, or the CPU does not have that level.
@@ -64,7 +64,7 @@ def prepare(compile: Compile, level: CpuLevel = "auto") -> None:
         )
     if compile == "off":
         return
-    for each in reversed(here) if level == "auto" else (level,):
+    for each in here if level == "auto" else [level]:
         try:
             library = load(each)
             # A system may keep matrix tiles from its processes.

@@ -57,11 +57,9 @@ def prepare(compile: Compile, level: CpuLevel = "auto") -> None:
     """
     global _library, _level
     _library = _level = None
-    here = levels_here()
+    here = fastest_first()
     if level != "auto" and level not in here:
-        raise StartError(
-            f"--cpu-level: {level} was asked for, and this CPU has {here[-1]} at most."
-        )
+        raise StartError(f"--cpu-level: this CPU has no {level}, but {', '.join(reversed(here))}.")
     if compile == "off":
         return
     for each in here if level == "auto" else [level]:

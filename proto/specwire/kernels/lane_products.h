@@ -3,6 +3,7 @@
 // Where vectors multiply pairs of bf16 elements, rows are read as they are. Elsewhere they are
 // widened to fp32 before: an element of a row is then broadcast by the load that reads it.
 #pragma once
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -43,6 +44,7 @@ inline void add_pairs(Floats (&sums)[Rows][Vectors], const Words (&columns)[Vect
 // Columns of tiles that are taken together, four where there is work for many registers.
 inline int64_t columns_for(int64_t rows) { return rows > 4 ? 4 : READS_AHEAD ? 1 : 2; }
 inline bool fetches(int64_t rows) { return rows <= 4 && !READS_AHEAD; }
+inline int64_t group_for(int64_t) { return INT64_MAX; }
 
 #else
 
@@ -75,6 +77,10 @@ inline int64_t columns_for(int64_t rows) {
   return rows > BLOCK_ROWS / 2 ? 1 : 2;
 }
 inline bool fetches(int64_t) { return true; }
+// Widened rows that stay in the second-level cache.
+inline int64_t group_for(int64_t width) {
+  return std::max<int64_t>(8, (64 << 10) / width / BLOCK_ROWS) * BLOCK_ROWS;
+}
 
 #endif
 
@@ -130,12 +136,8 @@ class Products {
   static constexpr int64_t ROWS = BLOCK_ROWS, COLUMNS = 4;
   static int64_t columns(int64_t count) { return columns_for(count); }
 
-  // Rows of a group, which is multiplied with all columns before the next one: they stay in the
-  // second-level cache.
-  static int64_t group(int64_t width) {
-    const int64_t fit = (256 << 10) / (width * int64_t(sizeof(Element)));
-    return std::max<int64_t>(8, fit / ROWS) * ROWS;
-  }
+  // Rows that are multiplied with all columns before others are.
+  static int64_t group(int64_t width) { return group_for(width); }
 
   // Takes rows as `run` wants them.
   const Element* take(const uint16_t* rows, int64_t count, int64_t width) {

@@ -1,3 +1,4 @@
+// How a team shares products.
 #include "linear.h"
 
 #include <omp.h>

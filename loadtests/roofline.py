@@ -67,7 +67,7 @@ async def main() -> int:
             peer.check(settings.target, served)
             document.tell(reference=peer.facts)
             with UntilInterrupted() as block:
-                level = served.card["kernels"] or None
+                level = served.card.get("kernels")
                 async for wave in _measure(settings, client, peer, prompts, level):
                     waves.append(wave)
                     document.add(wave)

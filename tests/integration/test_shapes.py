@@ -95,7 +95,7 @@ def test_chains_are_accepted_as_far_as_replay_says(
         """Whether the drafter was there, and in time on a busy machine."""
         nonlocal tokens, chains
         tokens, chains = generate(stub)
-        return len(chains) > 5
+        return len(chains) > 5 and any(frame.accepted for frame in chains)
 
     wait_until(drafted, "enough chains")
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()

@@ -10,7 +10,8 @@ extern "C" {
 void hc_linear(int, const void*, const uint16_t*, const float*, void*, int64_t, int64_t, int64_t,
                int);
 int hc_attend(int, int64_t, const void*, int64_t, const void*, const void*, int64_t,
-              const int64_t*, int64_t, int64_t, int64_t, int64_t, float, void*, int);
+              const int64_t*, int64_t, int64_t, int64_t, int64_t, float, int64_t, float,
+              const float*, void*, int);
 void hc_draw(int, const void*, int64_t, int64_t, int64_t, const int64_t*, const int64_t*,
              const int64_t*, const int64_t*, const float*, const int64_t*, int64_t*, int);
 void hc_add_norm(int, const void*, int64_t, const void*, const void*, int64_t, int64_t, float,
@@ -48,11 +49,15 @@ int main() {
   // Two key heads, four query heads: a prompt of five rows behind three slots, and a single row.
   const auto query = numbers(6 * 4 * 32), keys = numbers(90 * 2 * 32), values = numbers(90 * 2 * 32);
   const int64_t segments[] = {0, 5, 3, 4, 5, 1, 0, 77};
+  const float sinks[] = {0.5f, -1.0f, 2.0f, 0.0f};
   for (const int64_t prompts : {0, 1}) {
     std::vector<bf16> out(6 * 4 * 32);
-    hc_attend(1, 32, query.data(), 4 * 32, keys.data(), values.data(), 2 * 32, segments, 2, prompts,
-              4, 2, 0.2f, out.data(), 2);
-    print(prompts ? "prompt" : "rows", out);
+    for (const int64_t window : {0, 7}) {
+      hc_attend(1, 32, query.data(), 4 * 32, keys.data(), values.data(), 2 * 32, segments, 2,
+                prompts, 4, 2, 0.2f, window, window ? 3.0f : 0.0f, window ? sinks : nullptr,
+                out.data(), 2);
+      print(prompts ? "prompt" : "rows", out);
+    }
   }
 
   std::vector<float> logits(4 * 1000);

@@ -45,7 +45,7 @@ def test_memory_is_taken_as_slots_are_written() -> None:
     assert resident() - before < 32 << 20
     written = 64 << 20
     kept.features[: written // kept.features[0].nbytes] = 1
-    assert resident() - before > written
+    assert resident() - before >= 0.9 * written
     del kept
     assert resident() - before < 32 << 20
 

@@ -26,12 +26,13 @@ void attend_all(const T* query, const T* keys, const T* values, const Segment* s
         attend_prompt<D>(query, keys, values, out, segments[s], first, rows, head, shape);
         continue;
       }
+    const Task later = tasks[i + team < tasks.total ? i + team : i];
+    const int64_t next = segments[later.s].start * shape.slot_stride + later.head * D;
     if constexpr (PAIRED<T, D>) {
-      const Task later = tasks[i + team < tasks.total ? i + team : i];
-      attend_by_pairs<D>(query, keys, values, out, segments[s], first, rows, head, shape,
-                         segments[later.s].start * shape.slot_stride + later.head * D);
+      attend_by_pairs<D>(query, keys, values, out, segments[s], first, rows, head, shape, next);
     } else {
-      attend_head<T, D / LANES>(query, keys, values, out, segments[s], first, rows, head, shape);
+      attend_head<T, D / LANES>(query, keys, values, out, segments[s], first, rows, head, shape,
+                                next);
     }
   }
 }

@@ -85,7 +85,7 @@ async def main() -> int:
         folder = Path(ends.enter_context(tempfile.TemporaryDirectory()))
         config.save_pretrained(folder)
         verifier = _verifier(settings, folder)
-        kernels.prepare(verifier.compile)
+        kernels.prepare(verifier.compile, verifier.cpu_level)
         target = random_target(config, settings.shape, verifier.torch_dtype, verifier.torch_device)
 
         async def start(name: str, port: Port | None) -> Stack:

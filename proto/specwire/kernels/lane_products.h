@@ -22,7 +22,7 @@ using Element = uint16_t;
 constexpr int BLOCK_ROWS = 6;
 
 // Whether single streams are read ahead best by the core itself, as AMD's do.
-const bool READS_AHEAD = !__builtin_cpu_is("intel");
+const bool READS_AHEAD = (__builtin_cpu_init(), !__builtin_cpu_is("intel"));
 
 // Rows as they are multiplied; `room` is for those that are not left as they are.
 inline const Element* taken(const bf16* rows, int64_t, std::vector<Element>&) {

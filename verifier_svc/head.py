@@ -22,16 +22,17 @@ class Head:
     def __init__(self, linear: torch.nn.Module, config: Any) -> None:
         weight, bias = linear.weight, getattr(linear, "bias", None)
         assert isinstance(weight, torch.Tensor)
-        self._weight = weight.detach()
         self._bias = None if bias is None else bias.detach().float()
         #: What the model multiplies its logits by.
         self.scale = 1.0
         self._cap = getattr(config, "final_logit_softcapping", None)
-        self._rough = PackedLinear(self._weight, bias) if packable(self._weight) else None
+        self._rough = PackedLinear(weight.detach(), bias) if packable(weight) else None
         # Sums of its results are in fp32 before they are rounded: it gives exact logits as well.
         self._product = None if self._rough is None else self._rough.product
-        if self._product is None and self._weight.device.type == "cpu":
-            self._weight = self._weight.float()
+        # The weight itself would keep the file that it is mapped from in memory.
+        self._weight: torch.Tensor | None = None
+        if self._product is None:
+            self._weight = weight.detach().float() if weight.is_cpu else weight.detach()
         self.vocab_size: int = weight.shape[0]
 
     def score(
@@ -50,14 +51,18 @@ class Head:
         """fp32 logits [rows, vocab]."""
         if self._product is not None:
             logits = kernels.linear(hidden, self._product, torch.float32)
-        elif self._weight.dtype == torch.float32:
-            logits = F.linear(hidden.float(), self._weight, self._bias)
         else:
-            logits = torch.mm(hidden, self._weight.T, out_dtype=torch.float32)
-            logits = logits if self._bias is None else logits + self._bias
+            logits = self._multiply(hidden)
         if self.scale != 1.0:
             logits = logits * self.scale
         return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
+
+    def _multiply(self, hidden: torch.Tensor) -> torch.Tensor:
+        assert self._weight is not None
+        if self._weight.dtype == torch.float32:
+            return F.linear(hidden.float(), self._weight, self._bias)
+        logits = torch.mm(hidden, self._weight.T, out_dtype=torch.float32)
+        return logits if self._bias is None else logits + self._bias
 
     def argmax(self, hidden: torch.Tensor) -> torch.Tensor:
         """The most likely token of each row by its fp32 logits, ties to the lowest id.
@@ -70,6 +75,7 @@ class Head:
         if self._product is not None:
             return kernels.best(hidden, self._product)
         # bf16 logits tell which tokens can be the argmax; only those are scored in fp32.
+        assert self._weight is not None
         rough = self._rough(hidden).float()
         top = rough.amax(-1, keepdim=True)
         rows, tokens = (rough >= top - 2 * kernels.ROUNDING * top.abs()).nonzero(as_tuple=True)

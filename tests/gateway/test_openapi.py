@@ -172,8 +172,8 @@ async def test_answers_have_the_form_that_is_told(serve: Serve, verifier: FakeVe
             chat = {**BODIES["/v1/chat/completions"], **extra}
             for more in ({}, {"logprobs": True, "top_logprobs": 2}):
                 answer = await gateway.http.post("/v1/chat/completions", json={**chat, **more})
-                ChatCompletion.model_validate(answer.json(), strict=True)
+                assert ChatCompletion.model_validate(answer.json(), strict=True).choices
             text = {**BODIES["/v1/completions"], **extra}
             for more in ({}, {"logprobs": 2}):
                 answer = await gateway.http.post("/v1/completions", json={**text, **more})
-                TextCompletion.model_validate(answer.json(), strict=True)
+                assert TextCompletion.model_validate(answer.json(), strict=True).choices

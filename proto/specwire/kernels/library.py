@@ -62,21 +62,24 @@ def prepare(compile: Compile, level: CpuLevel = "auto") -> None:
         raise StartError(f"--cpu-level: this CPU has no {level}, but {', '.join(reversed(here))}.")
     if compile == "off":
         return
+    missed: dict[Level, str] = {}
     for each in here if level == "auto" else [level]:
         try:
             library = load(each)
             # A system may keep matrix tiles from its processes.
             if library.hc_start_tiles() == 0:
                 break
-            reason = "the system gives no matrix tiles"
+            missed[each] = "the system gives no matrix tiles"
         except KernelError as error:
-            reason = str(error)
-        _log.warning("kernels of this level cannot be had", cpu_level=each, reason=reason)
+            missed[each] = str(error)
     else:
+        reason = next(iter(missed.values()))
         if compile == "on":
             raise StartError(f"--compile: {reason}.")
         _log.warning("no compiled kernels; torch's operators are used", reason=reason)
         return
+    for absent, reason in missed.items():
+        _log.warning("kernels of a level cannot be had", cpu_level=absent, reason=reason)
     for name, arguments in _ARGUMENTS.items():
         getattr(library, name).argtypes = arguments
     _library, _level = library, each

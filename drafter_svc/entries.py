@@ -51,7 +51,7 @@ class Entries:
         self._window = drafter.config.sliding_window
         self._graphs: Graphs[int] | None = None
         if recording is not None:
-            self._graphs = Graphs(self._on_device, _same, recording)
+            self._graphs = Graphs(self._on_device, self._idle, _same, recording)
             self._filling = self.zeros(_SIZES[-1])
 
     @property
@@ -128,6 +128,12 @@ class Entries:
         features, rows = inputs
         reach = device_reach(rows[1], rows[2], self._window, self._cache.spare)
         return self._layer(features, rows, reach), _sums(features)
+
+    def _idle(self, inputs: Tensors) -> Tensors:
+        """Rows that only fill a batch up."""
+        features, rows = (torch.zeros_like(tensor) for tensor in inputs)
+        rows[2] = self._cache.spare
+        return features, rows
 
     def _layer(self, features: Tensor, rows: Tensor, reach: Reach) -> Tensor:
         attention = Attention(self._cache, rows[2], reach, self._scale)

@@ -10,10 +10,10 @@ _Shape = TypeVar("_Shape", bound=Hashable)
 
 
 class _Graph:
-    """Work that is recorded over tensors of its own."""
+    """Work that is recorded over tensors of its own, which are idle as long."""
 
-    def __init__(self, work: Callable[[Tensors], Tensors], record: Record, like: Tensors) -> None:
-        self._inputs = tuple(tensor.clone() for tensor in like)
+    def __init__(self, work: Callable[[Tensors], Tensors], record: Record, idle: Tensors) -> None:
+        self._inputs = idle
         self._results, self._replay = record(lambda: work(self._inputs))
 
     def run(self, inputs: Tensors) -> Tensors:
@@ -30,11 +30,16 @@ class Graphs(Generic[_Shape]):
     def __init__(
         self,
         work: Callable[[_Shape, Tensors], Tensors],
+        idle: Callable[[Tensors], Tensors],
         same: Callable[[Tensors, Tensors], bool],
         recording: Recording,
     ) -> None:
-        """Take what works without waiting for its device, and what compares results with others."""
+        """Take what works without waiting for its device, and what compares its results.
+
+        ``idle`` makes new inputs like others, for which the work touches nobody's memory.
+        """
         self._work = work
+        self._idle = idle
         self._same = same
         self._recording = recording
         self._graphs: dict[_Shape, _Graph] = {}
@@ -63,8 +68,7 @@ class Graphs(Generic[_Shape]):
         def work(tensors: Tensors) -> Tensors:
             return self._work(shape, tensors)
 
-        graph = _Graph(work, record, inputs)
-        plain = _Graph(work, called, inputs)
+        graph, plain = (_Graph(work, each, self._idle(inputs)) for each in (record, called))
         if not self._same(graph.run(inputs), plain.run(inputs)):
             self._rejected.append(graph)
             raise RuntimeError("a graph gives something else than what was recorded.")

@@ -88,7 +88,7 @@ class Runner:
         self._window = drafter.config.sliding_window
         self._graphs: Graphs[_Shape] | None = None
         if recording is not None:
-            self._graphs = Graphs(self._recorded, _same, recording)
+            self._graphs = Graphs(self._recorded, _idle, _same, recording)
         # Fills recorded batches up: a chain of no length, whose first token is not looked at.
         self._filler = ChainRequest(Slot(cache.spare, 1, 0), 1, 0, Opening(0, 1))
         #: Whether the last batch that a kernel was asked for was run by it.
@@ -205,6 +205,11 @@ class Runner:
         if penalties is not None:
             penalties.extend(ids)
         return ids
+
+
+def _idle(inputs: Tensors) -> Tensors:
+    """Chains of no length."""
+    return tuple(torch.zeros_like(tensor) for tensor in inputs)
 
 
 def _same(got: Tensors, wanted: Tensors) -> bool:

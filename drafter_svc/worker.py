@@ -4,7 +4,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
@@ -66,7 +66,7 @@ class Worker:
         """Run entries and chains, greedy and drawn, so that no request pays for first calls."""
         began = time.monotonic()
         slot, _ = self._cache.reserve(_WARM_UP, 4 + self._scratch, set())
-        rows = Rows(slot, 0, [0] * 4)
+        rows = Rows(slot, 0, range(4))
         # Large batches first: the memory of a recorded one is used again by those that need less.
         for size, lengths in reversed(self._chain.shapes(self._scratch)):
             self._chain.append([rows] * size, [self._chain.zeros(4 * size)])
@@ -128,17 +128,19 @@ class Worker:
     def fill(self, pieces: Sequence[BulkMessage]) -> list[Ack | None]:
         """Take bulk rows. Returns the Ack of each piece; None where the link is gone."""
         batch = _Batch({(piece.link, piece.extend.seq) for piece in pieces}, "bulk")
-        taken: list[Held | Need | None] = []
+        acks: list[tuple[Held | Need, Ack] | None] = []
         for piece in pieces:
             if not self._sequences.has_link(piece.link):
-                taken.append(None)
+                acks.append(None)
                 continue
-            features = self._chain.prepare(piece.features)
-            taken.append(self._take(piece.link, piece.extend, features, 0, batch))
+            extend, features = piece.extend, self._chain.prepare(piece.features)
+            taken = self._take(piece.link, extend, features, 0, batch)
+            held = taken.real_len if isinstance(taken, Need) else taken.receiver.real_len
+            acks.append((taken, Ack(extend.seq, held, extend.stop, piece.rows)))
         self._append(batch)
         # An Ack says that the rows have been run, and how long that took.
         self._settle(batch)
-        return [_ack(piece, one) for piece, one in zip(pieces, taken, strict=True)]
+        return [ack and _settled(*ack) for ack in acks]
 
     def _take(
         self, link: int, extend: Extend, features: Tensor, at: int, batch: _Batch
@@ -282,16 +284,10 @@ class Worker:
             self._chain.close_penalties(penalties)
 
 
-def _ack(piece: BulkMessage, taken: Held | Need | None) -> Ack | None:
-    """What tells of a piece; None where its link is gone."""
-    if taken is None:
-        return None
-    stop = piece.extend.stop
-    if isinstance(taken, Need):
-        real_len = taken.real_len
-    else:
-        real_len = stop if taken.refused else taken.receiver.real_len
-    return Ack(piece.extend.seq, real_len, stop, piece.rows)
+def _settled(taken: Held | Need, ack: Ack) -> Ack:
+    """The Ack of a sequence that may be refused by now: nothing of it is missing then."""
+    refused = isinstance(taken, Held) and taken.refused
+    return replace(ack, real_len=ack.stop) if refused else ack
 
 
 def _pieces(staged: Sequence[_Staged]) -> list[Tensor]:

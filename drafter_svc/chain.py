@@ -5,7 +5,6 @@ the last real entry and runs one row per sequence and step on the recycled state
 RoPE position i, and so does the guess that would become entry i.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -121,22 +120,22 @@ class Chain:
             batch = [requests[i] for i in group]
             known = [r.penalties for r in batch if r.penalties is not None]
             drawn += self._runner.draw(batch, self._penalties.of(known) if known else None)
-        fetched = [part.tolist() for part in fetch(*drawn)] if drawn else []
+        fetched = fetch(*drawn) if drawn else []
         guesses: list[Guess] = [Guess((), ())] * len(requests)
         for group, winners, shares in zip(groups, fetched[::2], fetched[1::2], strict=True):
-            for row, request in enumerate(group):
-                guesses[request] = self._guess(winners, shares, row, requests[request].length)
+            made = self._guesses(winners, shares, [requests[i].length for i in group])
+            for request, guess in zip(group, made, strict=True):
+                guesses[request] = guess
         return guesses
 
-    def _guess(
-        self, winners: list[list[int]], shares: list[list[float]], row: int, length: int
-    ) -> Guess:
-        """What a chain drew in its steps; logits that are no numbers draw the first token."""
+    def _guesses(self, winners: Tensor, shares: Tensor, lengths: Sequence[int]) -> Iterator[Guess]:
+        """What chains drew in their steps; logits that are no numbers draw the first token."""
         ids = self._vocabulary.ids
-        return Guess(
-            tuple([ids[max(0, step[row])] for step in winners[:length]]),
-            tuple([0.0 if math.isnan(s := step[row]) else min(s, 1.0) for step in shares[:length]]),
-        )
+        drawn: list[list[int]] = winners.clamp(min=0).t().tolist()
+        confidence: list[list[float]] = shares.nan_to_num(0.0).clamp(max=1.0).t().tolist()
+        # Batches that were filled up have more rows.
+        for length, tokens, trust in zip(lengths, drawn, confidence, strict=False):
+            yield Guess(tuple([ids[token] for token in tokens[:length]]), tuple(trust[:length]))
 
 
 def _apart(requests: Sequence[ChainRequest]) -> Iterator[list[int]]:

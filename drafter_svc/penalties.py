@@ -28,7 +28,8 @@ class Penalties:
         self._vocabulary = vocabulary
         self._output_start = opening.output_start
         self._length = 0
-        self._told: list[tuple[int, float]] = []
+        self._places: list[int] = []
+        self._additions: list[float] = []
         for target, bias in opening.logit_bias.items():
             self._tell(_BIAS, [target], bias)
         self.extend([opening.first_token])
@@ -40,14 +41,17 @@ class Penalties:
         self._tell(_SEEN, target_ids, 1.0)
         self._tell(_COUNTED, target_ids[output:], 1.0)
 
-    def news(self) -> list[tuple[int, float]]:
+    def news(self) -> tuple[list[int], list[float]]:
         """Places of the row ``[3 * draft]``, and what to add there, since this was last asked."""
-        told, self._told = self._told, []
-        return told
+        news = self._places, self._additions
+        self._places, self._additions = [], []
+        return news
 
     def _tell(self, plane: int, target_ids: Sequence[int], number: float) -> None:
         first = plane * len(self._vocabulary)
-        self._told += [(first + i, number) for i in self._vocabulary.to_draft(target_ids)]
+        draft_ids = self._vocabulary.to_draft(target_ids)
+        self._places += [first + draft_id for draft_id in draft_ids]
+        self._additions += [number] * len(draft_ids)
 
 
 class PenaltyTable:
@@ -78,13 +82,16 @@ class PenaltyTable:
     def of(self, batch: Sequence[Penalties]) -> "PenaltyRows":
         """Those of a batch of chains, which guesses extend. The device is not waited for."""
         width = self._rows[0].numel()
-        news = [(each.number * width + at, add) for each in batch for at, add in each.news()]
         device = self._rows.device
-        if news:
-            places, additions = zip(*news, strict=True)
-            self._rows.view(-1).index_add_(
-                0, put(places, device), put(additions, device, torch.float32)
-            )
+        places: list[int] = []
+        additions: list[float] = []
+        for each in batch:
+            at, added = each.news()
+            places += [each.number * width + place for place in at]
+            additions += added
+        if places:
+            there = put(additions, device, torch.float32)
+            self._rows.view(-1).index_add_(0, put(places, device), there)
         numbers = put([each.number for each in batch], device)
         factors = put([each.factors for each in batch], device, torch.float32)
         return PenaltyRows(self._rows.index_select(0, numbers), factors)

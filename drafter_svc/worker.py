@@ -62,6 +62,11 @@ class Worker:
         self._scratch = max_draft_tokens
         self._penalties: dict[Key, Penalties | None] = {}
 
+    @property
+    def alive(self) -> bool:
+        """Whether its work is recorded, which only a GPU's can be: see `Chain.alive`."""
+        return self._chain.alive
+
     def warm_up(self) -> None:
         """Run entries and chains, greedy and drawn, so that no request pays for first calls."""
         began = time.monotonic()

@@ -1,15 +1,14 @@
 """What messages lead to: rows into the cache, and all wishes into one batch of chains."""
 
-import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 from torch import Tensor
 
 from drafter_svc import metrics
+from drafter_svc.batch import Batch, Staged, pieces_of
 from drafter_svc.cache import CacheFullError, KvCache, Slot
 from drafter_svc.chain import Chain
 from drafter_svc.entries import Rows
@@ -23,31 +22,6 @@ from specwire.draft import Ack, Draft, DraftSource, Extend, Need, Opening
 _log = logs.get(__name__)
 
 _WARM_UP: Key = (-1, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Staged:
-    """New entries of a sequence; their features are those of a message from row ``at`` on."""
-
-    held: Held
-    rows: Rows
-    features: Tensor
-    at: int
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What is gathered from messages until it runs in one go.
-
-    ``unchecked`` are entries that run, with what tells whether their features are finite.
-    """
-
-    in_use: set[Key]
-    way: Literal["round", "bulk"]
-    staged: list[_Staged] = field(default_factory=list)
-    unchecked: list[tuple[list[_Staged], Tensor]] = field(default_factory=list)
-    slots: dict[Key, Slot] = field(default_factory=dict)
-    wishes: dict[Key, tuple[Held, int]] = field(default_factory=dict)
 
 
 class Worker:
@@ -114,7 +88,7 @@ class Worker:
     def serve(self, rounds: Sequence[RoundMessage]) -> dict[int, Answers]:
         """Take rounds of any links and answer their wishes, by link."""
         rounds = [message for message in rounds if self._sequences.has_link(message.link)]
-        batch = _Batch({(r.link, extend.seq) for r in rounds for extend in r.extends}, "round")
+        batch = Batch({(r.link, extend.seq) for r in rounds for extend in r.extends}, "round")
         answers: dict[int, Answers] = defaultdict(Answers)
         for message in rounds:
             for seq in message.closes:
@@ -132,7 +106,7 @@ class Worker:
 
     def fill(self, pieces: Sequence[BulkMessage]) -> list[Ack | None]:
         """Take bulk rows. Returns the Ack of each piece; None where the link is gone."""
-        batch = _Batch({(piece.link, piece.extend.seq) for piece in pieces}, "bulk")
+        batch = Batch({(piece.link, piece.extend.seq) for piece in pieces}, "bulk")
         acks: list[tuple[Held | Need, Ack] | None] = []
         for piece in pieces:
             if not self._sequences.has_link(piece.link):
@@ -148,7 +122,7 @@ class Worker:
         return [ack and _settled(*ack) for ack in acks]
 
     def _take(
-        self, link: int, extend: Extend, features: Tensor, at: int, batch: _Batch
+        self, link: int, extend: Extend, features: Tensor, at: int, batch: Batch
     ) -> Held | Need:
         """Stage the new rows of ``extend``, whose features begin ``at`` a row, and its wish."""
         opening = extend.opening
@@ -179,7 +153,7 @@ class Worker:
             self._inherit(held, held.source, fresh.start, slot)
         if tokens:
             rows = Rows(slot, fresh.start, tokens)
-            batch.staged.append(_Staged(held, rows, features, at + known))
+            batch.staged.append(Staged(held, rows, features, at + known))
             self._penalize(held, tokens)
         return held
 
@@ -210,32 +184,23 @@ class Worker:
         metrics.REFUSALS.inc()
         _log.warning("sequence refused", link=held.key[0], seq=held.key[1], reason=reason)
 
-    def _append(self, batch: _Batch) -> None:
+    def _append(self, batch: Batch) -> None:
         """Run what is staged."""
-        staged = [entries for entries in batch.staged if not entries.held.refused]
-        batch.staged.clear()
-        if staged:
+        if staged := batch.take_staged():
             # A round follows what comes by bulk, and chains start there.
             rows = [entries.rows for entries in staged]
-            sums = self._chain.append(rows, _pieces(staged), keys_only=batch.way == "bulk")
+            sums = self._chain.append(rows, pieces_of(staged), keys_only=batch.way == "bulk")
             batch.unchecked.append((staged, sums))
             metrics.ROWS.labels(batch.way).inc(len(sums))
 
-    def _settle(self, batch: _Batch) -> None:
+    def _settle(self, batch: Batch) -> None:
         """Refuse sequences whose features turn out not to be finite."""
         self._chain.finish()
-        for staged, sums in batch.unchecked:
-            known, at = sums.tolist(), 0
-            if math.isfinite(sum(known)):
-                continue
-            for entries in staged:
-                count = len(entries.rows.tokens)
-                if not (math.isfinite(sum(known[at : at + count])) or entries.held.refused):
-                    self._refuse(entries.held, "its features are not finite")
-                at += count
-        batch.unchecked.clear()
+        for held in batch.not_finite():
+            if not held.refused:
+                self._refuse(held, "its features are not finite")
 
-    def _draft(self, batch: _Batch, answers: dict[int, Answers]) -> None:
+    def _draft(self, batch: Batch, answers: dict[int, Answers]) -> None:
         """Answer every wish: by lookup, by a chain, or by an empty draft where there is none."""
         drafts: dict[Key, Draft] = {}
         requests: dict[Key, ChainRequest] = {}
@@ -293,17 +258,6 @@ def _settled(taken: Held | Need, ack: Ack) -> Ack:
     """The Ack of a sequence that may be refused by now: nothing of it is missing then."""
     refused = isinstance(taken, Held) and taken.refused
     return replace(ack, real_len=ack.stop) if refused else ack
-
-
-def _pieces(staged: Sequence[_Staged]) -> list[Tensor]:
-    """The features of entries, those that lie side by side in one piece."""
-    pieces: list[tuple[Tensor, int, int]] = []
-    for entries in staged:
-        start, stop = entries.at, entries.at + len(entries.rows.tokens)
-        if pieces and pieces[-1][0] is entries.features and pieces[-1][2] == start:
-            start = pieces.pop()[1]
-        pieces.append((entries.features, start, stop))
-    return [features[start:stop] for features, start, stop in pieces]
 
 
 def _look_up(held: Held, count: int) -> tuple[int, ...]:

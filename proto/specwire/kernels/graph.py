@@ -57,6 +57,11 @@ class Recording:
     def __init__(self, record: Record) -> None:
         self._record: Record | None = record
 
+    @property
+    def alive(self) -> bool:
+        """Whether nothing has failed so far."""
+        return self._record is not None
+
     def attempt(self, make: Callable[[Record], _Graph]) -> _Graph | None:
         """What `make` records; None from the first time on that it fails."""
         if self._record is None:

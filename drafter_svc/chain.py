@@ -26,7 +26,8 @@ from specwire.kernels import Reach, Record, fetch, finish, put
 class Rows:
     """Real entries [start, start + len(tokens)) of one sequence, its slab large enough.
 
-    ``features`` is ``[len(tokens), captured * H]`` in the weights' dtype and on its device.
+    ``features`` is ``[len(tokens), captured * H]`` in the weights' dtype and on its device, or
+    ``[len(tokens), H]`` where the verifier has projected them.
     """
 
     slot: Slot
@@ -113,8 +114,7 @@ class Chain:
             rows.slot.start + rows.start + i for rows in batch for i in range(len(rows.tokens))
         ]
         rows = put([tokens, positions, slots], self._drafter.device)
-        pieces = [rows.features for rows in batch]
-        features = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        features = self._joined([rows.features for rows in batch])
         spans = [(part.slot.start, part.start, len(part.tokens)) for part in batch]
         reach = Reach(segments_of(spans, self._window))
         hidden = self._run(features, rows, reach, keys_only)
@@ -122,6 +122,12 @@ class Chain:
         for appended in batch:
             at += len(appended.tokens)
             appended.slot.hidden = None if hidden is None else hidden[at - 1].clone()
+
+    def _joined(self, pieces: list[Tensor]) -> Tensor:
+        """The rows of a batch, projected where those of one of its verifiers are."""
+        if len({piece.shape[1] for piece in pieces}) > 1:
+            pieces = [self._drafter.fuse(piece) for piece in pieces]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _run(self, features: Tensor, rows: Tensor, reach: Reach, keys_only: bool) -> Tensor | None:
         """What leaves the layer ``[n, H]`` for rows of ids, positions and slots ``[3, n]``.

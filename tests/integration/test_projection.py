@@ -1,0 +1,158 @@
+"""Features projected on the verifier: the drafter's own first step, and texts as without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from drafter_svc.fused import FusedDrafter
+from drafter_svc.projection import ProjectionWeights
+from specwire import kernels
+from specwire.v1 import drafter_pb2
+from specwire.v1 import verifier_pb2 as pb
+from specwire.v1.verifier_pb2_grpc import VerifierServiceStub
+from tests.drafter_svc.tiny import tiny_config, tiny_drafter
+from tests.integration.conftest import Cluster, wait_until
+from verifier_svc.projection import Projector
+
+PROMPT, LENGTH = [0, *range(20, 60)], 300
+NORMS: dict[str, dict[str, Any]] = {
+    "of each state": {},
+    "none": {"fc_norm": False},
+    "of all states": {"fc_norm": False, "norm_before_fc": True},
+}
+
+
+class Direct:
+    """A drafter's stub without a wire."""
+
+    def __init__(self, weights: ProjectionWeights) -> None:
+        self._weights = weights
+
+    async def Projection(self, request: object) -> Any:  # noqa: N802
+        for message in self._weights.messages():
+            yield message
+
+
+@pytest.mark.parametrize("norms", NORMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("compile", ["off", "auto"])
+async def test_both_ends_project_alike(norms: str, dtype: torch.dtype, compile: Any) -> None:
+    kernels.prepare(compile)
+    try:
+        config = tiny_config(
+            hidden_size=64, target_hidden_size=64, head_dim=32, vocab_size=128, **NORMS[norms]
+        )
+        module = tiny_drafter(config).to(dtype).eval().requires_grad_(False)
+        weights = ProjectionWeights.of(module)
+        assert weights is not None
+        projector = Projector(torch.device("cpu"))
+        announced = drafter_pb2.DescribeResponse(
+            checkpoint_hash="c", aux_layer_ids=config.aux_layers, target_hidden_size=64,
+            projected_width=weights.width,
+        )  # fmt: skip
+        await projector.adopt(1, Direct(weights), announced)
+        features = torch.randn(40, 192).to(dtype)
+        (got,), projected = projector.form(1, [features[:3], features[3:]])
+        assert projected
+        assert got.dtype == dtype
+        assert torch.equal(got, FusedDrafter(module, torch.randn(128, 64), 16).fuse(features))
+        # What training computes, up to the rounding of the dtype.
+        step = torch.finfo(dtype).eps
+        torch.testing.assert_close(got, module.fuse(features), rtol=4 * step, atol=16 * step)
+        assert projector.form(1, [features[:0]])[0][0].shape == (0, 64)
+    finally:
+        kernels.prepare("off")
+
+
+@pytest.fixture(scope="module", params=["on", "off"], ids=["same host", "gRPC"])
+def pair(
+    request: pytest.FixtureRequest,
+    tiny_llama: Path,
+    tiny_checkpoint: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[Cluster, Cluster]]:
+    """Two verifiers of one drafter: the first projects its features, the second does not."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("projects", "captured")]
+    first = Cluster(folders[0], tiny_llama, tiny_checkpoint, "", same_host=request.param)
+    second = Cluster(folders[1], tiny_llama, tiny_checkpoint, "", drafter=first.drafter)
+    try:
+        first.start_drafter()
+        first.start_verifier("--project-features", "on")
+        second.start_verifier()
+        first.wait()
+        second.wait()
+        yield first, second
+    finally:
+        second.stop()
+        first.stop()
+
+
+def generate(cluster: Cluster, length: int = LENGTH) -> tuple[list[int], pb.Usage]:
+    request = pb.GenerateRequest(
+        request_id="projection",
+        tokens=PROMPT,
+        output_start=len(PROMPT),
+        sampling=pb.Sampling(temperature=0.0, max_tokens=length, ignore_eos=True),
+    )
+    with grpc.insecure_channel(cluster.verifier) as channel:
+        frames = list(VerifierServiceStub(channel).Generate(request))
+    return [token for frame in frames for token in frame.tokens.ids], frames[-1].finish.usage
+
+
+def drafted(cluster: Cluster) -> bool:
+    return generate(cluster, 30)[1].drafted_rounds > 0
+
+
+def rate(usage: pb.Usage) -> float:
+    """Accepted share of what a drafter proposed, and not its lookups."""
+    proposed = sum(usage.proposed_at) - sum(usage.lookup_proposed_at)
+    assert proposed > 100
+    return (sum(usage.accepted_at) - sum(usage.lookup_accepted_at)) / proposed
+
+
+def projections(cluster: Cluster) -> int:
+    """Links that the verifier has projected features for."""
+    return (cluster.folder / "verifier.log").read_text().count("projected here to 32 elements")
+
+
+def test_projected_features_give_the_same_text_and_acceptance(
+    pair: tuple[Cluster, Cluster], tiny_reference: PreTrainedModel
+) -> None:
+    for cluster in pair:
+        wait_until(lambda c=cluster: drafted(c), "a drafted round")  # type: ignore[misc]
+    assert [projections(cluster) for cluster in pair] == [1, 0]
+    (text, usage), (captured, other) = map(generate, pair)
+    prompt = torch.tensor([PROMPT])
+    expected = tiny_reference.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=LENGTH,
+        min_new_tokens=LENGTH, do_sample=False, pad_token_id=1, eos_token_id=None,
+    )[0, len(PROMPT) :]  # fmt: skip
+    assert text == captured == expected.tolist()
+    assert usage.drafted_rounds > 0.5 * usage.rounds
+    assert usage.accepted_draft_tokens > 0
+    print(f"accepted: {rate(usage):.3f} projected, {rate(other):.3f} as captured")
+    assert abs(rate(usage) - rate(other)) < 0.1
+
+
+def test_a_drafter_that_returns_is_sent_projected_features_again(
+    pair: tuple[Cluster, Cluster],
+) -> None:
+    first, second = pair
+    wait_until(lambda: drafted(first), "a drafted round")
+    before, links = generate(first)[0], projections(first)
+    first.kill("drafter")
+    wait_until(lambda: not drafted(first), "a plain round")
+    first.start_drafter()
+    first.wait()
+    wait_until(lambda: drafted(first) and drafted(second), "a drafted round after the restart")
+    assert projections(first) == links + 1
+    after, usage = generate(first)
+    assert after == before
+    assert usage.accepted_draft_tokens > 0

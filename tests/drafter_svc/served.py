@@ -34,6 +34,7 @@ class Running:
     parts: Parts
     service: DrafterService
     channel: grpc.aio.Channel
+    port: int
     same_host: bool
 
     def stub(self) -> Any:
@@ -155,7 +156,7 @@ class Servers:
             engine.stop()
 
         self._stops.append(stop)
-        return Running(parts, service, channel, self._same_host)
+        return Running(parts, service, channel, port, self._same_host)
 
     async def __aexit__(self, *_: object) -> None:
         for stop in self._stops:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import queue
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,16 @@ from transformers import PreTrainedModel
 from drafter_svc.fused import FusedDrafter
 from drafter_svc.projection import ProjectionWeights
 from specwire import kernels
+from specwire.draft import Ack, Draft, DraftEvent, Linked, Proposals
+from specwire.handshake import Shape
 from specwire.v1 import drafter_pb2
 from specwire.v1 import verifier_pb2 as pb
 from specwire.v1.verifier_pb2_grpc import VerifierServiceStub
+from tests.drafter_svc.parts import Parts, random_text
+from tests.drafter_svc.served import Servers, check
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 from tests.integration.conftest import Cluster, wait_until
+from verifier_svc.drafter_client import DrafterClient
 from verifier_svc.projection import Projector
 
 PROMPT, LENGTH = [0, *range(20, 60)], 300
@@ -71,16 +78,49 @@ async def test_both_ends_project_alike(norms: str, dtype: torch.dtype, compile: 
         kernels.prepare("off")
 
 
-@pytest.fixture(scope="module", params=["on", "off"], ids=["same host", "gRPC"])
+@pytest.mark.parametrize("same_host", [False, True], ids=["gRPC", "same host"])
+async def test_drafts_are_those_of_rows_as_captured(same_host: bool) -> None:
+    async with Servers(same_host) as servers:
+        parts = Parts()
+        running = await servers.start(parts, ProjectionWeights.of(parts.module))
+        address, shape = f"127.0.0.1:{running.port}", Shape("feed", 128, 16)
+        text = random_text(80, 1)
+        answers: list[list[Draft]] = []
+        for projector in (None, Projector(torch.device("cpu"))):
+            client = DrafterClient(address, shape, projector)
+            events: queue.SimpleQueue[DraftEvent] = queue.SimpleQueue()
+            client.start(events.put)
+            try:
+                link = (await heard(events, Linked)).link
+                client.bulk(link, *text.extend(5, 0, 60))
+                assert (await heard(events, Ack)).real_len == 60
+                answers.append([])
+                for start, stop in ((60, 62), (62, 70)):
+                    extend, rows = text.extend(5, start, stop, 4)
+                    client.round(link, [extend], [rows], ())
+                    answers[-1] += (await heard(events, Proposals)).drafts
+            finally:
+                await client.close()
+    for captured, projected, base in zip(*answers, (62, 70), strict=True):
+        check(running, captured, text, base, 4)
+        assert projected.tokens == captured.tokens
+        assert projected.confidence == pytest.approx(captured.confidence, rel=1e-4)
+
+
+async def heard(events: queue.SimpleQueue[DraftEvent], kind: type[Any]) -> Any:
+    """The next event, which is of that kind."""
+    event = await asyncio.to_thread(events.get, timeout=30)
+    assert isinstance(event, kind), event
+    return event
+
+
+@pytest.fixture(scope="module")
 def pair(
-    request: pytest.FixtureRequest,
-    tiny_llama: Path,
-    tiny_checkpoint: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    tiny_llama: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Cluster, Cluster]]:
     """Two verifiers of one drafter: the first projects its features, the second does not."""
     folders = [tmp_path_factory.mktemp(name) for name in ("projects", "captured")]
-    first = Cluster(folders[0], tiny_llama, tiny_checkpoint, "", same_host=request.param)
+    first = Cluster(folders[0], tiny_llama, tiny_checkpoint, "")
     second = Cluster(folders[1], tiny_llama, tiny_checkpoint, "", drafter=first.drafter)
     try:
         first.start_drafter()
@@ -110,19 +150,12 @@ def drafted(cluster: Cluster) -> bool:
     return generate(cluster, 30)[1].drafted_rounds > 0
 
 
-def rate(usage: pb.Usage) -> float:
-    """Accepted share of what a drafter proposed, and not its lookups."""
-    proposed = sum(usage.proposed_at) - sum(usage.lookup_proposed_at)
-    assert proposed > 100
-    return (sum(usage.accepted_at) - sum(usage.lookup_accepted_at)) / proposed
-
-
 def projections(cluster: Cluster) -> int:
     """Links that the verifier has projected features for."""
     return (cluster.folder / "verifier.log").read_text().count("projected here to 32 elements")
 
 
-def test_projected_features_give_the_same_text_and_acceptance(
+def test_projected_features_change_no_token(
     pair: tuple[Cluster, Cluster], tiny_reference: PreTrainedModel
 ) -> None:
     for cluster in pair:
@@ -137,8 +170,7 @@ def test_projected_features_give_the_same_text_and_acceptance(
     assert text == captured == expected.tolist()
     assert usage.drafted_rounds > 0.5 * usage.rounds
     assert usage.accepted_draft_tokens > 0
-    print(f"accepted: {rate(usage):.3f} projected, {rate(other):.3f} as captured")
-    assert abs(rate(usage) - rate(other)) < 0.1
+    assert other.accepted_draft_tokens > 0
 
 
 def test_a_drafter_that_returns_is_sent_projected_features_again(

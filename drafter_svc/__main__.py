@@ -31,7 +31,12 @@ async def main() -> None:
     # A drafter whose engine failed has nothing left to drain.
     engine = Engine(drafter.worker, partial(os._exit, 1), settings.threads)
     engine.start()
-    service = DrafterService(engine, drafter.description, same_host=settings.same_host)
+    service = DrafterService(
+        engine,
+        drafter.description,
+        same_host=settings.same_host,
+        projection=drafter.projection,
+    )
     server = serving.ServiceServer(
         NAME, lambda to: drafter_pb2_grpc.add_DrafterServiceServicer_to_server(service, to)
     )

@@ -103,7 +103,8 @@ class Chain:
 
         Args:
             batch: the entries.
-            features: pieces ``[rows, captured * H]``, one behind the other those of all entries.
+            features: pieces ``[rows, captured * H]``, or ``[rows, H]`` where a verifier has
+                projected them, one behind the other those of all entries.
             keys_only: no chain can start from the last of them then, only from later ones.
 
         Returns the sum of each entry's features, fp32 on the CPU, finite where they all are. It

@@ -18,6 +18,8 @@ from specwire.kernels.graph import Tensors
 
 # Rows of a batch as it is recorded; others are filled up. As many as chains, of four rows each.
 _SIZES = (4, 8, 16, 32, 64, 128, 256)
+# Rows of a recorded batch, and the width of its features: captured ones, or projected.
+_Shape = tuple[int, int]
 # How far a recorded batch's states may be from what they must be, of their own size.
 _ROUNDING = 0.02
 
@@ -49,7 +51,7 @@ class Entries:
         self._states = states
         self._scale = drafter.config.head_dim**-0.5
         self._window = drafter.config.sliding_window
-        self._graphs: Graphs[int] | None = None
+        self._graphs: Graphs[_Shape] | None = None
         if recording is not None:
             self._graphs = Graphs(self._on_device, self._idle, _same, recording)
             self._filling = self.zeros(_SIZES[-1])
@@ -75,6 +77,9 @@ class Entries:
             rows.slot.start + rows.start + i for rows in batch for i in range(len(rows.tokens))
         ]
         numbers = [tokens, positions, slots]
+        if len({piece.shape[1] for piece in features}) > 1:
+            # Some verifiers have projected theirs.
+            features = [self._drafter.fuse(piece) for piece in features]
         if keys_only:
             sums = self._keep(batch, numbers, _joined(features))
         else:
@@ -92,14 +97,16 @@ class Entries:
         self, batch: Sequence[Rows], numbers: list[list[int]], features: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """What leaves the layer ``[n, H]``, and the sums ``[n]``; possibly of more rows behind."""
-        count = len(numbers[0])
+        count, width = len(numbers[0]), features[0].shape[1]
         size = least(_SIZES, count)
         if self._graphs is not None and size is not None:
-            pieces = [*features, self._filling[: size - count]] if size > count else features
+            pieces = (
+                [*features, self._filling[: size - count, :width]] if size > count else features
+            )
             filling = (0, 0, self._cache.spare)
             filled = [n + [f] * (size - count) for n, f in zip(numbers, filling, strict=True)]
             inputs = _joined(pieces), put(filled, self._drafter.device)
-            if (ran := self._graphs.run(size, inputs)) is not None:
+            if (ran := self._graphs.run((size, width), inputs)) is not None:
                 return ran[0], ran[1]
         rows, given = put(numbers, self._drafter.device), _joined(features)
         reach = self._reach(batch)
@@ -123,7 +130,7 @@ class Entries:
         spans = [(rows.slot.start, rows.start, len(rows.tokens)) for rows in batch]
         return Reach(segments_of(spans, self._window))
 
-    def _on_device(self, size: int, inputs: Tensors) -> Tensors:
+    def _on_device(self, shape: _Shape, inputs: Tensors) -> Tensors:
         """What `_run` does, without a wait for the device: work that can be recorded."""
         features, rows = inputs
         reach = device_reach(rows[1], rows[2], self._window, self._cache.spare)

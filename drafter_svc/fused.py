@@ -15,8 +15,10 @@ from drafter_svc.attention import Attention
 from drafter_svc.config import DrafterConfig
 from drafter_svc.eagle import EagleDrafter
 from drafter_svc.linear import Linear, pack_linear, product_of
+from drafter_svc.projection import feature_norms
 from drafter_svc.rope import Rope
 from specwire import kernels
+from specwire.kernels.projection import Projection
 
 #: Cosines and sines of all positions, and the rows' positions int64 ``[T]``.
 _Rotation = tuple[Tensor, Tensor, Tensor]
@@ -35,11 +37,7 @@ class FusedDrafter:
         self.dtype, self.device = module.norm.weight.dtype, module.norm.weight.device
         self._eps = config.rms_norm_eps
         self._fc = None if config.mtp_head else pack_linear(module.fc.weight)
-        norms = list(module.fc_norm.parameters())
-        self._fc_norm = torch.stack(tuple(norms)) if norms else None
-        self._input_norm: Tensor | None = None
-        if config.norm_before_fc:
-            self._input_norm = module.input_norm.weight
+        self._project = Projection(feature_norms(module), self._eps, self._fc)
         embedding = embedding.to(self.device, self.dtype)
         self._embedding = self._norm(embedding, first.input_layernorm.weight)
         self._hidden_norm = first.hidden_norm.weight
@@ -62,14 +60,12 @@ class FusedDrafter:
         return functional.rms_norm(rows, rows.shape[-1:], weight, self._eps)
 
     def fuse(self, features: Tensor) -> Tensor:
-        """Target features ``[T, captured * H]`` of the weights' dtype to states ``[T, H]``."""
-        if self._fc_norm is not None:
-            chunks = features.view(-1, *self._fc_norm.shape).unbind(1)
-            pairs = zip(chunks, self._fc_norm, strict=True)
-            features = torch.cat([self._norm(chunk, weight) for chunk, weight in pairs], -1)
-        if self._input_norm is not None:
-            features = self._norm(features, self._input_norm)
-        return features if self._fc is None else self._fc(features)
+        """Target features ``[T, captured * H]`` of the weights' dtype to states ``[T, H]``.
+
+        Those that a verifier has projected are states already.
+        """
+        width = len(self.config.aux_layers) * self.config.target_hidden_size
+        return self._project(features) if features.shape[1] == width else features
 
     def layer(
         self, tokens: Tensor, state: Tensor, positions: Tensor, attention: Attention
@@ -121,7 +117,7 @@ class FusedDrafter:
         weights = kernels.DrafterWeights(
             layer=layer,
             embedding=self._embedding,
-            fuse_norm=self._fc_norm,
+            fuse_norm=self._project.norms,
             fuse=fuse,
             final_norm=self._final_norm,
             cosines=self._cos,

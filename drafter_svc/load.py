@@ -12,6 +12,7 @@ from drafter_svc.config import CheckpointError, DrafterConfig
 from drafter_svc.drawing import DraftVocabulary
 from drafter_svc.embedding import load_embedding, load_head
 from drafter_svc.fused import FusedDrafter
+from drafter_svc.projection import ProjectionWeights
 from drafter_svc.sequences import Sequences
 from drafter_svc.settings import DrafterSettings
 from drafter_svc.worker import Worker
@@ -33,10 +34,14 @@ _log = logs.get(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Drafter:
-    """A worker, not warm yet, and what it announces of itself."""
+    """A worker, not warm yet, and what it announces of itself.
+
+    Verifiers in other processes may take over the `projection`, where there is one.
+    """
 
     worker: Worker
     description: pb.DescribeResponse
+    projection: ProjectionWeights | None = None
 
 
 def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
@@ -78,7 +83,8 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
     )
     for position, chance in enumerate(config.expected_acceptance, 1):
         metrics.EXPECTED_ACCEPTANCE.labels(position).set(chance)
-    return Drafter(worker, _describe(loaded, settings, dtype, device, max_length, version))
+    description = _describe(loaded, settings, dtype, device, max_length, version)
+    return Drafter(worker, description, ProjectionWeights.of(loaded.module))
 
 
 def _embedding(

@@ -20,6 +20,7 @@ from specwire.round import Numbering
 from specwire.torch import pack
 from specwire.v1 import drafter_pb2 as pb
 from specwire.v1.drafter_pb2_grpc import DrafterServiceStub
+from verifier_svc.projection import Projector
 from verifier_svc.same_host import SameHost
 
 logger = logging.getLogger(__name__)
@@ -43,9 +44,11 @@ _REFUSED_RETRY_SECONDS = 5.0
 class DrafterClient:
     """Keeps a link to one drafter up. `round` and `bulk` may be called from any thread."""
 
-    def __init__(self, address: str, shape: Shape) -> None:
+    def __init__(self, address: str, shape: Shape, projector: Projector | None = None) -> None:
+        """Take the drafter's HOST:PORT, what the target is, and what may project its features."""
         self._address = address
         self._shape = shape
+        self._projector = projector or Projector(None)
         self._loop = asyncio.get_running_loop()
         self._deliver: Callable[[DraftEvent], None] = lambda event: None
         self._rounds: asyncio.Queue[pb.DraftRequest] = asyncio.Queue()
@@ -78,6 +81,7 @@ class DrafterClient:
         """Send one round: `features[i]` is [len(extends[i].tokens), feature width]."""
         message = pb.Round(extends=map(codec.encode_extend, extends), closes=closes)
         if features:
+            features, message.projected = self._projector.form(link, features)
             message.features.CopyFrom(pack(*features))
         if (near := self._near) is not None and near.link == link:
             near.send(message)
@@ -86,7 +90,10 @@ class DrafterClient:
 
     def bulk(self, link: int, extend: Extend, features: torch.Tensor) -> None:
         """Send rows beyond a round's worth; an Ack answers."""
-        message = pb.BulkExtend(extend=codec.encode_extend(extend), features=pack(features))
+        rows, projected = self._projector.form(link, [features])
+        message = pb.BulkExtend(
+            extend=codec.encode_extend(extend), features=pack(*rows), projected=projected
+        )
         self._loop.call_soon_threadsafe(self._put_bulk, link, pb.BulkRequest(extend=message))
 
     def _put_round(self, link: int, message: pb.Round) -> None:
@@ -138,6 +145,7 @@ class DrafterClient:
             bulk = DrafterServiceStub(bulk_channel).Bulk(self._bulk_requests(hello))
             acks = aiter(bulk)
             _whole(await anext(acks, None))
+            await self._projector.adopt(self._link, DrafterServiceStub(bulk_channel), announced)
             near = self._near = SameHost.reach(announced.same_host, hello)
             way = "gRPC" if near is None else "a Unix socket"
             logger.info("drafter linked by %s: checkpoint %s", way, welcome.checkpoint_hash[:12])

@@ -275,6 +275,6 @@ def test_chains_neither_wait_for_their_device_nor_mix_it_with_others(window: int
     )
     assert winners.is_meta
     assert winners.shape == shares.shape == (4, 5)
-    states, sums = made._entries._on_device(5, (torch.zeros(5, 48, device=device), numbers))
+    states, sums = made._entries._on_device((5, 48), (torch.zeros(5, 48, device=device), numbers))
     assert states.is_meta
     assert (states.shape, sums.shape) == ((5, 16), (5,))

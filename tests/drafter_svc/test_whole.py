@@ -74,9 +74,15 @@ class Side:
         if not whole:
             fused.whole = lambda target_ids: None  # type: ignore[method-assign]
         self.chain = Chain(fused, vocabulary, self.cache)
+        self.fuse = fused.fuse
 
     def run(
-        self, shapes: list[tuple[int, int]], temperature: float, *, keys_only: bool = False
+        self,
+        shapes: list[tuple[int, int]],
+        temperature: float,
+        *,
+        keys_only: bool = False,
+        projected: bool = False,
     ) -> list[Guess]:
         """Append entries in two batches of all sequences, then run their chains.
 
@@ -93,7 +99,8 @@ class Side:
                     width = 64 * len(self.config.aux_layers)
                     features = torch.randn(stop - start, width, generator=generator)
                     batch.append(Rows(slot, start, tokens))
-                    pieces.append(features.bfloat16())
+                    rows = features.bfloat16()
+                    pieces.append(self.fuse(rows) if projected else rows)
             self.chain.append(batch, pieces, keys_only=keys_only and not part)
         requests = [
             ChainRequest(slot, base, length, Opening(3, 6, seed=i, temperature=temperature))
@@ -111,6 +118,15 @@ def test_kernels_take_the_steps_of_operators(toggles: dict[str, Any], temperatur
     assert quick.run(shapes, temperature) == plain.run(shapes, temperature)
     assert torch.equal(quick.cache.keys[0], plain.cache.keys[0])
     assert torch.equal(quick.cache.values[0], plain.cache.values[0])
+
+
+@pytest.mark.parametrize("toggles", SERVED, ids=str)
+def test_rows_that_come_projected_are_run_as_captured_ones(toggles: dict[str, Any]) -> None:
+    captured, projected = (Side(whole=True, **toggles) for _ in range(2))
+    shapes = [(1, 3), (50, 6), (9, 6), (5, 1)] + [(7, 2)] * 14
+    assert projected.run(shapes, 0.0, projected=True) == captured.run(shapes, 0.0)
+    assert torch.equal(projected.cache.keys[0], captured.cache.keys[0])
+    assert torch.equal(projected.cache.values[0], captured.cache.values[0])
 
 
 @pytest.mark.parametrize("toggles", SERVED, ids=str)

@@ -63,6 +63,11 @@ class Servicer(drafter_pb2_grpc.DrafterServiceServicer):
             await context.write(pb.BulkResponse(ack=pb.BulkAck(seq=request.extend.extend.seq)))
             raise Incompatible("Once is enough.")
 
+    async def Projection(  # noqa: N802
+        self, request: Any, context: Any
+    ) -> AsyncIterator[pb.ProjectionResponse]:
+        yield pb.ProjectionResponse()
+
 
 class Served:
     def __init__(self, servicer: Servicer) -> None:

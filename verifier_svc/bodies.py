@@ -15,6 +15,7 @@ from verifier_svc.body import Body, Kept, KernelBody, ModuleBody
 from verifier_svc.cache import KVCache
 from verifier_svc.fuse import near
 from verifier_svc.graph import GraphBody, refusal
+from verifier_svc.waits import NoWaits
 
 _log = logs.get(__name__)
 
@@ -69,6 +70,8 @@ def body_of(
         heads = config.num_attention_heads
         if reason := refusal(like, heads, kv_heads, head_dim, scorings):
             raise _Refused(reason)
+        with NoWaits():  # type: ignore[no-untyped-call]
+            _left_by(parts, [0, 1, 2], (0, 1, 2), room())
         body = GraphBody(parts, len(like), Recorder(like.device))
         # Compared as it fills batches up: by their sizes products are rounded in other ways.
         return body.unrecorded(), body

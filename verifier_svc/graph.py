@@ -34,15 +34,17 @@ def refusal(
     like: torch.Tensor, heads: int, kv_heads: int, dim: int, scorings: Sequence[Scoring]
 ) -> str | None:
     """Why a decoder of states like `like` cannot be recorded; None where it can."""
-    if any(scoring.softcap is not None for scoring in scorings):
-        return "FlashAttention knows no soft cap: sequences attend one by one"
     # A window that hides nothing is none.
     forms = {(False, False)}
     for scoring in scorings:
         forms.add((scoring.window is not None, scoring.sinks is not None))
     given = like.device, like.dtype, heads, kv_heads, dim
-    refusals = (flash_refusal(*given, *form) for form in sorted(forms))
-    return next(filter(None, refusals), None)
+    for form in sorted(forms):
+        if reason := flash_refusal(*given, *form):
+            return reason
+    if any(scoring.softcap is not None for scoring in scorings):
+        return "FlashAttention knows no soft cap: sequences attend one by one"
+    return None
 
 
 class _Shape(NamedTuple):

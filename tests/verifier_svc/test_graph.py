@@ -33,6 +33,7 @@ from verifier_svc.cache import KVCache
 from verifier_svc.fuse import fuse
 from verifier_svc.fused import FusedAttention, FusedNorm
 from verifier_svc.graph import GraphBody
+from verifier_svc.waits import NoWaits
 
 
 class Counting:
@@ -230,6 +231,40 @@ def started(module: Any, **asked: Any) -> tuple[str, str | None]:
     no_kernel, _, reason = line.get("reason", "").partition("; ")
     assert no_kernel == ("" if body.form == "graphs" else "no kernel takes it as a whole")
     return body.form, reason or None
+
+
+@pytest.mark.parametrize(
+    ("work", "waits"),
+    [
+        (lambda rows: rows[rows > 0], True),
+        (lambda rows: rows.nonzero(), True),
+        (lambda rows: rows.sum().item(), True),
+        (lambda rows: torch.nn.functional.one_hot(rows.long()), True),
+        (lambda rows: rows.index_put_((rows > 0,), rows.sum()), True),
+        (lambda rows: rows[rows.long()] + rows.cumsum(0), False),
+    ],
+)
+@torch.inference_mode()
+def test_what_waits_for_its_device_is_found_before_it_is_recorded(work: Any, waits: bool) -> None:
+    rows = torch.ones(3)
+    with NoWaits():  # type: ignore[no-untyped-call]
+        if waits:
+            with pytest.raises(RuntimeError, match="waits for the device, and cannot be recorded"):
+                work(rows)
+        else:
+            work(rows)
+
+
+def test_a_decoder_that_waits_is_not_recorded(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Counting()
+    monkeypatch.setattr("verifier_svc.bodies.Recorder", lambda _: record)
+    module.norm.register_forward_pre_hook(lambda _, args: (args[0] * float(args[0].max() > -1),))
+    form, reason = started(module)
+    assert (form, reason) == (
+        "layers",
+        "aten.item.default waits for the device, and cannot be recorded",
+    )
+    assert not record.sizes
 
 
 @pytest.mark.parametrize("config", [LlamaConfig(**HEADS), Qwen3Config(**HEADS)])

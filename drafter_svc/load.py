@@ -74,7 +74,7 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
     fused = FusedDrafter(loaded.module, embedding, max_length + settings.max_draft_tokens)
     vocabulary = DraftVocabulary(loaded.target_ids, config.vocab_size)
     heads = config.num_attention_heads, *row[1:]
-    record = kernels.Recorder() if kernels.flash_serves(device, dtype, *heads) else None
+    record = kernels.Recorder(device) if kernels.flash_serves(device, dtype, *heads) else None
     worker = Worker(
         Chain(fused, vocabulary, cache, record),
         cache,

@@ -23,6 +23,7 @@ from verifier_svc.cache import KVCache, Rows
 from verifier_svc.checkpoint import TargetError, loading, read_config, read_model
 from verifier_svc.families import positions_of
 from verifier_svc.fuse import fuse
+from verifier_svc.graph import GraphBody
 from verifier_svc.head import Head
 from verifier_svc.identity import identity
 from verifier_svc.ranks import LedCache, Ranks
@@ -54,6 +55,9 @@ class Target:
         """
         self.model = model
         self.name = name
+        # Sums of bf16 products that a GPU splits would be rounded in another way by each size of
+        # batch, and tip more near-ties.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         config = model.config.get_text_config()
         self.config = config
         self.dtype: torch.dtype = model.dtype
@@ -95,7 +99,8 @@ class Target:
             self.kv_heads,
             self.head_dim,
             positions=seen.positions,
-            record=self._ranks is None and seen.plain,
+            scorings=seen.scorings,
+            ranks=self._ranks.world if self._ranks else 1,
         )
         pack_linears(body)
         built = time.perf_counter()
@@ -121,6 +126,11 @@ class Target:
     def devices(self) -> frozenset[str]:
         """Names of all that it runs on, see `specwire.torch.device_name`."""
         return self._ranks.devices if self._ranks else frozenset([device_name(self.device)])
+
+    @property
+    def form(self) -> str:
+        """How its decoder is run: "kernel", "graphs" or "layers"; see `Body`."""
+        return self._body.form
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -156,6 +166,7 @@ class Target:
                     "layers."
                 )
 
+    @torch.inference_mode()
     def capture(self, aux_layers: Items[int]) -> None:
         """Capture the input to these layers from now on, or the last layer's output.
 
@@ -163,7 +174,10 @@ class Target:
             TargetError: no layer, or one that the target does not have.
         """
         self.check_layers(aux_layers)
-        self.aux_layers = tuple(aux_layers)
+        before, self.aux_layers = self.aux_layers, tuple(aux_layers)
+        if isinstance(self._body, GraphBody):
+            # Now, rather than in the rounds that follow.
+            self._body.recapture(before, self.aux_layers)
 
     def reserve(self, blocks: int, feature_width: int) -> KVCache:
         """Memory for `blocks` of KV, and for features of that width beside it."""
@@ -185,7 +199,8 @@ class Target:
         """Run one packed batch: write KV and features at its slots.
 
         Returns the final hidden states [draws, hidden_size] of the rows that are drawn from, in
-        order, as `head` takes them.
+        order, as `head` takes them. They hold until the next run, in whatever cache: engines that
+        share a target must take turns.
         """
         drawn: list[int] = []
         row = 0

@@ -1,0 +1,85 @@
+"""The process that parts run in: one after the other, until one of them ends it."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import importlib
+import os
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from loadtests.gpu_check.findings import Findings
+from loadtests.gpu_check.options import Options
+from loadtests.gpu_check.packages import refused
+
+if TYPE_CHECKING:
+    from loadtests.gpu_check.bench import Bench
+
+LOG = "log.txt"
+# What a part sends when it is through; anything else is what it does meanwhile.
+DONE = None
+
+
+def serve(connection: Connection, options: Options) -> None:
+    """Run the parts whose names and limits, in seconds, come by the connection.
+
+    All that is printed or logged goes to the log, where a part that takes too long leaves what its
+    threads were at. The processes that a part starts are in the group of this one.
+    """
+    os.setsid()
+    log = os.open(options.out / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    bench: Bench | None = None
+    while True:
+        try:
+            name, limit = connection.recv()
+        except EOFError:
+            return
+        print(f"--- {name}", flush=True)
+        findings = Findings(options.out / f"{name}.json", tell=connection.send)
+        try:
+            if bench is None:
+                for sentence in refused(options):
+                    findings.holds(sentence, False)
+                bench = None if findings.checks else _bench(options)
+            if bench is not None:
+                faulthandler.dump_traceback_later(limit, exit=True, file=sys.stderr)
+                part = importlib.import_module(f"loadtests.gpu_check.parts.{name}")
+                findings.fast = bench.on_gpu
+                part.run(bench, findings)
+        except Exception as error:
+            traceback.print_exc()
+            findings.holds(_sentence(error), False)
+        faulthandler.cancel_dump_traceback_later()
+        findings.know(**_clear())
+        connection.send(DONE)
+
+
+def _bench(options: Options) -> Bench:
+    from loadtests.gpu_check.bench import Bench
+
+    return Bench.of(options)
+
+
+def _sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _clear() -> dict[str, int]:
+    """Give back what the part has left; returns what it took of the device at most, in bytes."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    torch.cuda.empty_cache()
+    taken = {
+        "reserved_at_most": torch.cuda.max_memory_reserved(),
+        "allocated_after": torch.cuda.memory_allocated(),
+    }
+    torch.cuda.reset_peak_memory_stats()
+    return taken

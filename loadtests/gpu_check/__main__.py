@@ -30,7 +30,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name in unpack(options.wheels, Path(folder)):
             print(f"      {name} is for another interpreter or system: left out")
-        runner = Runner(options, Screen())
+        runner = Runner(options, Screen(), options.chosen)
         interrupted = False
         try:
             runner.run()

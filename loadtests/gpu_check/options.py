@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtests.gpu_check.parts import PARTS, SERVED
+from loadtests.gpu_check.parts import PARTS, SERVED, Part
 
 PROGRAM = "loadtests.gpu_check"
 SIZES = ("full", "small", "tiny")
@@ -69,6 +69,12 @@ class Options:
             patience=given.patience,
             parts=parts,
         )
+
+    @property
+    def chosen(self) -> list[Part]:
+        """The parts to run; the first one tells the others what the device gives."""
+        there = [*PARTS, *([SERVED] if self.target else [])]
+        return [p for p in there if not self.parts or p is PARTS[0] or p.name in self.parts]
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,6 +1,6 @@
 """What things should take: from their shapes, and what the device was measured to give.
 
-Weights are read at 85 % of the memory's speed, products done at 75 % of the rate of large ones,
+Weights are read at 85 % of the memory's speed, products done at 65 % of the rate of large ones,
 and every small kernel of a recorded graph takes 2 us. For Llama-3.1-8B on an H200 that makes 5.3 ms
 of a forward of a single row with its head. Bars are a quarter above.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_READ, _MULTIPLIED, _NODE = 0.85, 0.75, 2e-6
+_READ, _MULTIPLIED, _NODE = 0.85, 0.65, 2e-6
 # Kernels of a recorded layer that are no products, and of a chain's step with its draw.
 _LAYER_NODES, _STEP_NODES = 15, 45
 _ROOM = 1.25
@@ -52,7 +52,8 @@ class Reckoned:
     def logits(self, rows: int) -> float:
         """The head alone with its argmax, whose fp32 logits are written and read."""
         passes = 3 * 4 * rows * self._target["vocab_size"]
-        return self._bar(self.head, rows, 10) + _ROOM * 1e3 * passes / (_READ * self._rates.memory)
+        written: float = _ROOM * 1e3 * passes / (_READ * self._rates.memory)
+        return self._bar(self.head, rows, 10) + written
 
     def drafted(self, streams: int, rows: int, length: int) -> float:
         """A drafter's step on the device: `rows` appended for each stream, chains of `length`."""

@@ -6,18 +6,19 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 
 from loadtests.gpu_check.findings import Check, read
 from loadtests.gpu_check.options import Options
-from loadtests.gpu_check.parts import PARTS, SERVED, Part
+from loadtests.gpu_check.parts import Part
 from loadtests.gpu_check.screen import Screen
-from loadtests.gpu_check.worker import DONE, serve
+from loadtests.gpu_check.worker import DONE, Prepare, prepare, serve
 
 # Seconds: a part with less is not begun; a worker ends itself at the limit, for the log's sake.
 _LEAST, _GRACE = 5.0, 5.0
+_PREPARATION = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +47,15 @@ class Outcome:
 class Worker:
     """A process that runs parts; one that failed is not used again."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, prepare: Prepare) -> None:
         # Not forked: CUDA does not follow.
         context = get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, options), daemon=True)
+        self._process = context.Process(target=serve, args=(theirs, options, prepare), daemon=True)
         self._process.start()
         theirs.close()
         # It imports everything before its first part, for as long as that may take by itself.
-        self._preparation = PARTS[0].limit * options.patience
+        self._preparation = _PREPARATION * options.patience
 
     def run(self, part: Part, limit: float, beat: Callable[[str | None], None]) -> str | None:
         """Run a part; returns why it did not come to its end, None where it did.
@@ -64,7 +65,7 @@ class Worker:
         end = time.monotonic() + limit + self._preparation + _GRACE
         self._preparation = 0.0
         try:
-            self._connection.send((part.name, limit))
+            self._connection.send((part, limit))
             while time.monotonic() < end:
                 if not self._connection.poll(1.0):
                     beat(None)
@@ -90,10 +91,21 @@ class Worker:
 
 
 class Runner:
-    """One run. What has an outcome is in `outcomes`, whatever ends the run."""
+    """One run. What has an outcome is in `outcomes`, whatever ends the run.
 
-    def __init__(self, options: Options, screen: Screen) -> None:
+    The first of its `parts` is one without which the others mean nothing.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        screen: Screen,
+        parts: Sequence[Part],
+        prepare: Prepare = prepare,
+    ) -> None:
         self._options = options
+        self._parts = parts
+        self._prepare = prepare
         self._screen = screen
         self._worker: Worker | None = None
         self.outcomes: list[Outcome] = []
@@ -102,7 +114,7 @@ class Runner:
         """Run all parts, or only the first where that fails."""
         end = time.monotonic() + 60 * self._options.minutes
         try:
-            for outcome in self._outcomes(self._parts(), end):
+            for outcome in self._outcomes(end):
                 self.outcomes.append(outcome)
                 self._screen.end(outcome.passed, outcome.skipped != "", outcome.headline)
         finally:
@@ -113,15 +125,9 @@ class Runner:
         """Whether every part did."""
         return all(outcome.passed for outcome in self.outcomes)
 
-    def _parts(self) -> list[Part]:
-        """Those to run; the first one tells the others what the device gives."""
-        wanted = self._options.parts
-        parts = [*PARTS, *([SERVED] if self._options.target else [])]
-        return [part for part in parts if not wanted or part is PARTS[0] or part.name in wanted]
-
-    def _outcomes(self, parts: Iterable[Part], end: float) -> Iterator[Outcome]:
+    def _outcomes(self, end: float) -> Iterator[Outcome]:
         stopped = ""
-        for part in parts:
+        for part in self._parts:
             left = end - time.monotonic()
             limit = min(part.limit * self._options.patience, left)
             self._screen.begin(part.name, part.about, limit)
@@ -132,7 +138,7 @@ class Runner:
                 continue
             outcome = self._run(part, limit)
             yield outcome
-            if part is PARTS[0] and not outcome.passed:
+            if part is self._parts[0] and not outcome.passed:
                 stopped = f"without {part.about} nothing can be said"
 
     def _run(self, part: Part, limit: float) -> Outcome:
@@ -140,7 +146,7 @@ class Runner:
         path.unlink(missing_ok=True)
         began = time.monotonic()
         if self._worker is None:
-            self._worker = Worker(self._options)
+            self._worker = Worker(self._options, self._prepare)
         failure = self._worker.run(part, limit, self._screen.beat)
         checks = read(path)[0]
         if failure is not None:

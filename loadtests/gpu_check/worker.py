@@ -8,8 +8,9 @@ import importlib
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loadtests.gpu_check.findings import Findings
 from loadtests.gpu_check.options import Options
@@ -23,8 +24,23 @@ LOG = "log.txt"
 DONE = None
 
 
-def serve(connection: Connection, options: Options) -> None:
-    """Run the parts whose names and limits, in seconds, come by the connection.
+#: Makes what parts are given; None, with findings that say why, where that cannot be.
+Prepare = Callable[[Options, Findings], Any]
+
+
+def prepare(options: Options, findings: Findings) -> Bench | None:
+    """Import everything, and see what the device is; see `Prepare`."""
+    for sentence in refused(options):
+        findings.holds(sentence, False)
+    if findings.checks:
+        return None
+    from loadtests.gpu_check.bench import Bench
+
+    return Bench.of(options)
+
+
+def serve(connection: Connection, options: Options, prepare: Prepare) -> None:
+    """Run the parts that come by the connection, each with its limit in seconds.
 
     All that is printed or logged goes to the log, where a part that takes too long leaves what its
     threads were at. The processes that a part starts are in the group of this one.
@@ -33,36 +49,27 @@ def serve(connection: Connection, options: Options) -> None:
     log = os.open(options.out / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     for stream in (1, 2):
         os.dup2(log, stream)
-    bench: Bench | None = None
+    bench: Any = None
     while True:
         try:
-            name, limit = connection.recv()
+            part, limit = connection.recv()
         except EOFError:
             return
-        print(f"--- {name}", flush=True)
-        findings = Findings(options.out / f"{name}.json", tell=connection.send)
+        print(f"--- {part.name}", flush=True)
+        findings = Findings(options.out / f"{part.name}.json", tell=connection.send)
         try:
             if bench is None:
-                for sentence in refused(options):
-                    findings.holds(sentence, False)
-                bench = None if findings.checks else _bench(options)
+                bench = prepare(options, findings)
             if bench is not None:
                 faulthandler.dump_traceback_later(limit, exit=True, file=sys.stderr)
-                part = importlib.import_module(f"loadtests.gpu_check.parts.{name}")
                 findings.fast = bench.on_gpu
-                part.run(bench, findings)
+                importlib.import_module(part.module).run(bench, findings)
         except Exception as error:
             traceback.print_exc()
             findings.holds(_sentence(error), False)
         faulthandler.cancel_dump_traceback_later()
         findings.know(**_clear())
         connection.send(DONE)
-
-
-def _bench(options: Options) -> Bench:
-    from loadtests.gpu_check.bench import Bench
-
-    return Bench.of(options)
 
 
 def _sentence(error: Exception) -> str:

@@ -7,11 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A module, what it is about, and how long it may take on a GPU, in seconds."""
+    """A module of a package, what it is about, and how long it may take on a GPU, in seconds."""
 
     name: str
     about: str
     limit: float
+    package: str = __name__
+
+    @property
+    def module(self) -> str:
+        """The full name of its module."""
+        return f"{self.package}.{self.name}"
 
 
 #: Without the first one the others mean nothing; the last one is only for a given target.

@@ -47,7 +47,7 @@ def _remark(options: Options) -> str:
     """What was run where, and what was not judged."""
     facts = read(options.out / f"{PARTS[0].name}.json")[1]
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    said = f"{when}, {facts.get('device', 'no device')}, {facts.get('packages', 'no packages')}."
+    said = f"{when}, {facts.get('device', 'a device that was not asked')}: {facts.get('packages')}."
     if facts.get("on_gpu") is False:
         said += " A CPU: work was called and not recorded, and no time has a bar."
     return said

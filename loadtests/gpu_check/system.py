@@ -34,19 +34,22 @@ def recorder(device: torch.device) -> Record:
     return record
 
 
+def spans(segments: list[Segment], empty: int, keys: torch.Tensor) -> Spans:
+    """Segments as a GPU takes them, as many more behind them that have no rows."""
+    rows = segments[-1].row + segments[-1].count
+    table = span_table(segments, rows, len(segments) + empty, 0)
+    there = torch.tensor(table, dtype=torch.int32, device=keys.device)
+    return Spans.of(there, max(segment.count for segment in segments), len(keys))
+
+
 def attend(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    segments: list[Segment],
-    empty: int = 0,
+    spans: Spans,
     window: int | None = None,
 ) -> torch.Tensor:
-    """FlashAttention of segments, as many more behind them that have no rows: [rows, heads, d]."""
-    table = span_table(segments, len(query), len(segments) + empty, 0)
-    there = torch.tensor(table, dtype=torch.int32, device=query.device)
-    longest = max(segment.count for segment in segments)
-    spans = Spans.of(there, longest, len(keys))
+    """FlashAttention of packed rows: [rows, heads, d]."""
     return flash.flash_attend(query, keys, values, spans, query.shape[-1] ** -0.5, window)
 
 

@@ -7,14 +7,15 @@ import gc
 import importlib
 import os
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from loadtests.gpu_check.findings import Findings
 from loadtests.gpu_check.options import Options
-from loadtests.gpu_check.packages import refused
+from loadtests.gpu_check.packages import refused, versions
 
 if TYPE_CHECKING:
     from loadtests.gpu_check.bench import Bench
@@ -30,6 +31,7 @@ Prepare = Callable[[Options, Findings], Any]
 
 def prepare(options: Options, findings: Findings) -> Bench | None:
     """Import everything, and see what the device is; see `Prepare`."""
+    findings.know(packages=", ".join(f"{name} {number}" for name, number in versions().items()))
     for sentence in refused(options):
         findings.holds(sentence, False)
     if findings.checks:
@@ -56,6 +58,7 @@ def serve(connection: Connection, options: Options, prepare: Prepare) -> None:
         except EOFError:
             return
         print(f"--- {part.name}", flush=True)
+        began = time.process_time()
         findings = Findings(options.out / f"{part.name}.json", tell=connection.send)
         try:
             if bench is None:
@@ -68,7 +71,7 @@ def serve(connection: Connection, options: Options, prepare: Prepare) -> None:
             traceback.print_exc()
             findings.holds(_sentence(error), False)
         faulthandler.cancel_dump_traceback_later()
-        findings.know(**_clear())
+        findings.know(cpu_seconds=round(time.process_time() - began, 2), **_clear())
         connection.send(DONE)
 
 
@@ -77,7 +80,7 @@ def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _clear() -> dict[str, int]:
+def _clear() -> Mapping[str, int]:
     """Give back what the part has left; returns what it took of the device at most, in bytes."""
     gc.collect()
     torch = sys.modules.get("torch")

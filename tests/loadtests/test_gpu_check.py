@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from loadtests.gpu_check import report, stand_in, wheels
+from loadtests.capacity.report import summarize
+from loadtests.capacity.stack import Wave
+from loadtests.gpu_check import packages, report, stand_in, wheels
+from loadtests.gpu_check.bench import Bench
 from loadtests.gpu_check.findings import Check, Findings, read
 from loadtests.gpu_check.options import OptionError, Options
-from loadtests.gpu_check.parts import PARTS, Part
+from loadtests.gpu_check.parts import PARTS, Part, capacity
 from loadtests.gpu_check.reckoned import Rates, Reckoned, host
 from loadtests.gpu_check.runner import Outcome, Runner
 from loadtests.gpu_check.screen import Screen
+from loadtests.gpu_check.shapes import shapes_of
 from tests.loadtests.checked import light
 
+CPU = torch.device("cpu")
 LLAMA_8B = {
     "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "head_dim": 128,
     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
@@ -58,6 +64,40 @@ def test_a_whole_run_on_a_cpu(tmp_path: Path) -> None:
     assert all(c.figure and c.figure > 0.5 for c in drafted)
     same = read(tmp_path / "texts.json")[0]
     assert [c.figure for c in same if "drafts changed" in c.name] == [0, 0]
+
+
+def test_a_round_of_capacity_has_bars_and_must_be_drafted(tmp_path: Path) -> None:
+    findings = Findings(tmp_path / "capacity.json")
+    facts = {"memory_rate": 4.3e12, "product_rate": 700e12}
+    Findings(tmp_path / "versions.json").know(**facts)
+    bench = Bench(Options(tmp_path), torch.device("cuda"), shapes_of("full", CPU))
+    arms = [("plain", 0.009, 0.0), ("here", 0.020, 0.99), ("there", 0.030, 0.90)]
+    waves = [
+        Wave(name, 64, 0, 7000.0, round, 0.008, 0.004, 64, drafted, 0.7, None)
+        for name, round, drafted in arms
+    ]
+    (level,) = summarize(waves, ("plain", "here", "there")).levels
+    capacity._judge(asdict(level), bench, findings)
+    judged = {check.name: check for check in findings.checks if check.bar is not None}
+    assert [check.name for check in judged.values() if not check.passed] == [
+        "64 streams, there: rounds with drafts"
+    ]
+    # What was reckoned at 64 streams, a quarter more of what the device does, and the host.
+    assert judged["64 streams, plain: a round"].bar == pytest.approx(1.25 * 5.3 + 3.3, rel=0.05)
+    assert judged["64 streams, here: a round"].bar == pytest.approx(27.3, rel=0.05)
+
+
+def test_all_that_refuses_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "_NEEDED", ("numpy", "no_such_package", "nor_this_one"))
+    monkeypatch.setattr(
+        packages, "versions", lambda: {"torch": "2.9.1+cu130", "transformers": "5.17.0"}
+    )
+    monkeypatch.setattr(packages, "_OURS", ("loadtests.nothing",))
+    assert packages.refused(Options(Path())) == [
+        "no_such_package cannot be imported: No module named 'no_such_package'",
+        "nor_this_one cannot be imported: No module named 'nor_this_one'",
+        "torch is 2.9.1+cu130, at least 2.11 is needed",
+    ]
 
 
 PACKAGE = "tests.loadtests.checked"

@@ -14,7 +14,7 @@ from specwire import kernels
 from specwire.kernels import Reach, Segment
 
 _ROWS = (1, 4, 16)
-_GAP = 3
+_GAP, _EMPTY = 3, 5
 _WINDOW = 64
 
 
@@ -39,7 +39,8 @@ def run(bench: Bench, findings: Findings) -> None:
         query = torch.randn(rows * len(segments), heads, dim, device=bench.device).to(dtype)
         for window, sunk in ((None, None), (_WINDOW, None), (None, sinks), (_WINDOW, sinks)):
             if sunk is None:
-                got = system.attend(query, keys, values, segments, 5, window)
+                taken = system.spans(segments, _EMPTY, keys)
+                got = system.attend(query, keys, values, taken, window)
             else:
                 scale = dim**-0.5
                 got = kernels.attend(
@@ -54,8 +55,8 @@ def run(bench: Bench, findings: Findings) -> None:
         one = [Segment(0, 4, 0, length)]
         each = [Segment(row, 1, 0, length + row) for row in range(4)]
         together, single = (
-            bench.milliseconds(lambda s=segments: system.attend(query, keys, values, s))  # type: ignore[misc]
-            for segments in (one, each)
+            bench.milliseconds(lambda s=taken: system.attend(query, keys, values, s))  # type: ignore[misc]
+            for taken in (system.spans(segments, 0, keys) for segments in (one, each))
         )
         findings.note(f"4 rows, {length} keys, one segment", together, "ms")
         bar = 1.1 * together if length == longest else None

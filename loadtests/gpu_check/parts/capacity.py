@@ -27,8 +27,8 @@ def run(bench: Bench, findings: Findings) -> None:
     out = bench.options.out / "capacity.json"
     numbers = out.with_name("capacity-run.json")
     numbers.unlink(missing_ok=True)
-    status = _run(bench, numbers)
-    findings.holds("it ended as it should", status == 0, "" if status == 0 else f"status {status}")
+    status, said = _run(bench, numbers)
+    findings.holds("it ended as it should", status == 0, f"status {status}: {said}" * (status != 0))
     if not numbers.exists():
         return
     made = json.loads(numbers.read_text(encoding="utf-8"))
@@ -37,8 +37,8 @@ def run(bench: Bench, findings: Findings) -> None:
         _judge(level, bench, findings)
 
 
-def _run(bench: Bench, numbers: Path) -> int:
-    """The command's exit status. What it prints goes to capacity.txt, and the rest to the log."""
+def _run(bench: Bench, numbers: Path) -> tuple[int, str]:
+    """The command's exit status, and the last line of its log; both it and its tables are kept."""
     shapes = bench.shapes
     shape = shapes.shape
     if shape is None:
@@ -55,9 +55,11 @@ def _run(bench: Bench, numbers: Path) -> int:
         **shapes.capacity,
     }
     flags = [f"--{name}={value}" for name, value in given.items()]
-    with numbers.with_name("capacity.txt").open("w", encoding="utf-8") as printed:
-        command = [sys.executable, "-m", "loadtests.capacity", *flags]
-        return subprocess.run(command, stdout=printed, check=False).returncode
+    command = [sys.executable, "-m", "loadtests.capacity", *flags]
+    log = numbers.with_name("capacity-log.txt")
+    with numbers.with_name("capacity.txt").open("w") as printed, log.open("w") as logged:
+        status = subprocess.run(command, stdout=printed, stderr=logged, check=False).returncode
+    return status, next(iter(reversed(log.read_text().splitlines())), "")
 
 
 def _judge(level: dict[str, Any], bench: Bench, findings: Findings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from verifier_svc.build import build_target, find_target, tokenizer_files
 from verifier_svc.settings import VerifierSettings
 from verifier_svc.target import Target
 
-_CHECKPOINT = Path("drafter_svc/checkpoints/smollm2-135m-instruct").absolute()
+_CHECKPOINT = Path(__file__).parents[3] / "drafter_svc/checkpoints/smollm2-135m-instruct"
 _QUESTION = "Write a short story about a lighthouse keeper who repairs an old radio."
 _LENGTH = 3
 # Tokens a verification: even a small drafter's first guesses are right at times.
@@ -80,6 +81,9 @@ def _settings(bench: Bench, cache: str) -> VerifierSettings:
 
 def _drafter(bench: Bench, settings: VerifierSettings, target: Target) -> LocalDrafter | None:
     """Our own for SmolLM2; None for another target."""
+    made_for = json.loads((_CHECKPOINT / "config.json").read_text(encoding="utf-8"))["holdcourse"]
+    if made_for["target_fingerprint"] != target.fingerprint:
+        return None
     given = {
         "checkpoint": _CHECKPOINT,
         "target": settings.target,
@@ -92,8 +96,6 @@ def _drafter(bench: Bench, settings: VerifierSettings, target: Target) -> LocalD
     }
     flags = [f"--{name}={value}" for name, value in given.items()]
     drafter = load_drafter(DrafterSettings.read(PROGRAM, flags, {}), "gpu-check")
-    if drafter.description.target_fingerprint != target.fingerprint:
-        return None
     return LocalDrafter(drafter, target.shape)
 
 

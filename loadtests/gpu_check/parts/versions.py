@@ -7,7 +7,6 @@ import torch
 from loadtests.bandwidth import bandwidth
 from loadtests.gpu_check.bench import Bench
 from loadtests.gpu_check.findings import Findings
-from loadtests.gpu_check.packages import versions
 from loadtests.provenance import provenance
 
 _GIB = 1 << 30
@@ -16,8 +15,6 @@ _GIB = 1 << 30
 @torch.inference_mode()
 def run(bench: Bench, findings: Findings) -> None:
     """See the module."""
-    found = versions()
-    packages = ", ".join(f"{name} {version}" for name, version in found.items())
     machine = provenance()
     name = machine["machine"]["cpu"]
     if bench.on_gpu:
@@ -30,7 +27,7 @@ def run(bench: Bench, findings: Findings) -> None:
         free, total = torch.cuda.mem_get_info(bench.device)
         findings.at_least("free memory", free / _GIB, bench.shapes.free, "GiB")
         findings.know(free=free, total=total)
-    findings.know(device=name, on_gpu=bench.on_gpu, packages=packages, provenance=machine)
+    findings.know(device=name, on_gpu=bench.on_gpu, provenance=machine)
     findings.holds("all packages can be imported", True)
     memory, products = bandwidth(bench.device, bench.shapes.measured), _products(bench)
     findings.know(memory_rate=memory, product_rate=products)

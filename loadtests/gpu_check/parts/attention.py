@@ -15,7 +15,7 @@ from specwire.kernels import Reach, Segment
 
 _ROWS = (1, 4, 16)
 _GAP, _EMPTY = 3, 5
-_WINDOW = 64
+_WINDOW = 48
 
 
 @torch.inference_mode()

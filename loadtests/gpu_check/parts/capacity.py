@@ -15,7 +15,7 @@ from loadtests.gpu_check.findings import Findings
 from loadtests.gpu_check.reckoned import host
 
 _LENGTH, _CHANCE = 3, 0.7
-# Of rounds, those that must have drafts in time, on a CPU any: a text's last one has no room for any.
+# Of rounds, those that must have drafts in time, on a CPU any; a text's last one has no room.
 _DRAFTED, _ANY = 0.95, 0.01
 # Milliseconds of a round in Python, launches and waits, without drafts and with them.
 _PLAIN_HOST = {1: 0.7, 16: 1.9, 64: 3.3}

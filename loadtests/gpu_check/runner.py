@@ -148,11 +148,11 @@ class Runner:
         if self._worker is None:
             self._worker = Worker(self._options, self._prepare)
         failure = self._worker.run(part, limit, self._screen.beat)
-        checks = read(path)[0]
+        checks, facts = read(path)
         if failure is not None:
             checks.append(Check(failure, False))
         outcome = Outcome(part, time.monotonic() - began, tuple(checks))
-        if not outcome.passed:
+        if not outcome.passed or facts.get("spoiled"):
             # A device may be in any state by now.
             self._close()
         return outcome

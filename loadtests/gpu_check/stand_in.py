@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from specwire import kernels
 from specwire.kernels import attention
-from verifier_svc import graph
+from verifier_svc import bodies, graph
 
 
 @cache
@@ -19,10 +19,10 @@ def stand_in() -> None:
     library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     library.impl("_flash_attention_forward", _flash_attention_forward, "CPU")
     _kept.append(library)
-    modules: list[Any] = [attention, graph]
-    for module in modules:
-        module.flash_serves = lambda *_: True
-    modules[1].Recorder = lambda *_: kernels.called
+    modules: list[Any] = [attention, graph, bodies]
+    modules[0].flash_serves = lambda *_: True
+    modules[1].flash_refusal = lambda *_: None
+    modules[2].Recorder = lambda device: kernels.called
 
 
 # What a library registers goes with it.

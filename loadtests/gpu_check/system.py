@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any
 
 import torch
@@ -16,9 +15,8 @@ from drafter_svc.eagle import EagleDrafter
 from drafter_svc.fused import FusedDrafter
 from drafter_svc.sequences import Sequences
 from drafter_svc.worker import Worker
-from loadtests.capacity.recorded import alive
 from specwire import kernels
-from specwire.kernels import Record, Segment, Spans, flash, span_table
+from specwire.kernels import Record, Segment, Spans, flash
 from verifier_svc.graph import GraphBody
 from verifier_svc.target import Target
 
@@ -29,15 +27,13 @@ def recorder(device: torch.device) -> Record:
     """What records on this device; a CPU calls the work instead."""
     if device.type != "cuda":
         return kernels.called
-    made: Any = kernels.Recorder
-    record: Record = made(device) if signature(made).parameters else made()
-    return record
+    return kernels.Recorder(device)
 
 
 def spans(segments: list[Segment], empty: int, keys: torch.Tensor) -> Spans:
     """Segments as a GPU takes them, as many more behind them that have no rows."""
     rows = segments[-1].row + segments[-1].count
-    table = span_table(segments, rows, len(segments) + empty, 0)
+    table = flash.span_table([*segments, *[Segment(rows, 0, 0, 1)] * empty])
     there = torch.tensor(table, dtype=torch.int32, device=keys.device)
     return Spans.of(there, max(segment.count for segment in segments), len(keys))
 
@@ -50,17 +46,18 @@ def attend(
     window: int | None = None,
 ) -> torch.Tensor:
     """FlashAttention of packed rows: [rows, heads, d]."""
-    return flash.flash_attend(query, keys, values, spans, query.shape[-1] ** -0.5, window)
+    spans = spans if window is None else spans.within(window)
+    return flash.flash_attend(query, keys, values, spans, query.shape[-1] ** -0.5)
 
 
 def form(target: Target) -> str:
     """Which form of its decoder runs."""
-    return str(getattr(target, "form", type(target._body).__name__))
+    return target.form
 
 
 def recorded(target: Target) -> bool:
     """Whether its decoder is recorded, and recording has not failed."""
-    return alive(target._body)
+    return target.form == "graphs"
 
 
 def graphs(target: Target) -> int:
@@ -100,5 +97,4 @@ def drafter(
 
 def chains_recorded(worker: Worker) -> bool:
     """Whether a worker's chains are recorded, and recording has not failed."""
-    chain: Any = worker._chain
-    return alive(chain._graphs)
+    return worker.alive

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,7 +19,7 @@ from drafter_svc.engine import Engine
 from loadtests.capacity.coin import Coin
 from loadtests.capacity.emulated import Delayed, Delays
 from loadtests.capacity.kernels import Kernels
-from loadtests.capacity.recorded import alive, check_recorded
+from loadtests.capacity.recorded import check_recorded
 from loadtests.capacity.report import summarize
 from loadtests.capacity.stack import Wave
 from specwire.draft import Ack, Draft, DraftCost, DraftSource, Proposals
@@ -139,28 +138,20 @@ def test_arms_are_compared_wave_by_wave() -> None:
     assert bare.over_kernels is None
 
 
-@dataclass
-class Recorded:
-    alive: bool
-
-
 @pytest.mark.parametrize(
-    ("device", "body", "chains", "missing"),
+    ("device", "form", "chains", "missing"),
     [
-        ("cpu", None, None, None),
-        ("cuda", Recorded(True), Recorded(True), None),
-        ("cuda", Recorded(False), Recorded(True), "rounds of the target"),
-        ("cuda", object(), Recorded(True), "rounds of the target"),
-        ("cuda", Recorded(True), None, "chains of the drafter"),
-        ("cuda", Recorded(True), Recorded(False), "chains of the drafter"),
+        ("cpu", "layers", False, None),
+        ("cuda", "graphs", True, None),
+        ("cuda", "layers", True, "rounds of the target"),
+        ("cuda", "graphs", False, "chains of the drafter"),
     ],
 )
 def test_figures_of_a_gpu_that_records_nothing_are_refused(
-    device: str, body: Any, chains: Any, missing: str | None
+    device: str, form: str, chains: bool, missing: str | None
 ) -> None:
-    target: Any = SimpleNamespace(device=torch.device(device), _body=body)
-    chain = SimpleNamespace(_graphs=chains)
-    drafter: Any = SimpleNamespace(worker=SimpleNamespace(_chain=chain))
+    target: Any = SimpleNamespace(device=torch.device(device), form=form)
+    drafter: Any = SimpleNamespace(worker=SimpleNamespace(alive=chains))
     with pytest.raises(StartError, match=missing) if missing else nullcontext():
         check_recorded(target, drafter)
 
@@ -170,9 +161,9 @@ def test_recording_that_has_failed_is_dead() -> None:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     graphs = GraphBody(cast("Any", None), 64, fails)
-    assert alive(graphs)
+    assert graphs.form == "graphs"
     graphs._recording.attempt(lambda record: record(lambda: ()))
-    assert not alive(graphs)
+    assert graphs.form == "layers"
 
 
 def capacity(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,8 @@ from specwire.kernels.graph import Tensors
 
 # MiB that dropped graphs may leave behind: one workspace of the library for products.
 _LEFT = 64.0
+# Before torch 2.12 the allocator believes for ever in a capture that failed.
+_LASTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
 # As many small transfers meanwhile as show that another thread got through.
 _TRANSFERS = 20
 
@@ -27,9 +29,9 @@ def run(bench: Bench, findings: Findings) -> None:
     record = system.recorder(bench.device)
     _again(bench, findings, work, record)
     _beside_a_thread(bench, findings, work, record)
-    _after_a_failure(bench, findings, work, record)
     if bench.on_gpu:
         _on_each_device(findings, bench.shapes.matrix)
+    _after_a_failure(bench, findings, work, record)
 
 
 class _Work:
@@ -113,8 +115,17 @@ def _after_a_failure(bench: Bench, findings: Findings, work: _Work, record: Reco
     work.rows.normal_()
     replay()
     findings.at_most("what was recorded before: error", max(map(apart, results, work())), 1e-3)
-    fresh = system.recorder(bench.device)
-    findings.at_most("recorded after it: error", work.renewed(fresh), 1e-3)
+    try:
+        far = work.renewed(system.recorder(bench.device))
+    except RuntimeError as error:
+        if _LASTS:
+            raise
+        said = str(error).partition("\n")[0]
+        findings.holds("torch 2.11 records nothing more in this process", True, said)
+    else:
+        findings.at_most("recorded after it: error", far, 1e-3)
+    # Whatever has been claimed for what failed, other parts are not to meet it.
+    findings.know(spoiled=True)
 
 
 def _on_each_device(findings: Findings, size: int) -> None:

@@ -103,11 +103,6 @@ class Recording:
         """Whether it has worked so far."""
         return self.ended is None
 
-    @property
-    def alive(self) -> bool:
-        """Whether nothing has failed so far."""
-        return self._record is not None
-
     def attempt(self, make: Callable[[Record], _Graph]) -> _Graph | None:
         """What `make` records; None from the first time on that it fails."""
         if not self.alive:

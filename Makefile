@@ -83,12 +83,12 @@ clean: ## Remove .venv, caches and builds; fetched models stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/serving: $(PINS) | $(BIN)/python
-	@echo "Installing what the services need into .venv ..."
+	@echo "Installing what the services need into .venv: some minutes, 1.2 GB without CUDA's libraries ..."
 	@$(INSTALL) '$(SERVING)'
 	@touch $@
 
 .venv/everything: $(PINS) | $(BIN)/python
-	@echo "Installing the project and its tools into .venv ..."
+	@echo "Installing the project and its tools into .venv: some minutes, 1.6 GB without CUDA's libraries ..."
 	@$(INSTALL) '$(EVERYTHING)'
 	@touch $@ .venv/serving
 

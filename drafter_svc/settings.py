@@ -1,11 +1,21 @@
 """Settings of the drafter service."""
 
+import sys
 from pathlib import Path
 from typing import Literal
 
 from specwire.cache import cache_folder
-from specwire.kernels import Compile, CpuLevel
-from specwire.settings import Address, Device, Port, Settings, Size, setting
+from specwire.settings import (
+    Address,
+    Compile,
+    CpuLevel,
+    Device,
+    Port,
+    Settings,
+    Size,
+    check,
+    setting,
+)
 
 
 class DrafterSettings(Settings):
@@ -66,3 +76,7 @@ class DrafterSettings(Settings):
     def lookup_match(self) -> int:
         """Shortest repeated suffix that is looked up; 0 for none."""
         return 0 if self.lookup == "off" else int(self.lookup)
+
+
+if __name__ == "__main__":
+    sys.exit(check("drafter_svc", DrafterSettings))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gateway.errors import invalid, overloaded, unavailable
+from gateway.errors import invalid, overloaded, stopping
 
 
 class Admission:
@@ -24,7 +24,7 @@ class Admission:
             ApiError: 503 while draining, 429 if too few are free, 400 if there never are enough.
         """
         if self.draining:
-            raise unavailable("This gateway is shutting down; try again.")
+            raise stopping()
         if places > self._capacity:
             raise invalid("n", f"prompts times n may be at most {self._capacity}.")
         if self.taken + places > self._capacity:

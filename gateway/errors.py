@@ -102,6 +102,11 @@ def unavailable(message: str) -> ApiError:
     return ApiError(503, message, code="unavailable", headers={"Retry-After": "1"})
 
 
+def stopping() -> ApiError:
+    """The gateway ends before the request does."""
+    return unavailable("The server is stopping; try again.")
+
+
 def from_grpc(code: grpc.StatusCode, details: str | None) -> ApiError:
     """What a client sees of a verifier's status. Only a refusal's text is passed on."""
     sentence = details or "The request was refused."
@@ -163,6 +168,10 @@ def from_validation(errors: Sequence[Mapping[str, Any]], body: object) -> ApiErr
             return invalid(name, "this field is required.")
         case "extra_forbidden":
             return invalid(name or '""', "this field is not supported.")
+        case "literal_error":
+            return invalid(name, f"not supported; must be {error['ctx']['expected']}.")
+        case "too_short" | "string_too_short" if error["ctx"]["min_length"] == 1:
+            return invalid(name, "must not be empty.")
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if not name:
         return ApiError(400, f"The body has a name that {message.rstrip('.')}.")

@@ -146,7 +146,7 @@ class Runner:
             or crashes >= MAX_CRASHES
             or self._tries > limit
         ):
-            raise failure.api_error
+            raise self._final(failure)
         self.moves += 1
         self.metrics.failovers.inc()
         log.warning(
@@ -166,10 +166,13 @@ class Runner:
                 or self.fleet.closed
                 or time.monotonic() > min(self._give_up, self.deadline)
             ):
-                raise failure.api_error
+                raise self._final(failure)
             await self._backoff.wait()
             if placed is not None:
                 return placed
+
+    def _final(self, failure: Failure) -> errors.ApiError:
+        return errors.stopping() if self.fleet.closed else failure.api_error
 
     def _progressed(self) -> None:
         self._tries = 0

@@ -39,8 +39,8 @@ async def main() -> None:
         return
     serving.check_bindable(settings.listen)
     source = find_target(settings)
+    files = tokenizer_files(settings, source)  # what is wrong with them takes no loading to find
     target = apart(build_target, settings, source, ranks)
-    files = tokenizer_files(settings, source)
     metrics = Metrics()
     serving.serve_metrics(settings.listen, settings.metrics_port)
     port = drafter_port(settings, target)

@@ -15,7 +15,7 @@ from verifier_svc.acceptance import Accept, accept
 from verifier_svc.attention import Unsupported
 from verifier_svc.blocks import BLOCK_SIZE, BlockPool, blocks_for
 from verifier_svc.cache import KVCache
-from verifier_svc.checkpoint import load_tokenizer_files
+from verifier_svc.checkpoint import load_tokenizer_files, loading, read_config
 from verifier_svc.drafting import Drafting
 from verifier_svc.drawing import draw
 from verifier_svc.engine import Engine, Outbox
@@ -77,9 +77,11 @@ def tokenizer_files(settings: VerifierSettings, source: TargetSource) -> dict[st
     """The files from which the target's text becomes tokens, by name.
 
     Raises:
-        StartError: the target has none.
+        StartError: the target has none, or is of a family that is not served.
     """
     try:
+        with loading(source):
+            read_config(source, trust_remote_code=settings.trust_remote_code)
         return load_tokenizer_files(source, trust_remote_code=settings.trust_remote_code)
     except ValueError as error:
         raise StartError(str(error)) from None

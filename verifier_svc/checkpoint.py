@@ -19,6 +19,7 @@ from verifier_svc.gguf_fields import scaled
 
 logger = logging.getLogger(__name__)
 
+NO_TOKENIZER = "target: there is no tokenizer.json, nor are there files that one can be made of."
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -68,6 +69,15 @@ def read_model(source: TargetSource, **how: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(source.path, **source.arguments, **how)
 
 
+def _lacks_tokenizer(source: TargetSource) -> bool:
+    """Whether the target is a folder without tokenizer.json.
+
+    Of other files of a tokenizer one can be made where transformers knows their kind.
+    """
+    folder = Path(source.path)
+    return not source.arguments and folder.is_dir() and not (folder / "tokenizer.json").exists()
+
+
 def load_tokenizer_files(source: TargetSource, *, trust_remote_code: bool) -> dict[str, bytes]:
     """The files from which text becomes tokens, by name.
 
@@ -83,11 +93,13 @@ def load_tokenizer_files(source: TargetSource, *, trust_remote_code: bool) -> di
             paths = (Path(folder) / name for name in TOKENIZER_FILES)
             files = {path.name: path.read_bytes() for path in paths if path.is_file()}
     except Exception as error:
+        if _lacks_tokenizer(source):
+            raise TargetError(NO_TOKENIZER) from error
         reason = " ".join(str(error).split()) or repr(error)
         raise TargetError(f"target: the tokenizer cannot be loaded: {reason}") from error
     # Without its files transformers makes one of a family's special tokens.
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
-        raise TargetError("target: there are no files of its tokenizer.")
+        raise TargetError(NO_TOKENIZER)
     if "tokenizer.json" not in files:
         raise TargetError("target: its tokenizer has no fast form (tokenizer.json).")
     return files

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import AfterValidator, model_validator
 
 from specwire.cache import cache_folder
-from specwire.kernels import Compile, CpuLevel, default_dtype
-from specwire.settings import Address, Device, Port, Settings, Size, check_address, setting
-from specwire.torch import pick_device
+from specwire.settings import (
+    Address,
+    Compile,
+    CpuLevel,
+    Device,
+    Port,
+    Settings,
+    Size,
+    check,
+    check_address,
+    setting,
+)
+
+# Imported where it is needed: who only asks for the settings does not wait for torch.
+if TYPE_CHECKING:
+    import torch
 
 DTypeName = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -22,6 +35,12 @@ def _check_drafter(text: str) -> str:
     if text == _LOCAL:
         raise ValueError("must name a checkpoint after local:")
     return text if text.startswith(_LOCAL) else check_address(text)
+
+
+def _check_draft_length(text: str) -> str:
+    if text != "auto" and not (text.isdecimal() and int(text) <= 16):
+        raise ValueError("must be auto or a number from 0 to 16")
+    return text
 
 
 class VerifierSettings(Settings):
@@ -62,7 +81,9 @@ class VerifierSettings(Settings):
         ge=0,
     )
     speculation: bool = setting(True, "Use the drafter.")
-    draft_length: str = setting("auto", "Draft tokens per round: auto, or 0 to 16.")
+    draft_length: Annotated[str, AfterValidator(_check_draft_length)] = setting(
+        "auto", "Draft tokens per round: auto, or 0 to 16."
+    )
     max_draft_tokens: int = setting(8, "Draft tokens per round at most.", ge=1, le=16)
     draft_deadline_ms: float = setting(100.0, "Longest wait for a draft.", gt=0)
     project_features: Literal["auto", "on", "off"] = setting(
@@ -74,14 +95,6 @@ class VerifierSettings(Settings):
     )
     drain_grace_s: float = setting(30.0, "Seconds that running generations get on SIGTERM.", ge=0)
     trust_remote_code: bool = setting(False, "Run code that the target's folder brings.")
-
-    @model_validator(mode="after")
-    def _check_draft_length(self) -> VerifierSettings:
-        if self.draft_length != "auto" and not (
-            self.draft_length.isdecimal() and int(self.draft_length) <= 16
-        ):
-            raise ValueError("--draft-length must be auto or a number from 0 to 16")
-        return self
 
     @model_validator(mode="after")
     def _check_projection(self) -> VerifierSettings:
@@ -126,12 +139,22 @@ class VerifierSettings(Settings):
         Raises:
             StartError: torch does not see it.
         """
+        from specwire.torch import pick_device
+
         return pick_device(self.device)
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """The element type of weights and cache; kernels are prepared before."""
+        import torch
+
+        from specwire.kernels import default_dtype
+
         if self.dtype == "auto":
             return default_dtype(self.torch_device)
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
+
+
+if __name__ == "__main__":
+    sys.exit(check("verifier_svc", VerifierSettings))

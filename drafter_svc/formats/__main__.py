@@ -96,7 +96,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("path", metavar="PATH", help="folder or Hugging Face id")
         _add_given(command)
     convert.add_argument("out", metavar="OUT", help="folder to write")
-    convert.add_argument("--format", choices=("specforge", "speculators"), required=True)
+    convert.add_argument(
+        "--format", choices=("specforge", "speculators"), default="specforge",
+        help="layout to write (default: %(default)s)",
+    )  # fmt: skip
     convert.add_argument(
         "--target",
         help="folder, .gguf file or Hugging Face id of the target, to compare with and name it by",
@@ -129,8 +132,9 @@ def _add_given(command: argparse.ArgumentParser) -> None:
         help="whether the normed state enters the residual stream, where it is not said",
     )  # fmt: skip
     command.add_argument(
-        "--draft-temperature", type=float, help="t_d, which divides draft logits (default: 1)"
-    )
+        "--draft-temperature", type=float,
+        help="t_d, which divides draft logits (default: the checkpoint's, else 1)",
+    )  # fmt: skip
 
 
 def _layers(text: str) -> tuple[int, ...]:

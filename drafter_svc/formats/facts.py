@@ -8,6 +8,7 @@ from drafter_svc.config import CheckpointError, DrafterConfig, require
 #: How aux layer ids are meant: the state that enters a layer, the one that leaves it, or the
 #: boundary between layers, which may also name the last state before the final norm.
 CONVENTIONS = ("input", "output", "boundary")
+_CONVERT = ".venv/bin/python -m drafter_svc.formats convert PATH OUT --target TARGET"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Facts:
         if fingerprint is None and fingerprint_needed:
             raise CheckpointError(
                 "config.json does not name the target by fingerprint (no holdcourse section): "
-                "write one with `python -m drafter_svc.formats convert PATH OUT --target TARGET`"
+                f"write one with `{_CONVERT}`"
             )
         before = _one("norm_before_residual", self.norm_before_residual, given.norm_before_residual)
         if before is None:

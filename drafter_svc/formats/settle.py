@@ -52,13 +52,18 @@ def _require_eagle3(tensors: dict[str, Tensor], facts: Facts) -> None:
         )
     if "midlayer.eh_proj.weight" in tensors:
         return
+    fc = tensors.get("fc.weight")
     wrapped = next((name for name in sorted(tensors) if name.endswith(".fc.weight")), "")
     require(
-        "fc.weight" in tensors or not wrapped,
+        fc is not None or not wrapped,
         f"tensors begin with {wrapped.removesuffix('fc.weight')}, which this reader does not know: "
         "take it away from their names",
     )
-    fc = tensors.get("fc.weight")
+    require(
+        fc is not None or "midlayer.hidden_norm.weight" in tensors,
+        "this is no EAGLE drafter: the weights have no fc.weight, which reads the target's states, "
+        "and no hidden_norm.weight",
+    )
     eagle1 = (
         fc is not None
         and fc.ndim == 2

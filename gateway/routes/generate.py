@@ -22,6 +22,9 @@ from gateway.schema.common import GenerationBody
 from gateway.schema.completion import CompletionBody
 from gateway.services import Services
 
+# Of a number that every reader of JSON keeps: some have doubles only.
+EXACT_BITS = 53
+
 router = APIRouter()
 
 
@@ -74,6 +77,6 @@ def _job(
         top_logprobs,
         request_id(request),
         session_id(request),
-        secrets.randbits(64) if seed is None else seed,
+        secrets.randbits(EXACT_BITS) if seed is None else seed,
         arrived,
     )

@@ -10,12 +10,24 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from gateway.errors import unavailable
 from gateway.openapi import refusals
-from gateway.schema.answers import Health, Readiness, Version
+from gateway.schema.answers import Directions, Health, Readiness, Version
 from gateway.services import Services
 
 router = APIRouter()
 
-PATHS = frozenset({"/health", "/healthz", "/metrics", "/ping", "/readyz", "/version"})
+PATHS = frozenset({"/", "/health", "/healthz", "/metrics", "/ping", "/readyz", "/version"})
+
+
+@router.get("/", response_model=Directions)
+async def directions(request: Request) -> dict[str, str]:
+    """Say where to go from here."""
+    return {
+        "name": request.app.title,
+        "docs": "/docs",
+        "openapi": "/openapi.json",
+        "models": "/v1/models",
+        "health": "/health",
+    }
 
 
 @router.get("/healthz", response_model=Health)

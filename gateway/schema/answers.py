@@ -223,6 +223,16 @@ class SessionDeleted(Answer):
     deleted: Literal[True]
 
 
+class Directions(Answer):
+    """Paths that are worth a look."""
+
+    name: str
+    docs: str
+    openapi: str
+    models: str
+    health: str
+
+
 class Health(Answer):
     """All is well."""
 

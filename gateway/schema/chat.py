@@ -11,16 +11,8 @@ from gateway.errors import invalid
 from gateway.model import ServedModel
 from gateway.schema.body import Body
 from gateway.schema.common import NEEDS_STREAM, GenerationBody, check_top_logprobs
-from gateway.schema.fields import Off, Text, Whole, needs
+from gateway.schema.fields import Empty, Off, Positive, Text, TopLogprobs, needs
 from gateway.template import RESERVED
-from specwire import limits
-
-
-def _refuse(items: list[Any]) -> list[Any]:
-    if items:
-        raise ValueError("not supported")
-    return items
-
 
 _VARIABLES = {"type": "object", "propertyNames": {"not": {"enum": sorted(RESERVED)}}}
 _NEEDS_CONTENT: JsonDict = {
@@ -28,8 +20,6 @@ _NEEDS_CONTENT: JsonDict = {
     "if": {"properties": {"role": {"not": {"const": "assistant"}}}},
     "then": {"required": ["content"], "properties": {"content": {"not": {"type": "null"}}}},
 }
-_EMPTY = {"type": "array", "maxItems": 0}
-Empty = Annotated[list[Any], AfterValidator(_refuse), WithJsonSchema(_EMPTY)]
 
 
 def _free(variables: dict[str, Any]) -> dict[str, Any]:
@@ -94,10 +84,10 @@ class ChatBody(GenerationBody):
     )
 
     messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: Whole | None = Field(None, ge=1)
+    max_completion_tokens: Positive | None = None
     """Another name of `max_tokens`."""
     logprobs: bool = False
-    top_logprobs: Whole = Field(0, ge=0, le=limits.MAX_TOP_LOGPROBS)
+    top_logprobs: TopLogprobs = 0
     """Only with `logprobs`."""
     chat_template_kwargs: Variables = Field({})
     """Further variables of the model's chat template."""

@@ -13,6 +13,8 @@ from gateway.schema.fields import (
     Biases,
     Count,
     Off,
+    Positive,
+    Seed,
     Stops,
     Text,
     TokenId,
@@ -24,6 +26,12 @@ from specwire import limits
 from specwire.v1 import verifier_pb2
 
 MAX_CHOICES = 128
+# As OpenAI's, of a completion that names no limit.
+DEFAULT_MAX_TOKENS = 16
+MAX_TOKENS = (
+    "Prompt and output together must fit the model's context. Left out, a conversation is "
+    f"continued for as long as they do, a text by {DEFAULT_MAX_TOKENS} tokens."
+)
 NEEDS_STREAM = needs("stream_options", {"type": "object"}, "stream")
 
 
@@ -42,6 +50,7 @@ class Speculation(Body):
 
     enabled: bool = True
     max_draft_tokens: Count | None = None
+    """A number above the server's own maximum counts as that."""
 
 
 class GenerationBody(Body):
@@ -54,11 +63,10 @@ class GenerationBody(Body):
     """Only with `stream`."""
     n: Whole = Field(1, ge=1, le=MAX_CHOICES)
     """Choices for each prompt. Those of a request may be no more than the gateway takes at once."""
-    seed: Whole | None = Field(None, ge=-(2**63), lt=2**64)
+    seed: Seed | None = None
     """Same seed, same text. Left out, null or -1: a new random one, which `holdcourse.seed` in the
     answer tells. Other numbers count modulo 2^64."""
-    max_tokens: Whole | None = Field(None, ge=1)
-    """Prompt and output together must fit the model's context."""
+    max_tokens: Positive | None = Field(None, description=MAX_TOKENS)
     temperature: Annotated[float, inside(limits.TEMPERATURE)] = 1.0
     """Below 0.00001 the likeliest token is drawn, as with 0."""
     top_p: Annotated[float, inside(limits.TOP_P)] = 1.0

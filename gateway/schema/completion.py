@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from gateway.model import ServedModel
 from gateway.schema.common import (
+    DEFAULT_MAX_TOKENS,
     NEEDS_STREAM,
     GenerationBody,
     check_ids,
     check_top_logprobs,
 )
-from gateway.schema.fields import Off, Text, TokenId, Whole
-from specwire import limits
+from gateway.schema.fields import NoText, Off, One, Text, TokenId, TopLogprobs
 
-# As OpenAI's, for a request that names no limit.
-DEFAULT_MAX_TOKENS = 16
 MAX_PROMPTS = 128
 
 Tokens = Annotated[list[TokenId], Field(min_length=1)]
@@ -43,10 +41,10 @@ class CompletionBody(GenerationBody):
     ]
     """Texts or lists of token ids, one or several. An empty text can only be continued where the
     model's tokenizer begins texts with a token of its own."""
-    logprobs: Whole | None = Field(None, ge=0, le=limits.MAX_TOP_LOGPROBS)
-    best_of: Whole = Field(1, ge=1, le=1)
+    logprobs: TopLogprobs | None = None
+    best_of: One = 1
     echo: Off = False
-    suffix: Literal[""] = ""
+    suffix: NoText = ""
 
     def check(self, model: ServedModel) -> None:
         super().check(model)

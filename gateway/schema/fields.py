@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic.config import JsonDict
 
 from specwire import limits
+
+T = TypeVar("T")
 
 MAX_STOPS = 16
 
@@ -24,6 +26,10 @@ def _whole(value: object) -> object:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
+# Limits stand before what makes a number whole, where JSON Schema gets them in its own words.
+Positive = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**64), BeforeValidator(_whole)]
+TopLogprobs = Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS), BeforeValidator(_whole)]
 Count = Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(_whole)]
 TokenId = Count
 
@@ -50,13 +56,25 @@ Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP)]
 Stops = Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)]
 
 
-def _refuse(value: bool) -> bool:
+def _refuse(value: T) -> T:
     if value:
         raise ValueError("not supported")
     return value
 
 
+def _refuse_several(value: int) -> int:
+    if value != 1:
+        raise ValueError("not supported")
+    return value
+
+
+# What clients may send as long as it asks for nothing.
 Off = Annotated[bool, AfterValidator(_refuse), WithJsonSchema({"const": False})]
+NoText = Annotated[str, AfterValidator(_refuse), WithJsonSchema({"const": ""})]
+Empty = Annotated[
+    list[Any], AfterValidator(_refuse), WithJsonSchema({"type": "array", "maxItems": 0})
+]
+One = Annotated[Whole, AfterValidator(_refuse_several), WithJsonSchema({"const": 1})]
 
 
 def needs(field: str, value: JsonDict, other: str) -> JsonDict:

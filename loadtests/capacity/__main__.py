@@ -33,8 +33,7 @@ from loadtests.document import Document
 from loadtests.settings import ReportSettings
 from loadtests.tables import console
 from specwire import kernels, logs
-from specwire.kernels import Compile
-from specwire.settings import Device, StartError, setting
+from specwire.settings import Compile, Device, StartError, setting
 from verifier_svc.drafter_client import DrafterClient
 from verifier_svc.settings import VerifierSettings
 from verifier_svc.target import Target

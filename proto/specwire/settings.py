@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NoReturn, Self, get_args
+from typing import Annotated, Any, Literal, NoReturn, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -45,6 +47,12 @@ Address = Annotated[str, AfterValidator(check_address)]
 Port = Annotated[int, Field(ge=0, lt=1 << 16)]
 # A device as torch names them, or `auto`: see `specwire.torch.pick_device`.
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+#: A level of CPU instructions, each of which has what those before it have.
+Level = Literal["plain", "avx2", "avx512", "avx512_bf16", "amx"]
+#: A level, or the fastest one that the CPU has.
+CpuLevel = Literal["auto", Level]
+#: Whether to compile kernels: if it works, or fail if it does not, or not at all.
+Compile = Literal["auto", "on", "off"]
 # Bytes, also as 512MiB or 4GB.
 Size = ByteSize
 
@@ -89,6 +97,28 @@ class Settings(BaseModel):
             raise StartError(f"{_flag(name)} or {variable} is required.")
         source = variable if name in variables and name not in flags else _flag(name)
         raise StartError(f"{source}: {_reason(first)}, {first['input']!r} was given.")
+
+    @classmethod
+    def variables(cls) -> set[str]:
+        """The names of the environment variables that are read."""
+        return {_variable(name, field) for name, field in cls.model_fields.items()}
+
+
+def check(program: str, settings: type[Settings]) -> int:
+    """Try the process's flags and environment, for who is about to start the service with them.
+
+    Prints the variables that the service reads, or the sentence that it would refuse to start with.
+
+    Returns:
+        The exit status, 2 for a refusal.
+    """
+    try:
+        settings.read(program)
+    except StartError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(*sorted(settings.variables()), sep="\n")
+    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -140,4 +170,4 @@ def _reason(error: ErrorDetails) -> str:
             return "must be a size such as 512MiB"
         case _:
             message = error["msg"].removeprefix("Value error, ")
-            return message.rstrip(".").replace("Input should", "must")
+            return re.sub("^(Input|String) should", "must", message.rstrip("."))

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.app import create_app
 from gateway.schema.answers import ChatCompletion, TextCompletion
+from gateway.schema.completion import CompletionBody
 from gateway.settings import GatewaySettings
 from tests.gateway.conftest import Serve
 from tests.gateway.fake_verifier import FakeVerifier
@@ -142,6 +143,40 @@ async def test_limits_are_those_that_are_enforced(
                 answer = await gateway.http.post(path, json={**body, name: None})
                 assert (answer.status_code == 400) == (needed and name != "max_tokens"), name
     assert checked > 150
+
+
+def keywords(part: Any) -> Iterator[str]:
+    """The keys of a document at any depth."""
+    if isinstance(part, dict):
+        yield from part
+    children = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    for child in children:
+        yield from keywords(child)
+
+
+def test_limits_are_written_as_json_schema_has_them(document: dict[str, Any]) -> None:
+    used = set(keywords(document))
+    assert not used & {"ge", "gt", "le", "lt", "min_length", "max_length", "multiple_of"}
+    assert {"minimum", "maximum", "exclusiveMaximum"} <= used
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        [seed], [tokens] = (fields(path, document)[name] for name in ("seed", "max_tokens"))
+        assert (seed["minimum"], seed["exclusiveMaximum"]) == (-(2**63), 2**64)
+        assert tokens["minimum"] == 1
+
+
+def test_what_is_left_out_is_told(document: dict[str, Any]) -> None:
+    for name in ("ChatBody", "CompletionBody"):
+        told = document["components"]["schemas"][name]["properties"]["max_tokens"]["description"]
+        assert f"a text by {CompletionBody.model_validate({'prompt': 'x'}).limit} tokens" in told
+
+
+async def test_the_root_names_what_is_there(serve: Serve, verifier: FakeVerifier) -> None:
+    async with serve(verifier, api_keys="k") as gateway:
+        told = (await gateway.http.get("/")).json()
+        assert told.pop("name") == "Holdcourse"
+        for path in told.values():
+            answer = await gateway.http.get(path, headers={"authorization": "Bearer k"})
+            assert answer.status_code == 200, path
 
 
 def test_every_form_of_a_prompt_is_told(document: dict[str, Any]) -> None:

@@ -128,7 +128,8 @@ async def test_after_the_grace_requests_are_told(
     await asyncio.sleep(0.3)
     gateway.process.send_signal(signal.SIGTERM)
     assert (await document).status_code == 503
-    assert '"error"' in (await stream).text
+    assert (await document).json()["error"]["message"] == "The server is stopping; try again."
+    assert '"error":{"message":"The server is stopping; try again."' in (await stream).text
     assert await gateway.exit_status() == 0
     await until(lambda: verifier.running == 0)
     assert "Traceback" not in gateway.log.read_text()

@@ -123,6 +123,39 @@ async def test_bad_fields_are_named(serve: Serve, verifier: FakeVerifier) -> Non
 
 
 @pytest.mark.parametrize(
+    ("path", "extra", "message"),
+    [
+        (CHAT, {"messages": []}, "messages: must not be empty."),
+        (CHAT, {"stop": ""}, "stop: must not be empty."),
+        (CHAT, {"stop": ["a", ""]}, "stop[1]: must not be empty."),
+        (CHAT, {"store": True}, "store: not supported."),
+        (CHAT, {"tools": [{}]}, "tools: not supported."),
+        (
+            CHAT,
+            {"response_format": {"type": "json_object"}},
+            "response_format.type: not supported; must be 'text'.",
+        ),
+        (
+            CHAT,
+            {"tool_choice": "required"},
+            "tool_choice: not supported; must be 'none' or 'auto'.",
+        ),
+        (TEXT, {"prompt": []}, "prompt: must not be empty."),
+        (TEXT, {"suffix": "x"}, "suffix: not supported."),
+        (TEXT, {"best_of": 2}, "best_of: not supported."),
+        (TEXT, {"echo": True}, "echo: not supported."),
+    ],
+)
+async def test_refusals_are_said_in_plain_words(
+    serve: Serve, verifier: FakeVerifier, path: str, extra: dict[str, Any], message: str
+) -> None:
+    body = {"messages": HI} if path == CHAT else {"prompt": "Hi"}
+    async with serve(verifier) as gateway:
+        answer = await gateway.http.post(path, json={**body, **extra})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
+
+
+@pytest.mark.parametrize(
     ("content", "headers", "words"),
     [
         (b'{"messages": [', {"content-type": "application/json"}, "not valid JSON"),

@@ -10,8 +10,8 @@ from specwire.kernels.drawing import Noise, draw, shares
 from specwire.kernels.flash import Spans, flash_refusal, flash_serves, row_table
 from specwire.kernels.graph import Record, Recorder, Recording, Tensors, called
 from specwire.kernels.layer import add_norm, gate, join, norm, rotate
-from specwire.kernels.levels import LEVELS, Level, levels_here
-from specwire.kernels.library import Compile, CpuLevel, default_dtype, level, prepare
+from specwire.kernels.levels import LEVELS, levels_here
+from specwire.kernels.library import default_dtype, level, prepare
 from specwire.kernels.linear import ROUNDING, Product, best, linear, tileable, tiled
 from specwire.kernels.segment import Segment
 from specwire.kernels.transfer import fetch, finish, put
@@ -19,15 +19,12 @@ from specwire.kernels.transfer import fetch, finish, put
 __all__ = [
     "LEVELS",
     "ROUNDING",
-    "Compile",
-    "CpuLevel",
     "Decoder",
     "DecoderMemory",
     "DecoderWeights",
     "Drafter",
     "DrafterWeights",
     "LayerWeights",
-    "Level",
     "Noise",
     "Product",
     "Reach",

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from drafter_svc.checkpoint import load_checkpoint, save_checkpoint
+from drafter_svc.config import CheckpointError
 from drafter_svc.formats.__main__ import main
+from drafter_svc.formats.facts import Given
 from drafter_svc.train.target import load_target
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 
@@ -119,6 +121,36 @@ def test_what_may_be_meant_otherwise_is_said(
     assert "stands for target id 2j" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "out")]) == 0
     assert "stands for target id 2j" in capsys.readouterr().out
+
+
+def test_the_command_that_an_error_names_is_one(
+    tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "drafter", tmp_path / "out"
+    save_checkpoint(folder, tiny_drafter(tiny_config(**ALIKE)), torch.arange(40) + 7)
+    values = json.loads((folder / "config.json").read_text())
+    del values["holdcourse"]
+    values["norm_before_residual"] = True
+    del values["eagle_config"]
+    (folder / "config.json").write_text(json.dumps(values))
+    given = ("--aux-layers", "1,2,3")
+    with pytest.raises(CheckpointError, match="by fingerprint") as refused:
+        load_checkpoint(folder, dtype=torch.float32, given=Given((1, 2, 3)))
+    named = str(refused.value).split("`")[1].split()
+    assert named[:4] == [".venv/bin/python", "-m", "drafter_svc.formats", "convert"]
+    paths = {"PATH": str(folder), "OUT": str(out), "TARGET": str(tiny_llama)}
+    assert main([paths.get(word, word) for word in named[3:]] + [*given]) == 0
+    assert "specforge" in capsys.readouterr().out
+    assert load_checkpoint(out, dtype=torch.float32).config.target_fingerprint
+
+
+def test_a_target_is_no_drafter(tiny_llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tiny_llama)]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"{tiny_llama}: this is no EAGLE drafter: the weights have no fc.")
+    with pytest.raises(CheckpointError, match="this is no EAGLE drafter"):
+        load_checkpoint(tiny_llama, dtype=torch.float32)
 
 
 def test_bad_input_is_one_sentence(

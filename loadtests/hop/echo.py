@@ -11,14 +11,13 @@ from functools import partial
 
 from drafter_svc.engine import Engine
 from drafter_svc.messages import Answers, RoundMessage
-from drafter_svc.service import NAME, DrafterService
+from drafter_svc.service import DrafterService
 from drafter_svc.worker import Worker
 from specwire import logs, serving
 from specwire.draft import Draft
 from specwire.handshake import Shape
 from specwire.settings import Address, Settings, setting
 from specwire.v1 import drafter_pb2 as pb
-from specwire.v1 import drafter_pb2_grpc
 
 PROGRAM = "loadtests.hop.echo"
 TOKENS = (1, 2, 3)
@@ -81,10 +80,7 @@ async def main() -> None:
     engine = Engine(Echo(), partial(os._exit, 1))
     engine.start()
     service = DrafterService(engine, described, same_host=settings.same_host)
-    server = serving.ServiceServer(
-        NAME, lambda to: drafter_pb2_grpc.add_DrafterServiceServicer_to_server(service, to)
-    )
-    await serving.serve(server, settings.listen, grace=1.0, on_drain=service.drain)
+    await serving.serve(service.server(), settings.listen, grace=1.0, on_drain=service.drain)
     engine.stop()
 
 

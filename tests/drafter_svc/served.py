@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from drafter_svc.engine import Engine
-from drafter_svc.service import NAME, DrafterService
+from drafter_svc.service import DrafterService
 from specwire import codec
 from specwire.draft import Draft, Extend, Proposals
 from specwire.frames import Frames, connect
-from specwire.serving import ServiceServer
 from specwire.torch import pack
 from specwire.v1 import drafter_pb2 as pb
 from specwire.v1 import drafter_pb2_grpc
@@ -42,7 +41,7 @@ class Running:
         verifier = Verifier(self, link, self.stub().Draft())
         await verifier.call.write(pb.DraftRequest(hello=hello(link_id=link)))
         first = await verifier.call.read()
-        assert without_name(first.welcome) == DESCRIPTION
+        assert without_ways(first.welcome) == DESCRIPTION
         if self.same_host:
             verifier.frames = connect(first.welcome.same_host)
             await verifier.write(pb.DraftRequest(hello=hello(link_id=link)))
@@ -89,15 +88,16 @@ class Verifier:
     async def bulk(self) -> Any:
         call = self.running.stub().Bulk()
         await call.write(pb.BulkRequest(hello=hello(link_id=self.link)))
-        assert without_name((await call.read()).welcome) == DESCRIPTION
+        assert without_ways((await call.read()).welcome) == DESCRIPTION
         return call
 
 
-def without_name(welcome: pb.DescribeResponse) -> pb.DescribeResponse:
-    """What a drafter announces, but for the socket's name, which is its own."""
+def without_ways(welcome: pb.DescribeResponse) -> pb.DescribeResponse:
+    """What a drafter announces, but for how it is reached."""
     plain = pb.DescribeResponse()
     plain.CopyFrom(welcome)
     plain.ClearField("same_host")
+    plain.ClearField("max_round_bytes")
     return plain
 
 
@@ -135,9 +135,7 @@ class Servers:
         engine = Engine(parts.worker, on_failure=lambda: pytest.fail("engine failed"))
         engine.start()
         service = DrafterService(engine, DESCRIPTION, same_host=self._same_host)
-        server = ServiceServer(
-            NAME, lambda to: drafter_pb2_grpc.add_DrafterServiceServicer_to_server(service, to)
-        )
+        server = service.server()
         port = await server.start("127.0.0.1:0")
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
 

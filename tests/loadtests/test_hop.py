@@ -43,5 +43,5 @@ def test_blocks_are_summed_up_by_size_and_way() -> None:
 
 @pytest.mark.parametrize("rows", ["0", "many", "1,,2", "4096"])
 def test_bad_rows_are_refused_with_a_sentence(rows: str) -> None:
-    with pytest.raises(StartError, match="^--rows: must be numbers"):
+    with pytest.raises(StartError, match=r"^--rows: must be numbers"):
         HopSettings.read("hop", ["--rows", rows], {})

@@ -82,6 +82,11 @@ class Chain:
         """Chains of batches that are worth running before the first request."""
         return (1,) if self._graphs is None else self._graphs.sizes
 
+    @property
+    def device(self) -> torch.device:
+        """Where chains run."""
+        return self._drafter.device
+
     def prepare(self, features: Tensor | None) -> Tensor:
         """Features of any dtype and device as `Rows` take them; None stands for no rows."""
         if features is None:

@@ -15,6 +15,7 @@ from drafter_svc.drawing import Penalties
 from drafter_svc.messages import Answers, BulkMessage, RoundMessage
 from drafter_svc.sequences import Held, Key, Sequences
 from specwire import logs
+from specwire.device import use
 from specwire.draft import Ack, Draft, DraftSource, Extend, Need, Opening
 
 _log = logs.get(__name__)
@@ -61,7 +62,11 @@ class Worker:
         self._penalties: dict[Key, Penalties | None] = {}
 
     def warm_up(self) -> None:
-        """Run chains, greedy and drawn, so that no request pays for first calls."""
+        """Run chains, greedy and drawn, so that no request pays for first calls.
+
+        From now on the device is the calling thread's own.
+        """
+        use(self._chain.device)
         slot, _ = self._cache.reserve(_WARM_UP, 4 + self._scratch, set())
         self._chain.append([Rows(slot, 0, [0] * 4, self._chain.zeros(4))])
         # Large batches first: the memory of a recorded one is used again by those that need less.

@@ -23,7 +23,7 @@ def drafter_port(settings: VerifierSettings, target: Target) -> DraftPort[torch.
     if not settings.speculation or settings.drafter is None:
         return None
     if settings.local_checkpoint is None:
-        return DrafterClient(settings.drafter, target.shape)
+        return DrafterClient(settings.drafter, target.shape, target.devices)
     setup = LocalSetup(
         checkpoint=settings.local_checkpoint,
         target=settings.target,

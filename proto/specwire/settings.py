@@ -7,7 +7,15 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, NoReturn, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -39,6 +47,10 @@ def check_address(text: str) -> str:
     return text
 
 
+def _none_for_auto(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
 # HOST:PORT; port 0 takes a free one.
 Address = Annotated[str, AfterValidator(check_address)]
 # TCP port; 0 switches the listener off.
@@ -47,6 +59,9 @@ Port = Annotated[int, Field(ge=0, lt=1 << 16)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 # Bytes, also as 512MiB or 4GB.
 Size = ByteSize
+# A number or a size, or None for `auto`: the machine decides.
+AutoInt = Annotated[int | None, BeforeValidator(_none_for_auto)]
+AutoSize = Annotated[ByteSize | None, BeforeValidator(_none_for_auto)]
 
 
 class Settings(BaseModel):

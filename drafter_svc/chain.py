@@ -66,6 +66,11 @@ class Chain:
         why = "there is no kernel for this drafter here, and nothing to record it with"
         return f"step by step: {why if self._recording is None else 'recording has failed'}"
 
+    @property
+    def device(self) -> torch.device:
+        """Where chains run."""
+        return self._drafter.device
+
     def shapes(self, longest: int) -> list[tuple[int, list[int]]]:
         """Batches of chains worth running before the first request, the smallest first.
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from drafter_svc.eagle import EagleDrafter
-from specwire.serving import MAX_SEND_BYTES
+from specwire.limits import MAX_SHORT_BYTES
 from specwire.torch import pack
 from specwire.v1 import drafter_pb2 as pb
 
 # Room for the rest of a message.
-_ROWS_BYTES = MAX_SEND_BYTES - 1024
+_ROWS_BYTES = MAX_SHORT_BYTES - 1024
 
 
 def feature_norms(module: EagleDrafter) -> Tensor | None:

@@ -17,7 +17,9 @@ from specwire import codec, frames, handshake, logs
 from specwire.draft import Ack, Extend, Proposals
 from specwire.errors import Incompatible, InvalidRequest, Unavailable
 from specwire.frames import Frames
+from specwire.limits import MAX_ROUND_BYTES
 from specwire.round import Numbering
+from specwire.serving import ServiceServer
 from specwire.torch import unpack
 from specwire.v1 import drafter_pb2 as pb
 from specwire.v1 import drafter_pb2_grpc
@@ -51,6 +53,7 @@ class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
         self._loop = asyncio.get_running_loop()
         self._description = pb.DescribeResponse()
         self._description.CopyFrom(description)
+        self._description.max_round_bytes = MAX_ROUND_BYTES
         self._listener: socket.socket | None = None
         self._width = len(description.aux_layer_ids) * description.target_hidden_size
         self._projection = projection
@@ -61,6 +64,11 @@ class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
         self._draining = False
         if same_host:
             self._listen()
+
+    def server(self) -> ServiceServer:
+        """A server of it, not started, which takes what it announces."""
+        register = drafter_pb2_grpc.add_DrafterServiceServicer_to_server
+        return ServiceServer(NAME, lambda to: register(self, to), max_bytes=MAX_ROUND_BYTES)
 
     @property
     def links(self) -> int:

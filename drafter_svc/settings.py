@@ -7,12 +7,12 @@ from typing import Literal
 from specwire.cache import cache_folder
 from specwire.settings import (
     Address,
+    AutoSize,
     Compile,
     CpuLevel,
     Device,
     Port,
     Settings,
-    Size,
     check,
     setting,
 )
@@ -38,12 +38,13 @@ class DrafterSettings(Settings):
         "auto", "Element type of weights and KV; auto takes bfloat16 where it is fast."
     )
     device: Device = setting(
-        "auto", "cpu, cuda, cuda:1, ...; auto takes a GPU that is there.",
+        "auto", "cpu, cuda, cuda:1, ...; auto takes the last GPU that is there.",
         env="HOLDCOURSE_DRAFTER_DEVICE",
     )  # fmt: skip
-    kv_memory: Size = setting(
-        "512MiB", "Memory for the sequences' KV.", env="HOLDCOURSE_DRAFTER_KV_MEMORY", gt=0
-    )
+    kv_memory: AutoSize = setting(
+        "auto", "Memory for the sequences' KV; auto is 512MiB on a CPU, and on a GPU a sixteenth "
+        "of what is free.", env="HOLDCOURSE_DRAFTER_KV_MEMORY", gt=0,
+    )  # fmt: skip
     threads: int = setting(
         0, "Threads that its operators run on; 0 leaves the number to torch.",
         env="HOLDCOURSE_DRAFTER_THREADS", ge=0,

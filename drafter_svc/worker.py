@@ -17,6 +17,7 @@ from drafter_svc.penalties import Penalties
 from drafter_svc.runner import ChainRequest
 from drafter_svc.sequences import Held, Key, Sequences
 from specwire import logs
+from specwire.device import use
 from specwire.draft import Ack, Draft, DraftSource, Extend, Need, Opening
 
 _log = logs.get(__name__)
@@ -42,7 +43,11 @@ class Worker:
         return self._chain.alive
 
     def warm_up(self) -> None:
-        """Run entries and chains, greedy and drawn, so that no request pays for first calls."""
+        """Run entries and chains, greedy and drawn, so that no request pays for first calls.
+
+        From now on the device is the calling thread's own.
+        """
+        use(self._chain.device)
         began = time.monotonic()
         slot, _ = self._cache.reserve(_WARM_UP, 4 + self._scratch, set())
         rows = Rows(slot, 0, range(4))

@@ -25,7 +25,7 @@ def drafter_port(settings: VerifierSettings, target: Target) -> DraftPort[torch.
         return None
     if settings.local_checkpoint is None:
         projector = Projector(target.device) if settings.projects else None
-        return DrafterClient(settings.drafter, target.shape, projector)
+        return DrafterClient(settings.drafter, target.shape, target.devices, projector)
     setup = LocalSetup(
         checkpoint=settings.local_checkpoint,
         target=settings.target,

@@ -23,6 +23,7 @@ from specwire.draft import (
     Welcome,
     Wish,
 )
+from specwire.limits import MAX_SHORT_BYTES
 from specwire.sequence import SequenceSender
 from verifier_svc.cache import KVCache
 from verifier_svc.cohorts import Cohorts
@@ -34,7 +35,8 @@ from verifier_svc.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
-_BULK_ROWS = 64
+# Rows of a bulk message at most, and their bytes: it has an opening with up to 1024 biases beside.
+_BULK_ROWS, _BULK_BYTES = 64, MAX_SHORT_BYTES - (16 << 10)
 # Bytes of bulk rows on their way: at most, and at first.
 _WINDOW_BYTES, _FIRST_WINDOW_BYTES = 8 << 20, 1 << 19
 
@@ -236,10 +238,11 @@ class Drafting:
         row_bytes = self._cache.features.shape[1] * self._cache.features.element_size()
         if feed.sender.entries > self.welcome.max_length:
             return
+        rows = max(1, min(_BULK_ROWS, _BULK_BYTES // row_bytes))
         while not (under_way := self._unacknowledged.total()) or (
-            (under_way + _BULK_ROWS) * row_bytes <= self._window
+            (under_way + rows) * row_bytes <= self._window
         ):
-            span = feed.sender.next_bulk(_BULK_ROWS)
+            span = feed.sender.next_bulk(rows)
             if span is None:
                 return
             extend = feed.extend(span)

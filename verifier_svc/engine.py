@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from specwire.device import use
 from specwire.draft import DraftEvent, Linked, Unlinked
 from verifier_svc.acceptance import Accept, Accepted
 from verifier_svc.cache import KVCache
@@ -113,12 +114,18 @@ class Engine:
         self._inbox.put((time.perf_counter(), message))
 
     @property
+    def max_model_len(self) -> int:
+        """Prompt and output tokens of a sequence at most."""
+        return self._max_model_len
+
+    @property
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
     @torch.inference_mode()
     def _run(self) -> None:
+        use(self._target.device)
         sys.setswitchinterval(1e-4)
         gc.freeze()
         while not (self._stopped or self._cache.lost):

@@ -92,7 +92,9 @@ class Projector:
         projected = self._projected
         if link != self._link or projected is None:
             return features, False
-        return [projected(features)], True
+        if not features:
+            return features, True
+        return torch.split(projected(features), [len(rows) for rows in features]), True
 
 
 def _load(form: pb.ProjectionForm, pieces: Items[torch.Tensor], device: torch.device) -> Projected:

@@ -11,12 +11,13 @@ from pydantic import AfterValidator, model_validator
 from specwire.cache import cache_folder
 from specwire.settings import (
     Address,
+    AutoInt,
+    AutoSize,
     Compile,
     CpuLevel,
     Device,
     Port,
     Settings,
-    Size,
     check,
     check_address,
     setting,
@@ -69,10 +70,18 @@ class VerifierSettings(Settings):
     max_model_len: int | None = setting(
         None, "Prompt and output tokens at most; by default the target's own limit.", ge=2
     )
-    kv_memory: Size = setting("2GiB", "Memory for the KV cache and the features beside it.", gt=0)
-    max_sequences: int = setting(32, "Sequences that run at once.", ge=1, le=1024)
+    kv_memory: AutoSize = setting(
+        "auto", "Memory for the KV cache and the features beside it; auto is 2GiB on a CPU, and on "
+        "a GPU most of what is free.", gt=0,
+    )  # fmt: skip
+    max_sequences: AutoInt = setting(
+        "auto", "Sequences that run at once; auto is 32 on a CPU and 128 on a GPU.", ge=1, le=1024
+    )
     max_waiting: int = setting(256, "Sequences that queue; more are refused.", ge=0)
-    token_budget: int = setting(512, "Rows of a step that prompts may fill up to.", ge=32)
+    token_budget: AutoInt = setting(
+        "auto", "Rows of a step that prompts may fill up to; auto is 512 on a CPU and 2048 on a "
+        "GPU.", ge=32,
+    )  # fmt: skip
     prefix_cache: bool = setting(True, "Keep the KV of ended sequences for prompts that begin so.")
     max_document_len: int = setting(
         4096,
@@ -131,6 +140,20 @@ class VerifierSettings(Settings):
     def fixed_draft_length(self) -> int | None:
         """The one draft length to use, or None for the policy's choice."""
         return None if self.draft_length == "auto" else int(self.draft_length)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that run at once."""
+        # A GPU reads its weights for 256 rows in hardly more time than for one: that is as many
+        # sequences with a draft token each.
+        return self.max_sequences or (128 if self.torch_device.type == "cuda" else 32)
+
+    @property
+    def budget(self) -> int:
+        """Rows of a step that prompts may fill up to."""
+        # 512 rows of an 8B keep an H200 busy for 13 ms, hardly longer than to call its operators
+        # takes. Beside sequences that decode, pace allows as many as they can bear.
+        return self.token_budget or (2048 if self.torch_device.type == "cuda" else 512)
 
     @property
     def torch_device(self) -> torch.device:

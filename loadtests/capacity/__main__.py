@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -32,8 +31,9 @@ from loadtests.command import INTERRUPTED, UntilInterrupted, run
 from loadtests.document import Document
 from loadtests.settings import ReportSettings
 from loadtests.tables import console
-from specwire import kernels, logs
+from specwire import device, logs
 from specwire.settings import Compile, Device, StartError, setting
+from specwire.version import version
 from verifier_svc.drafter_client import DrafterClient
 from verifier_svc.settings import VerifierSettings
 from verifier_svc.target import Target
@@ -89,7 +89,8 @@ async def main() -> int:
         folder = Path(ends.enter_context(tempfile.TemporaryDirectory()))
         config.save_pretrained(folder)
         verifier = _verifier(settings, folder)
-        kernels.prepare(verifier.compile, verifier.cpu_level)
+        device.prepare(verifier.torch_device, verifier.compile, verifier.cpu_level)
+        device.use(verifier.torch_device)
         target = random_target(config, settings.shape, verifier.torch_dtype, verifier.torch_device)
 
         async def start(name: str, port: Port | None) -> Stack:
@@ -147,7 +148,7 @@ def _drafter(settings: CapacitySettings, folder: Path, target: Target) -> Drafte
         f"--compile={settings.compile}",
         "--lookup=off",
     ]
-    return load_drafter(DrafterSettings.read(PROGRAM, flags, {}), version("holdcourse"))
+    return load_drafter(DrafterSettings.read(PROGRAM, flags, {}), version())
 
 
 async def _measure(settings: CapacitySettings, local: Stack) -> Delays:

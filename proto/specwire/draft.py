@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, TypeVar
 
+from specwire.limits import MAX_ROUND_BYTES
+
 Features = TypeVar("Features", contravariant=True)
 
 
@@ -125,6 +127,7 @@ class Welcome:
     lookup_match: int = 0
     expected_acceptance: tuple[float, ...] = ()
     device: str = ""
+    max_round_bytes: int = MAX_ROUND_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -41,6 +49,10 @@ def check_address(text: str) -> str:
     return text
 
 
+def _none_for_auto(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
 # HOST:PORT; port 0 takes a free one.
 Address = Annotated[str, AfterValidator(check_address)]
 # TCP port; 0 switches the listener off.
@@ -55,6 +67,9 @@ CpuLevel = Literal["auto", Level]
 Compile = Literal["auto", "on", "off"]
 # Bytes, also as 512MiB or 4GB.
 Size = ByteSize
+# A number or a size, or None for `auto`: the machine decides.
+AutoInt = Annotated[int | None, BeforeValidator(_none_for_auto)]
+AutoSize = Annotated[ByteSize | None, BeforeValidator(_none_for_auto)]
 
 
 class Settings(BaseModel):

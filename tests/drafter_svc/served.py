@@ -12,11 +12,10 @@ import torch
 
 from drafter_svc.engine import Engine
 from drafter_svc.projection import ProjectionWeights
-from drafter_svc.service import NAME, DrafterService
+from drafter_svc.service import DrafterService
 from specwire import codec
 from specwire.draft import Draft, Extend, Proposals
 from specwire.frames import Frames, connect
-from specwire.serving import ServiceServer
 from specwire.torch import pack
 from specwire.v1 import drafter_pb2 as pb
 from specwire.v1 import drafter_pb2_grpc
@@ -103,6 +102,7 @@ def without_service(welcome: pb.DescribeResponse) -> pb.DescribeResponse:
     plain = pb.DescribeResponse()
     plain.CopyFrom(welcome)
     plain.ClearField("same_host")
+    plain.ClearField("max_round_bytes")
     plain.ClearField("projected_width")
     return plain
 
@@ -143,9 +143,7 @@ class Servers:
         service = DrafterService(
             engine, DESCRIPTION, same_host=self._same_host, projection=projection
         )
-        server = ServiceServer(
-            NAME, lambda to: drafter_pb2_grpc.add_DrafterServiceServicer_to_server(service, to)
-        )
+        server = service.server()
         port = await server.start("127.0.0.1:0")
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
 

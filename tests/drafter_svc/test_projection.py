@@ -17,7 +17,7 @@ from drafter_svc.projection import ProjectionWeights
 from drafter_svc.runner import ChainRequest
 from specwire import codec
 from specwire.draft import Ack, Draft
-from specwire.serving import MAX_SEND_BYTES
+from specwire.limits import MAX_SHORT_BYTES
 from specwire.torch import pack, unpack
 from specwire.v1 import drafter_pb2 as pb
 from tests.drafter_svc.parts import DESCRIPTION, GREEDY, Parts, Text, random_text
@@ -54,7 +54,7 @@ def test_all_weights_are_served_in_small_messages(norms: str) -> None:
     first, *rows, last = found.messages()
     assert first.form.eps == module.config.rms_norm_eps
     assert first.form.norms == {"of each state": 3, "none": 0, "of all states": 1}[norms]
-    assert all(message.ByteSize() <= MAX_SEND_BYTES for message in rows)
+    assert all(message.ByteSize() <= MAX_SHORT_BYTES for message in rows)
     assert len(rows) > 3
     table = torch.cat([unpack(message.rows, "rows") for message in rows])
     assert torch.equal(table[-512:], module.fc.weight)

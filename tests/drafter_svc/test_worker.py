@@ -5,7 +5,7 @@ import pytest
 import structlog
 import torch
 
-from drafter_svc import metrics
+from drafter_svc import metrics, worker
 from drafter_svc.messages import Answers, BulkMessage, RoundMessage
 from specwire import kernels
 from specwire.draft import Ack, Draft, DraftSource, Extend, Need, Opening
@@ -411,3 +411,12 @@ def test_lookups_are_counted(looking: Parts) -> None:
     ]
     looking.worker.count(served)
     assert [b - a for a, b in zip(before, counts(), strict=True)] == [1, 1, 6, 7]
+
+
+def test_the_thread_that_warms_up_has_the_device_for_its_own(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[torch.device] = []
+    monkeypatch.setattr(worker, "use", used.append)
+    parts.worker.warm_up()
+    assert used == [parts.chain.device] == [torch.device("cpu")]

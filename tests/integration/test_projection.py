@@ -87,7 +87,7 @@ async def test_drafts_are_those_of_rows_as_captured(same_host: bool) -> None:
         text = random_text(80, 1)
         answers: list[list[Draft]] = []
         for projector in (None, Projector(torch.device("cpu"))):
-            client = DrafterClient(address, shape, projector)
+            client = DrafterClient(address, shape, projector=projector)
             events: queue.SimpleQueue[DraftEvent] = queue.SimpleQueue()
             client.start(events.put)
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -163,7 +164,7 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
     async def connected(
         port: int, projector: Projector | None = None
     ) -> AsyncIterator[tuple[DrafterClient, Events]]:
-        client, events = DrafterClient(f"127.0.0.1:{port}", SHAPE, projector), Events()
+        client, events = DrafterClient(f"127.0.0.1:{port}", SHAPE, projector=projector), Events()
         client.start(events.post)
         try:
             yield client, events
@@ -397,3 +398,23 @@ async def test_what_is_no_drafter_is_no_drafter(connect: Connect) -> None:
     async with server, connect(port) as (_, events):
         reasons = {(await events.next(Unlinked)).reason for _ in range(2)}
         assert all(reasons)
+
+
+@pytest.mark.parametrize(
+    ("device", "target", "said"),
+    [("cuda:a", "cuda:a", True), ("cuda:a", "cuda:b", False), ("cpu:h", "cpu:h", False)],
+)
+async def test_two_services_on_one_gpu_are_told_of(
+    drafter: Drafter, caplog: pytest.LogCaptureFixture, device: str, target: str, said: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    drafter.welcome.device = device
+    port = free_port()
+    async with serving(drafter, port):
+        events = Events()
+        client = DrafterClient(f"127.0.0.1:{port}", SHAPE, [target])
+        client.start(events.post)
+        await events.next(Linked)
+        await client.close()
+    assert ("they take turns" in caplog.text) is said
+    assert "drafter linked by" in caplog.text

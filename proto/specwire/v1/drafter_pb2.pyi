@@ -82,6 +82,7 @@ class DescribeResponse(_message.Message):
     EXPECTED_ACCEPTANCE_FIELD_NUMBER: _builtins.int
     SAME_HOST_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    MAX_ROUND_BYTES_FIELD_NUMBER: _builtins.int
     PROJECTED_WIDTH_FIELD_NUMBER: _builtins.int
     checkpoint_hash: _builtins.str
     """sha256 of the checkpoint's weights and configuration."""
@@ -112,6 +113,8 @@ class DescribeResponse(_message.Message):
     """Names the device that it runs on so that no other has the name: a GPU, or all cores of a host.
     Empty if it does not say. Where the target runs on another, drafts are made beside its steps.
     """
+    max_round_bytes: _builtins.int
+    """The largest message of rounds that it takes, in bytes; 0 stands for 4 MiB."""
     projected_width: _builtins.int
     """Elements of a row of features that its verifier has projected; fewer than those of the captured
     states. 0: they are taken as captured only.
@@ -150,11 +153,12 @@ class DescribeResponse(_message.Message):
         expected_acceptance: _abc.Iterable[_builtins.float] | None = ...,
         same_host: _builtins.str = ...,
         device: _builtins.str = ...,
+        max_round_bytes: _builtins.int = ...,
         projected_width: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_layer_ids", b"aux_layer_ids", "checkpoint_hash", b"checkpoint_hash", "device", b"device", "draft_temperature", b"draft_temperature", "draft_vocab_size", b"draft_vocab_size", "dtype", b"dtype", "expected_acceptance", b"expected_acceptance", "fc_norm", b"fc_norm", "hidden_size", b"hidden_size", "lookup_match", b"lookup_match", "max_draft_tokens", b"max_draft_tokens", "max_length", b"max_length", "norm_before_residual", b"norm_before_residual", "norm_output", b"norm_output", "projected_width", b"projected_width", "same_host", b"same_host", "target_fingerprint", b"target_fingerprint", "target_hidden_size", b"target_hidden_size", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_layer_ids", b"aux_layer_ids", "checkpoint_hash", b"checkpoint_hash", "device", b"device", "draft_temperature", b"draft_temperature", "draft_vocab_size", b"draft_vocab_size", "dtype", b"dtype", "expected_acceptance", b"expected_acceptance", "fc_norm", b"fc_norm", "hidden_size", b"hidden_size", "lookup_match", b"lookup_match", "max_draft_tokens", b"max_draft_tokens", "max_length", b"max_length", "max_round_bytes", b"max_round_bytes", "norm_before_residual", b"norm_before_residual", "norm_output", b"norm_output", "projected_width", b"projected_width", "same_host", b"same_host", "target_fingerprint", b"target_fingerprint", "target_hidden_size", b"target_hidden_size", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

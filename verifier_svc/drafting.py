@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Items
+from heapq import nsmallest
 from itertools import compress
 
 import torch
@@ -77,8 +78,10 @@ class Drafting:
 
     def close(self, seq: int) -> None:
         """A sequence has ended."""
-        if self._feeds.pop(seq, None) is None:
+        feed = self._feeds.pop(seq, None)
+        if feed is None:
             return
+        feed.score()
         self.gathering.drop(seq)
         # Bulk rows that arrived after the Close would open the sequence again: their
         # acknowledgement closes it.
@@ -132,7 +135,7 @@ class Drafting:
             self._policy.observe_draft(length, seconds, awaited=bool(request.awaited))
 
     def observe(self, seq: int) -> None:
-        """A sequence has committed a round."""
+        """Learn from the draft of a sequence that has committed a round."""
         if feed := self._feeds.get(seq):
             feed.score()
 
@@ -158,8 +161,10 @@ class Drafting:
     def _judge(self, feeds: Items[Feed], size: int) -> None:
         """Find out who is worth the rows that it lacks, in a batch of `size`."""
         for feed in feeds:
-            lacks, tokens = feed.lacks, feed.remaining
-            feed.affordable = self._policy.affords(feed.record, lacks, tokens, size)
+            lacks = feed.lacks
+            feed.affordable = not lacks or self._policy.affords(
+                feed.record, lacks, feed.remaining, size
+            )
         if not all(feed.affordable for feed in feeds):
             self._policy.doubt_rows()
 
@@ -179,7 +184,8 @@ class Drafting:
             self._window = _FIRST_WINDOW_BYTES
             feeds = [feed for feed in feeds if feed.wanted][:PROBED]
         for feed in feeds:
-            self._send_bulk(feed)
+            if feed.sender.lags:
+                self._send_bulk(feed)
 
     def _ask(
         self, feeds: Items[Feed], now: float, rested: Collection[int], *, prompts: bool
@@ -266,10 +272,10 @@ class Drafting:
 
 
 def _probed_first(feeds: Items[Feed]) -> list[int]:
-    """Places of what is fed already, then of what is the least behind, the newest first."""
+    """The first places of what is fed already, then of what is the least behind, the newest first."""
 
     def key(place: int) -> tuple[bool, bool, int, int]:
         feed = feeds[place]
         return not feed.affordable, not feed.wanted, feed.lacks, -place
 
-    return sorted(range(len(feeds)), key=key)
+    return nsmallest(PROBED, range(len(feeds)), key)

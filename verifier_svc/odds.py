@@ -30,9 +30,11 @@ class Odds:
     @property
     def prior(self) -> float:
         """What is assumed before any outcome."""
-        if self._prior is not None:
-            return self._prior
-        return self.similar.rate if self.similar else 0.5
+        return self.assumed(self.similar.rate if self._prior is None and self.similar else 0.5)
+
+    def assumed(self, similar: float) -> float:
+        """The same where similar things have this chance."""
+        return similar if self._prior is None else self._prior
 
     @property
     def rate(self) -> float:
@@ -48,21 +50,21 @@ class Odds:
         self._prior = rate
         self.weight, self.tries, self.hits, self._chance = _PRIOR, 0.0, 0.0, 1.0
 
-    def observe(self, hit: bool) -> None:
-        """Take one outcome."""
-        rate = self.rate
-        run = self._chance if hit is self._last else 1.0
-        self._last, self._chance = hit, run * (rate if hit else 1 - rate)
-        self._keep(_SURPRISED_MEMORY if self._chance < _SURPRISE else _MEMORY)
-        self.tries += 1
-        self.hits += hit
+    def observe(self, hit: bool, prior: float | None = None) -> None:
+        """Take one outcome; `prior` is what was assumed before any, if the caller has it."""
+        rate = self.given(self.prior if prior is None else prior)
+        chance = rate if hit else 1 - rate
+        if hit is self._last:
+            chance *= self._chance
+        self._last, self._chance = hit, chance
+        memory = _SURPRISED_MEMORY if chance < _SURPRISE else _MEMORY
+        self.weight *= memory
+        self.tries = self.tries * memory + 1
+        self.hits = self.hits * memory + hit
 
     def fade(self) -> None:
         """Nothing was tried."""
-        self._keep(1 - _RETURN)
-        self.weight += _RETURN * _PRIOR
-
-    def _keep(self, share: float) -> None:
-        self.weight *= share
-        self.tries *= share
-        self.hits *= share
+        kept = 1 - _RETURN
+        self.weight = self.weight * kept + _RETURN * _PRIOR
+        self.tries *= kept
+        self.hits *= kept

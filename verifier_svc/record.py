@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -35,10 +36,25 @@ class Acceptance:
 
     def observe(self, proposed: int, accepted: int) -> None:
         """Take one draft; a position counts as tried if all before it were accepted."""
-        for i, odds in enumerate(self._odds[: min(proposed, accepted + 1)]):
-            odds.observe(i < accepted)
-        if self._shared is not None:
-            self._shared.observe(proposed, accepted)
+        tried = min(proposed, accepted + 1)
+        if self._shared is None:
+            rate = 0.5
+            for i, odds in enumerate(self._odds[:tried]):
+                prior = odds.assumed(rate)
+                odds.observe(i < accepted, prior)
+                rate = odds.given(prior)
+            return
+        for i, (odds, prior) in enumerate(zip(self._odds[:tried], self._priors(), strict=False)):
+            odds.observe(i < accepted, prior)
+        self._shared.observe(proposed, accepted)
+
+    def _priors(self) -> Iterator[float]:
+        """What is assumed of each position before any outcome: of one sequence, what all show."""
+        rate = 0.5
+        for odds in (self._shared or self)._odds:
+            prior = odds.assumed(rate)
+            rate = odds.given(prior)
+            yield prior if self._shared is None else rate
 
     def fade(self) -> None:
         """A round went by without a draft."""
@@ -57,7 +73,7 @@ class Acceptance:
     @staticmethod
     def rates_of(parts: Items[Acceptance]) -> list[list[float]]:
         """The rates of several that share one profile."""
-        priors = [odds.prior for odds in parts[0]._odds]
+        priors = list(parts[0]._priors())
         return [
             [odds.given(prior) for odds, prior in zip(part._odds, priors, strict=True)]
             for part in parts

@@ -62,8 +62,7 @@ _VERIFIER = (
     ("_drafting", "_judge", "choose"),
     ("_drafting", "send", "send"),
     ("_drafting", "observe", "score"),
-    ("_metrics", "count_round", "count"),
-    ("_metrics", "observe_step", "count"),
+    ("_metrics", "count_rounds", "count"),
     ("", "_account", "count"),
     ("", "_account_wait", "count"),
 )

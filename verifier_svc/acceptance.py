@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 
@@ -23,8 +23,7 @@ from verifier_svc.row import rows_of
 from verifier_svc.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """The draws of a round that count for a sequence, with log-probabilities if it wants them."""
 
     tokens: list[int]

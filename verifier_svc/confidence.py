@@ -7,6 +7,8 @@ from collections.abc import Sequence as Items
 from verifier_svc.odds import Odds
 
 _BINS = 10
+# What is assumed of each of them.
+_PRIORS = tuple((i + 0.5) / _BINS for i in range(_BINS))
 # How much of the spread of confidences is kept from token to token.
 _MEMORY = 0.998
 # What a token may count for before all counts are made smaller.
@@ -21,8 +23,8 @@ class Calibration:
     """
 
     def __init__(self) -> None:
-        self._odds = [Odds(prior=(i + 0.5) / _BINS) for i in range(_BINS)]
-        self._rates = [odds.rate for odds in self._odds]
+        self._odds = [Odds(prior=prior) for prior in _PRIORS]
+        self._rates = list(_PRIORS)
         # How often each was seen, and what a token counts for there.
         self._spread, self._weight = [1.0] * _BINS, 1.0
         self._seen = False
@@ -30,9 +32,7 @@ class Calibration:
     def observe(self, confidence: float, hit: bool) -> None:
         """Take what a chain thought of a token, and whether it was accepted."""
         at = _bin(confidence)
-        odds = self._odds[at]
-        odds.observe(hit)
-        self._rates[at] = odds.rate
+        self._rates[at] = self._odds[at].observe(hit, _PRIORS[at])
         # Grows, in place of all others' becoming less.
         self._weight /= _MEMORY
         self._spread[at] += self._weight
@@ -58,7 +58,9 @@ class Calibration:
         if not self._seen:
             return [(1.0, 1.0)]
         total = sum(self._spread)
-        return [(share / total, rate) for share, rate in zip(self._spread, self._rates, strict=True)]
+        return [
+            (share / total, rate) for share, rate in zip(self._spread, self._rates, strict=True)
+        ]
 
 
 def _bin(confidence: float) -> int:

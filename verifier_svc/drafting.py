@@ -153,19 +153,20 @@ class Drafting:
             return
         self._judge(feeds, max(1, len(decoding)))
         self._stream(feeds, decoding)
-        prompts = any(not sequence.decoding for sequence in sequences)
-        self._ask(decoding, now, rested, prompts=prompts)
         ids = [sequence.id for sequence in sequences if sequence.decoding]
+        self._ask(decoding, now, rested, prompts=len(ids) < len(sequences))
         self.resting = self._cohorts.rest(ids, self._policy.cohort_gain)
 
     def _judge(self, feeds: Items[Feed], size: int) -> None:
         """Find out who is worth the rows that it lacks, in a batch of `size`."""
+        dear = False
         for feed in feeds:
             lacks = feed.lacks
             feed.affordable = not lacks or self._policy.affords(
                 feed.record, lacks, feed.remaining, size
             )
-        if not all(feed.affordable for feed in feeds):
+            dear |= not feed.affordable
+        if dear:
             self._policy.doubt_rows()
 
     def _stream(self, feeds: Items[Feed], decoding: Items[Feed]) -> None:
@@ -271,11 +272,11 @@ class Drafting:
             feed.proposed = None
 
 
-def _probed_first(feeds: Items[Feed]) -> list[int]:
-    """The first places of what is fed already, then of what is the least behind, the newest first."""
+def _probed_first(feeds: Items[Feed]) -> Iterator[int]:
+    """Places of what is fed already, then of what is the least behind, the newest first; few."""
 
     def key(place: int) -> tuple[bool, bool, int, int]:
         feed = feeds[place]
         return not feed.affordable, not feed.wanted, feed.lacks, -place
 
-    return nsmallest(PROBED, range(len(feeds)), key)
+    yield from nsmallest(PROBED, range(len(feeds)), key)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -302,13 +301,14 @@ class Engine:
         if times is not None:
             charge_step(decoded, works, times)
         rows = sum(len(work.tokens) for work in works)
-        self._metrics.observe_step(rows, times and times.ran - times.started, self._scheduler)
+        seconds = None if times is None else times.ran - times.started
+        self._metrics.observe_step(rows, seconds, self._scheduler)
         self._metrics.cohorts.set(2 if self._drafting.resting else 1)
 
 
 def _commit(sequence: Sequence, drawn: Accepted) -> Emitted:
     """Commit what was drawn for a sequence; returns what is to be emitted."""
-    proposed, start, source = len(sequence.draft), len(sequence), sequence.draft_source
+    proposed, start, source = len(sequence.draft), len(sequence.tokens), sequence.draft_source
     accepted = len(drawn.tokens) - 1
     kept = sequence.commit(drawn.tokens, accepted)
     # Draft tokens beyond an end token were right and yet are not part of the output.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from specwire.draft import DraftSource
 from verifier_svc.documents import CapturedRows, Read
@@ -84,8 +85,7 @@ class Logprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Emitted:
+class Emitted(NamedTuple):
     """The tokens of one round, the first at absolute index `start`."""
 
     start: int
@@ -133,28 +133,27 @@ class Usage:
     @property
     def proposed_at(self) -> list[int]:
         """Drafts that had the position."""
-        return self._reached(lambda proposed, _: proposed, DraftSource)
+        return self._reached(lambda proposed, _: proposed)
 
     @property
     def accepted_at(self) -> list[int]:
         """Drafts that were accepted so far."""
-        return self._reached(lambda _, accepted: accepted, DraftSource)
+        return self._reached(lambda _, accepted: accepted)
 
     @property
     def lookup_proposed_at(self) -> list[int]:
         """Lookups that had the position."""
-        return self._reached(lambda proposed, _: proposed, [DraftSource.LOOKUP])
+        return self._reached(lambda proposed, _: proposed, lookups=True)
 
     @property
     def lookup_accepted_at(self) -> list[int]:
         """Lookups that were accepted so far."""
-        return self._reached(lambda _, accepted: accepted, [DraftSource.LOOKUP])
+        return self._reached(lambda _, accepted: accepted, lookups=True)
 
-    def _reached(
-        self, reach: Callable[[int, int], int], sources: Collection[DraftSource]
-    ) -> list[int]:
-        """By position, how many drafts of these sources reached so far."""
-        counts = {key: n for key, n in self._counts.items() if key[0] in sources}
+    def _reached(self, reach: Callable[[int, int], int], *, lookups: bool = False) -> list[int]:
+        """By position, how many drafts, or lookups alone, reached so far."""
+        wanted = [DraftSource.LOOKUP] if lookups else list(DraftSource)
+        counts = {key: n for key, n in self._counts.items() if key[0] in wanted}
         reached = [0] * max((proposed for _, proposed, _ in counts), default=0)
         for (_, proposed, accepted), n in counts.items():
             for position in range(reach(proposed, accepted)):

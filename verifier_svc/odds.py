@@ -50,9 +50,14 @@ class Odds:
         self._prior = rate
         self.weight, self.tries, self.hits, self._chance = _PRIOR, 0.0, 0.0, 1.0
 
-    def observe(self, hit: bool, prior: float | None = None) -> None:
-        """Take one outcome; `prior` is what was assumed before any, if the caller has it."""
-        rate = self.given(self.prior if prior is None else prior)
+    def observe(self, hit: bool, prior: float | None = None) -> float:
+        """Take one outcome; `prior` is what was assumed before any, if the caller has it.
+
+        Returns the chance by now.
+        """
+        if prior is None:
+            prior = self.prior
+        rate = (self.hits + self.weight * prior) / (self.tries + self.weight)
         chance = rate if hit else 1 - rate
         if hit is self._last:
             chance *= self._chance
@@ -61,6 +66,7 @@ class Odds:
         self.weight *= memory
         self.tries = self.tries * memory + 1
         self.hits = self.hits * memory + hit
+        return self.given(prior)
 
     def fade(self) -> None:
         """Nothing was tried."""

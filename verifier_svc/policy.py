@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from dataclasses import replace
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from specwire.draft import NO_WISH, Wish
 from verifier_svc.cohorts import STAY
@@ -187,17 +187,19 @@ class DraftLengthPolicy:
                 record.chain.fade()
         return best if self._owed < 1 else self._trial(best, caps)
 
-    def probe(self, wishes: Items[Wish], caps: Items[Wish], order: Items[int]) -> list[Wish]:
+    def probe(self, wishes: Items[Wish], caps: Items[Wish], order: Iterable[int]) -> list[Wish]:
         """What to ask for: what was chosen, and now and then more to keep the records fresh.
 
-        `order` is that in which sequences are taken for it.
+        `order` is that in which sequences are taken for it; only then is it looked at.
         """
         if self._fixed is not None or not wishes:
             return list(wishes)
         least, most = _PROBE_INTERVAL
         step = max(self.step_cost.predict(len(wishes)), 1e-9)
         interval = int(self.expected_draft(PROBE_LENGTH) / (_PROBE_SHARE * step))
-        return self._probes.apply(wishes, caps, min(max(interval, least), most), order[:PROBED])
+        return self._probes.apply(
+            wishes, caps, min(max(interval, least), most), islice(order, PROBED)
+        )
 
     def _keep(self, length: int, caps: Items[Wish]) -> list[Wish]:
         """Wishes of one length, as far as the caps allow."""
@@ -230,7 +232,7 @@ class DraftLengthPolicy:
         """Chains of more than twice the length: what they cost and bring would not be known."""
         pairs = zip(wishes, caps, strict=True)
         return [
-            replace(wish, chain=min(2 * wish.chain + 1, cap.chain)) if wish.chain else wish
+            wish._replace(chain=min(2 * wish.chain + 1, cap.chain)) if wish.chain else wish
             for wish, cap in pairs
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -37,24 +37,15 @@ class Acceptance:
     def observe(self, proposed: int, accepted: int) -> None:
         """Take one draft; a position counts as tried if all before it were accepted."""
         tried = min(proposed, accepted + 1)
-        if self._shared is None:
-            rate = 0.5
-            for i, odds in enumerate(self._odds[:tried]):
-                prior = odds.assumed(rate)
-                odds.observe(i < accepted, prior)
-                rate = odds.given(prior)
-            return
-        for i, (odds, prior) in enumerate(zip(self._odds[:tried], self._priors(), strict=False)):
-            odds.observe(i < accepted, prior)
-        self._shared.observe(proposed, accepted)
-
-    def _priors(self) -> Iterator[float]:
-        """What is assumed of each position before any outcome: of one sequence, what all show."""
         rate = 0.5
-        for odds in (self._shared or self)._odds:
-            prior = odds.assumed(rate)
-            rate = odds.given(prior)
-            yield prior if self._shared is None else rate
+        if self._shared is None:
+            for i, odds in enumerate(self._odds[:tried]):
+                rate = odds.observe(i < accepted, odds.assumed(rate))
+            return
+        for i, (odds, all_) in enumerate(zip(self._odds[:tried], self._shared._odds, strict=False)):
+            rate = all_.given(all_.assumed(rate))
+            odds.observe(i < accepted, rate)
+        self._shared.observe(proposed, accepted)
 
     def fade(self) -> None:
         """A round went by without a draft."""
@@ -73,7 +64,7 @@ class Acceptance:
     @staticmethod
     def rates_of(parts: Items[Acceptance]) -> list[list[float]]:
         """The rates of several that share one profile."""
-        priors = list(parts[0]._priors())
+        priors = [odds.prior for odds in parts[0]._odds]
         return [
             [odds.given(prior) for odds, prior in zip(part._odds, priors, strict=True)]
             for part in parts
@@ -115,7 +106,7 @@ class Probes:
     since_lookup: int = 0
 
     def apply(
-        self, wishes: Items[Wish], caps: Items[Wish], interval: int, places: Items[int]
+        self, wishes: Items[Wish], caps: Items[Wish], interval: int, places: Iterable[int]
     ) -> list[Wish]:
         """What to ask for in this round, given the wishes and the most that may be asked for.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from verifier_svc.blocks import BlockPool
 from verifier_svc.holdings import Holdings
@@ -12,8 +12,7 @@ from verifier_svc.pace import Pace
 from verifier_svc.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """Rows of one sequence: its tokens [position, position + count), drafts included.
 
     `draws` of the last rows have their logits drawn from; 0 in the middle of a `prompt`.

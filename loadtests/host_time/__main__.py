@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pstats
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from itertools import product
 from pathlib import Path
 from typing import Annotated

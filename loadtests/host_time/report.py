@@ -72,7 +72,10 @@ def print_summary(console: Console, summary: Summary) -> None:
         caption="Timed one by one, which takes time itself.",
     )  # fmt: skip
     for level in summary.levels:
-        for length, parts in ((0, level.plain_parts), (level.drafted.draft_length, level.drafted_parts)):
+        for length, parts in (
+            (0, level.plain_parts),
+            (level.drafted.draft_length, level.drafted_parts),
+        ):
             cells = (number(parts.get(name, 0.0), 2) for name in names)
             at = str(level.plain.streams), f"{level.plain.temperature:g}", str(length)
             made.add_row(*at, *cells)

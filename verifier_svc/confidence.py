@@ -64,4 +64,4 @@ class Calibration:
 
 
 def _bin(confidence: float) -> int:
-    return min(int(confidence * _BINS), _BINS - 1)
+    return int(confidence * _BINS) if confidence < 1 else _BINS - 1

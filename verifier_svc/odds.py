@@ -17,12 +17,12 @@ _RETURN = 0.005
 class Odds:
     """The chance of one thing, learned from outcomes, with forgetting."""
 
-    __slots__ = ("_chance", "_last", "_prior", "hits", "similar", "tries", "weight")
+    __slots__ = ("_chance", "_last", "expected", "hits", "similar", "tries", "weight")
 
     def __init__(self, similar: Odds | None = None, prior: float | None = None) -> None:
         """Take what is assumed before any outcome: a chance, or that of similar things, or 0.5."""
         self.similar = similar
-        self._prior = prior
+        self.expected = prior
         self.weight, self.tries, self.hits = _PRIOR, 0.0, 0.0
         # The outcome of the last ones in a row that were alike, and what chance they had.
         self._last, self._chance = False, 1.0
@@ -30,11 +30,9 @@ class Odds:
     @property
     def prior(self) -> float:
         """What is assumed before any outcome."""
-        return self.assumed(self.similar.rate if self._prior is None and self.similar else 0.5)
-
-    def assumed(self, similar: float) -> float:
-        """The same where similar things have this chance."""
-        return similar if self._prior is None else self._prior
+        if self.expected is not None:
+            return self.expected
+        return self.similar.rate if self.similar else 0.5
 
     @property
     def rate(self) -> float:
@@ -47,7 +45,7 @@ class Odds:
 
     def expect(self, rate: float | None) -> None:
         """Start anew from this chance; None: nothing is known of it."""
-        self._prior = rate
+        self.expected = rate
         self.weight, self.tries, self.hits, self._chance = _PRIOR, 0.0, 0.0, 1.0
 
     def observe(self, hit: bool, prior: float | None = None) -> float:
@@ -63,10 +61,10 @@ class Odds:
             chance *= self._chance
         self._last, self._chance = hit, chance
         memory = _SURPRISED_MEMORY if chance < _SURPRISE else _MEMORY
-        self.weight *= memory
-        self.tries = self.tries * memory + 1
-        self.hits = self.hits * memory + hit
-        return self.given(prior)
+        self.weight = weight = self.weight * memory
+        self.tries = tries = self.tries * memory + 1
+        self.hits = hits = self.hits * memory + hit
+        return (hits + weight * prior) / (tries + weight)
 
     def fade(self) -> None:
         """Nothing was tried."""

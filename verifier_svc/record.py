@@ -37,15 +37,15 @@ class Acceptance:
     def observe(self, proposed: int, accepted: int) -> None:
         """Take one draft; a position counts as tried if all before it were accepted."""
         tried = min(proposed, accepted + 1)
-        rate = 0.5
-        if self._shared is None:
-            for i, odds in enumerate(self._odds[:tried]):
-                rate = odds.observe(i < accepted, odds.assumed(rate))
-            return
-        for i, (odds, all_) in enumerate(zip(self._odds[:tried], self._shared._odds, strict=False)):
-            rate = all_.given(all_.assumed(rate))
-            odds.observe(i < accepted, rate)
-        self._shared.observe(proposed, accepted)
+        # Chances of the position before, by now and before this draft.
+        now = then = 0.5
+        shared = (self._shared or self)._odds
+        for i, (own, odds) in enumerate(zip(self._odds[:tried], shared, strict=False)):
+            hit = i < accepted
+            if own is not odds:
+                then = odds.given(then if odds.expected is None else odds.expected)
+                own.observe(hit, then)
+            now = odds.observe(hit, now if odds.expected is None else odds.expected)
 
     def fade(self) -> None:
         """A round went by without a draft."""

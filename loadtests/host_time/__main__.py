@@ -46,7 +46,7 @@ class HostTimeSettings(ReportSettings):
     ] = setting("0,1", "Of the streams, 0 for greedy.")
     draft_length: int = setting(3, "Of all drafts, beside plain decoding.", ge=1, le=16)
     chance: float = setting(0.7, "Of each draft token to be accepted.", ge=0, le=1)
-    rounds: int = setting(150, "Rounds of each run at least.", ge=1, le=400)
+    rounds: int = setting(150, "Rounds of each run that are counted.", ge=1, le=400)
     profile: bool = setting(False, "Print calls of the verifier's rounds with drafts, too.")
     compile: Compile = setting("auto", "CPU kernels of ours, for drawing.")
 

@@ -39,6 +39,8 @@ PROGRAM = "loadtests.host_time"
 FORWARD = "forward"
 PROMPT = 32
 _SECONDS = 120.0
+# Tokens of an output at most.
+_LONGEST = 8000
 # Rounds that are not counted.
 _WARM = 8
 _CONFIG = {
@@ -158,7 +160,7 @@ class Bench:
                     raise StartError("The drafter has not linked.")
             for seq in range(1, 1 + self._streams):
                 self._engine.post(Submit(seq, self._generation(seq, temperature, rounds)))
-            await asyncio.to_thread(self._follow)
+            await asyncio.to_thread(self._follow, _WARM + rounds)
         finally:
             if self._port is not None:
                 await self._port.close()
@@ -168,13 +170,14 @@ class Bench:
     def _generation(self, seq: int, temperature: float, rounds: int) -> Generation:
         chance = random.Random(seq)
         text = tuple(chance.randrange(self._vocab_size) for _ in range(PROMPT))
-        most = (rounds + _WARM) * (1 + self._draft_length)
+        # Streams begin one after the other: enough for those that began first.
+        most = min(3 * (rounds + _WARM) * (1 + self._draft_length), _LONGEST)
         sampling = Sampling(temperature, seed=seq, max_tokens=most, ignore_eos=True)
         return Generation("host", text, PROMPT, sampling, self._draft_length)
 
-    def _follow(self) -> None:
-        """Wait until the first stream ends."""
-        while True:
+    def _follow(self, rounds: int) -> None:
+        """Wait for so many rounds of all streams, or until the first stream ends."""
+        while len(self._told) < rounds:
             try:
                 box = self._boxes.get(timeout=_SECONDS)
             except queue.Empty:

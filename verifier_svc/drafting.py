@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Items
+from heapq import nsmallest
 from itertools import compress
 
 import torch
@@ -79,8 +80,10 @@ class Drafting:
 
     def close(self, seq: int) -> None:
         """A sequence has ended."""
-        if self._feeds.pop(seq, None) is None:
+        feed = self._feeds.pop(seq, None)
+        if feed is None:
             return
+        feed.score()
         self.gathering.drop(seq)
         # Bulk rows that arrived after the Close would open the sequence again: their
         # acknowledgement closes it.
@@ -134,7 +137,7 @@ class Drafting:
             self._policy.observe_draft(length, seconds, awaited=bool(request.awaited))
 
     def observe(self, seq: int) -> None:
-        """A sequence has committed a round."""
+        """Learn from the draft of a sequence that has committed a round."""
         if feed := self._feeds.get(seq):
             feed.score()
 
@@ -152,17 +155,20 @@ class Drafting:
             return
         self._judge(feeds, max(1, len(decoding)))
         self._stream(feeds, decoding)
-        prompts = any(not sequence.decoding for sequence in sequences)
-        self._ask(decoding, now, rested, prompts=prompts)
         ids = [sequence.id for sequence in sequences if sequence.decoding]
+        self._ask(decoding, now, rested, prompts=len(ids) < len(sequences))
         self.resting = self._cohorts.rest(ids, self._policy.cohort_gain)
 
     def _judge(self, feeds: Items[Feed], size: int) -> None:
         """Find out who is worth the rows that it lacks, in a batch of `size`."""
+        dear = False
         for feed in feeds:
-            lacks, tokens = feed.lacks, feed.remaining
-            feed.affordable = self._policy.affords(feed.record, lacks, tokens, size)
-        if not all(feed.affordable for feed in feeds):
+            lacks = feed.lacks
+            feed.affordable = not lacks or self._policy.affords(
+                feed.record, lacks, feed.remaining, size
+            )
+            dear |= not feed.affordable
+        if dear:
             self._policy.doubt_rows()
 
     def _stream(self, feeds: Items[Feed], decoding: Items[Feed]) -> None:
@@ -181,7 +187,8 @@ class Drafting:
             self._window = _FIRST_WINDOW_BYTES
             feeds = [feed for feed in feeds if feed.wanted][:PROBED]
         for feed in feeds:
-            self._send_bulk(feed)
+            if feed.sender.lags:
+                self._send_bulk(feed)
 
     def _ask(
         self, feeds: Items[Feed], now: float, rested: Collection[int], *, prompts: bool
@@ -268,11 +275,11 @@ class Drafting:
             feed.proposed = None
 
 
-def _probed_first(feeds: Items[Feed]) -> list[int]:
-    """Places of what is fed already, then of what is the least behind, the newest first."""
+def _probed_first(feeds: Items[Feed]) -> Iterator[int]:
+    """Places of what is fed already, then of what is the least behind, the newest first; few."""
 
     def key(place: int) -> tuple[bool, bool, int, int]:
         feed = feeds[place]
         return not feed.affordable, not feed.wanted, feed.lacks, -place
 
-    return sorted(range(len(feeds)), key=key)
+    yield from nsmallest(PROBED, range(len(feeds)), key)

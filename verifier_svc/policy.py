@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from dataclasses import replace
-from itertools import accumulate, takewhile
+from itertools import accumulate, islice, takewhile
 from operator import mul
 
 from specwire.draft import NO_WISH, Wish
@@ -188,17 +188,19 @@ class DraftLengthPolicy:
                 record.chain.fade()
         return best if self._owed < 1 or not self.drafts else self._trial(best, caps)
 
-    def probe(self, wishes: Items[Wish], caps: Items[Wish], order: Items[int]) -> list[Wish]:
+    def probe(self, wishes: Items[Wish], caps: Items[Wish], order: Iterable[int]) -> list[Wish]:
         """What to ask for: what was chosen, and now and then more to keep the records fresh.
 
-        `order` is that in which sequences are taken for it.
+        `order` is that in which sequences are taken for it; only then is it looked at.
         """
         if self._fixed is not None or not wishes:
             return list(wishes)
         least, most = _PROBE_INTERVAL
         step = max(self.step_cost.predict(len(wishes)), 1e-9)
         interval = int(self.expected_draft(PROBE_LENGTH) / (_PROBE_SHARE * step))
-        return self._probes.apply(wishes, caps, min(max(interval, least), most), order[:PROBED])
+        return self._probes.apply(
+            wishes, caps, min(max(interval, least), most), islice(order, PROBED)
+        )
 
     def _keep(self, length: int, caps: Items[Wish]) -> list[Wish]:
         """Wishes of one length, as far as the caps allow."""
@@ -260,7 +262,7 @@ class DraftLengthPolicy:
         """Chains of more than twice the length: what they cost and bring would not be known."""
         pairs = zip(wishes, caps, strict=True)
         return [
-            replace(wish, chain=min(2 * wish.chain + 1, cap.chain)) if wish.chain else wish
+            wish._replace(chain=min(2 * wish.chain + 1, cap.chain)) if wish.chain else wish
             for wish, cap in pairs
         ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from specwire.limits import MAX_ROUND_BYTES
 
@@ -44,8 +44,7 @@ class DraftSource(StrEnum):
     LOOKUP = "lookup"
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(NamedTuple):
     """Draft tokens asked for at most: of a lookup where a suffix repeats, else of a chain."""
 
     chain: int = 0

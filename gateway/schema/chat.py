@@ -12,8 +12,8 @@ from gateway.model import ServedModel
 from gateway.schema.body import Body
 from gateway.schema.common import NEEDS_STREAM, GenerationBody, check_top_logprobs
 from gateway.schema.fields import Off, Text, Whole, needs
-from gateway.template import RESERVED
 from specwire import limits
+from specwire.template import RESERVED
 
 
 def _refuse(items: list[Any]) -> list[Any]:

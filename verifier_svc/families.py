@@ -7,6 +7,9 @@ from typing import Any
 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.activations import ACT2FN
+from transformers.integrations.heterogeneity.configuration_utils import (
+    AmbiguousGlobalPerLayerAttributeError,
+)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 # Layer types whose state is more than keys and values, so that no length rolls it back.
@@ -52,16 +55,14 @@ def why_not(config: Any) -> str | None:
 
 def _impossible(config: Any) -> Iterator[str]:
     """What a configuration asks for that no model computes, in sentences that name the setting."""
-    layers = getattr(config, "num_hidden_layers", None)
+    layers = _one(config, "num_hidden_layers")
     if isinstance(layers, int) and not 1 <= layers <= _MOST_LAYERS:
         yield f"num_hidden_layers is {layers}; between 1 and {_MOST_LAYERS} can be served"
-    heads, kv_heads = (
-        getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads")
-    )
+    heads, kv_heads = _one(config, "num_attention_heads"), _one(config, "num_key_value_heads")
     if isinstance(heads, int) and isinstance(kv_heads, int) and (kv_heads < 1 or heads % kv_heads):
         yield f"num_attention_heads is {heads}, no multiple of num_key_value_heads ({kv_heads})"
     for name in _ACTIVATIONS:
-        value = getattr(config, name, None)
+        value = _one(config, name)
         if isinstance(value, str) and value not in ACT2FN:
             yield f"{name} is {value!r}, which transformers does not know"
     for rope in _ropes(getattr(config, "rope_parameters", None) or {}):
@@ -70,10 +71,18 @@ def _impossible(config: Any) -> Iterator[str]:
             yield f"rope_type is {kind!r}, which transformers does not know"
         if isinstance(theta, int | float) and not 0 < theta < float("inf"):
             yield f"rope_theta is {theta}; it must be positive"
-        width = getattr(config, "head_dim", None)
+        width = _one(config, "head_dim")
         whole = theta and rope.get("partial_rotary_factor") is None
         if whole and isinstance(width, int) and (width < 2 or width % 2):
             yield f"head_dim is {width}; RoPE turns pairs of elements, so it must be even"
+
+
+def _one(config: Any, name: str) -> Any:
+    """What a configuration says for all layers; None where it says nothing, or several things."""
+    try:
+        return getattr(config, name, None)
+    except AmbiguousGlobalPerLayerAttributeError:
+        return None
 
 
 def positions_of(config: Any) -> int:

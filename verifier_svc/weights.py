@@ -22,7 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 # that see and hear, and heads of other tasks.
 _LEFT = re.compile(
     r"(^|\.)("
-    r"inv_freq$|position_ids$|causal_mask$|(attn|attention)\.(masked_)?bias$|"
+    r"inv_freq$|position_ids$|causal_mask$|(self_)?(attn|attention)\.(masked_)?bias$|"
     r"(\w+_)?(vision|visual|image|audio|speech)(_\w+)?\.|(multi_modal|mm)_projector\.|"
     r"(mtp|medusa)\w*\.|(score|classifier|v_head|value_head|reward_head)\."
     r")"

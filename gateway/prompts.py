@@ -8,7 +8,7 @@ from typing import Any
 from gateway.errors import invalid
 from gateway.model import ServedModel
 from gateway.schema.chat import Message
-from gateway.template import TemplateError
+from specwire.template import TemplateError
 
 
 async def chat_prompt(

@@ -113,7 +113,7 @@ class Target:
         )
         if self.max_position < (most := self.config.max_position_embeddings):
             _log.warning(
-                "sequences are shorter than the model's limit, beyond which attention changes",
+                "sequences are shorter than the model's limit: what comes later is not served",
                 limit=most,
                 served=self.max_position,
             )

@@ -12,7 +12,7 @@ from gateway.model import ServedModel
 from gateway.schema.body import Body
 from gateway.schema.common import NEEDS_STREAM, GenerationBody, check_top_logprobs
 from gateway.schema.fields import Empty, Off, Positive, Text, TopLogprobs, needs
-from gateway.template import RESERVED
+from specwire.template import RESERVED
 
 _VARIABLES = {"type": "object", "propertyNames": {"not": {"enum": sorted(RESERVED)}}}
 _NEEDS_CONTENT: JsonDict = {

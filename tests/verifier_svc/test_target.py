@@ -378,3 +378,20 @@ def test_what_is_no_model_is_not_said_to_lack_a_tokenizer(tmp_path: Path) -> Non
     settings = settings_for(tmp_path)
     with pytest.raises(StartError, match=r"^target: .* cannot be loaded: "):
         tokenizer_files(settings, find_target(settings))
+
+
+def test_a_chat_template_that_gateways_cannot_read_is_refused(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path)
+    settings = settings_for(folder)
+    assert "chat_template.jinja" in tokenizer_files(settings, find_target(settings))
+    (folder / "chat_template.jinja").write_text("{% for x in %}")
+    with pytest.raises(StartError, match=r"^target: the model's chat template is broken: Expected"):
+        tokenizer_files(settings, find_target(settings))
+
+
+def test_all_lines_of_a_reason_are_told(tmp_path: Path) -> None:
+    config = write_tiny_llama(tmp_path) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_size": "32"}))
+    with pytest.raises(TargetError, match=r"'hidden_size' expected int, got str") as error:
+        load(tmp_path)
+    assert "\n" not in str(error.value)

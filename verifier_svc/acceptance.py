@@ -87,15 +87,17 @@ def _draw_in_turn(
     sequences: Items[Sequence], best: torch.Tensor, logits: torch.Tensor | None
 ) -> Iterator[Iterable[int]]:
     """Tokens of each sequence, drawn as far as they are needed: others would cost time."""
-    greedy, scores = iter(best.tolist()), iter(() if logits is None else logits[:, None])
+    greedy, start = iter(best.tolist()), 0
     raced = _race(sequences, logits)
     for i, sequence in enumerate(sequences):
         count = 1 + len(sequence.draft)
         if sequence.greedy:
             yield list(islice(greedy, count))
             continue
-        own = list(islice(scores, count))
-        yield raced[i] if i in raced else _draw_rows(sequence, own)
+        assert logits is not None
+        rows = logits[start : start + count]
+        start += count
+        yield raced[i] if i in raced else _draw_rows(sequence, rows)
 
 
 def _race(sequences: Items[Sequence], logits: torch.Tensor | None) -> dict[int, list[int]]:
@@ -119,8 +121,8 @@ def _race(sequences: Items[Sequence], logits: torch.Tensor | None) -> dict[int, 
     return {i: list(islice(tokens, part.stop - part.start)) for i, part in own.items()}
 
 
-def _draw_rows(sequence: Sequence, logits: Items[torch.Tensor]) -> Iterator[int]:
-    for row, scores in zip(rows_of(sequence), logits, strict=True):
+def _draw_rows(sequence: Sequence, logits: torch.Tensor) -> Iterator[int]:
+    for row, scores in zip(rows_of(sequence), logits[:, None], strict=True):
         yield from settle(draw(scores, [row]).tolist(), scores, [row])
 
 

@@ -28,7 +28,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "stream_options": {"stream": True},
 }
 # Limits that the request itself or the model draws closer.
-CLOSER = {"min_tokens", "model"}
+CLOSER = {"min_tokens", "model", "messages", "prompt", "max_tokens", "max_completion_tokens"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,12 @@ def resolved(schema: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]
 def forms(schema: dict[str, Any], document: dict[str, Any]) -> list[dict[str, Any]]:
     """The alternatives of a schema, null left out."""
     own = resolved(schema, document)
-    parts = [part for each in own.get("anyOf", ()) for part in forms(each, document)]
+    parts = [
+        part
+        for kind in ("anyOf", "oneOf")
+        for each in own.get(kind, ())
+        for part in forms(each, document)
+    ]
     return [part for part in parts or [own] if part.get("type") != "null"]
 
 
@@ -109,8 +114,8 @@ def outside(form: dict[str, Any], document: dict[str, Any]) -> Iterator[Any]:
 
 def item(form: dict[str, Any], document: dict[str, Any]) -> Any:
     """One that an array may have."""
-    kind = forms(form.get("items", {"type": "object"}), document)[0]["type"]
-    return {"string": "x", "integer": 1, "object": {}}[kind]
+    one = forms(form.get("items", {"type": "object"}), document)[0]
+    return one.get("const", {"string": "x", "integer": 1, "object": {}}[one["type"]])
 
 
 def fields(path: str, document: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -161,7 +166,7 @@ def test_limits_are_written_as_json_schema_has_them(document: dict[str, Any]) ->
     for path in ("/v1/chat/completions", "/v1/completions"):
         [seed], [tokens] = (fields(path, document)[name] for name in ("seed", "max_tokens"))
         assert (seed["minimum"], seed["exclusiveMaximum"]) == (-(2**63), 2**64)
-        assert tokens["minimum"] == 1
+        assert (tokens["minimum"], tokens["maximum"]) == (1, 2**32 - 1)
 
 
 def test_what_is_left_out_is_told(document: dict[str, Any]) -> None:
@@ -183,7 +188,7 @@ def test_every_form_of_a_prompt_is_told(document: dict[str, Any]) -> None:
     text, tokens, several = fields("/v1/completions", document)["prompt"]
     assert text["type"] == "string"
     assert tokens["items"]["type"] == "integer"
-    assert [part["type"] for part in several["items"]["anyOf"]] == ["string", "array"]
+    assert [part["type"] for part in several["items"]["oneOf"]] == ["string", "array"]
 
 
 def test_statuses_are_those_that_are_sent(document: dict[str, Any]) -> None:

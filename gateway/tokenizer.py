@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from gateway.aside import aside
+from gateway.aside import LARGE, aside
 
 
 class TokenizerError(ValueError):
@@ -43,8 +43,14 @@ class TextTokenizer:
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        decode = self._tokenizer.decode if len(ids) < LARGE else self._decode_long
+        text: str = decode(ids, skip_special_tokens=skip_special_tokens)
         return text
+
+    def _decode_long(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        # As with encode, only the batch lets go of the GIL.
+        [text] = self._tokenizer.decode_batch([ids], skip_special_tokens=skip_special_tokens)
+        return str(text)
 
     def token_text(self, token: int) -> str | None:
         """Return the text of one token; None if its bytes are no whole characters."""

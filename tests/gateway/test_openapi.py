@@ -27,6 +27,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "top_logprobs": {"logprobs": True},
     "stream_options": {"stream": True},
 }
+# Entries of lists that take too long to try here.
+LONG = 2**20
 # Limits that the request itself or the model draws closer.
 CLOSER = {"min_tokens", "model", "messages", "prompt", "max_tokens", "max_completion_tokens"}
 
@@ -71,10 +73,10 @@ def inside(form: dict[str, Any], document: dict[str, Any]) -> Iterator[Any]:
             yield from (True, False)
         case "string" if "maxLength" in form:
             yield from ("x" * n for n in (form.get("minLength", 0), form["maxLength"]))
-        case "array" if "maxItems" in form:
+        case "array" if form.get("maxItems", LONG) < LONG:
             yield [item(form, document)] * form["maxItems"]
         case "object" if "maxProperties" in form:
-            yield {str(i): 1 for i in range(form["maxProperties"])}
+            yield {str(i): member(form) for i in range(form["maxProperties"])}
         case "object":
             for name, part in form.get("properties", {}).items():
                 for each in forms(part, document):
@@ -102,14 +104,19 @@ def outside(form: dict[str, Any], document: dict[str, Any]) -> Iterator[Any]:
             yield from ("x" * (form[end] + 1) for end in ("maxLength",) if end in form)
         case "array":
             yield from [[]] * form.get("minItems", 0)
-            if "maxItems" in form:
+            if form.get("maxItems", LONG) < LONG:
                 yield [item(form, document)] * (form["maxItems"] + 1)
         case "object":
             if "maxProperties" in form:
-                yield {str(i): 1 for i in range(form["maxProperties"] + 1)}
+                yield {str(i): member(form) for i in range(form["maxProperties"] + 1)}
             for name, part in form.get("properties", {}).items():
                 for each in forms(part, document):
                     yield from ({name: value} for value in outside(each, document))
+
+
+def member(form: dict[str, Any]) -> Any:
+    """A value that an object of any names may have."""
+    return "x" if form.get("additionalProperties", {}).get("type") == "string" else 1
 
 
 def item(form: dict[str, Any], document: dict[str, Any]) -> Any:

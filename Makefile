@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help install run test lint format-check style types imports proto-lint proto-check \
-	proto format unit families bench synthesize train clean
+	proto format unit families bench gpu-check synthesize train clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -64,6 +64,14 @@ families: .venv/everything ## Try tiny models of all families: each is exact, or
 bench: .venv/everything ## Measure the running stack, speculation on and off; ARGS="--help" shows how
 	$(BIN)/python -m loadtests.bench $(ARGS)
 
+# Nothing is installed for it: it is for machines that cannot install. `.venv` serves if it is there.
+CHECKING = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard $(BIN)/python),$(PYTHON)),$(PYTHON))
+
+gpu-check: ## Try every path of a GPU in 8 minutes; PYTHON=, WHEELS=folder, OUT=folder, TARGET=file
+	@PYTHONPATH=.:proto$(if $(PYTHONPATH),:$(PYTHONPATH)) $(CHECKING) -m loadtests.gpu_check \
+		$(if $(OUT),--out '$(OUT)') $(if $(WHEELS),--wheels '$(WHEELS)') \
+		$(if $(TARGET),--target '$(TARGET)') $(ARGS)
+
 synthesize: .venv/everything ## Let a target write training conversations; ARGS="--help" shows how
 	$(BIN)/python -m drafter_svc.train.synthesize $(ARGS)
 
@@ -75,12 +83,12 @@ clean: ## Remove .venv, caches and builds; fetched models stay
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/serving: $(PINS) | $(BIN)/python
-	@echo "Installing what the services need into .venv ..."
+	@echo "Installing what the services need into .venv: some minutes, 1.2 GB without CUDA's libraries ..."
 	@$(INSTALL) '$(SERVING)'
 	@touch $@
 
 .venv/everything: $(PINS) | $(BIN)/python
-	@echo "Installing the project and its tools into .venv ..."
+	@echo "Installing the project and its tools into .venv: some minutes, 1.6 GB without CUDA's libraries ..."
 	@$(INSTALL) '$(EVERYTHING)'
 	@touch $@ .venv/serving
 

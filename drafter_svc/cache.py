@@ -8,8 +8,8 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from drafter_svc.numbers import Numbers
 from drafter_svc.sequences import Key
 
 _MIN_ROWS = 64
@@ -23,13 +23,14 @@ class CacheFullError(Exception):
 class Slot:
     """What is kept of one sequence: the pool's rows [start, start + rows), and a state.
 
-    ``hidden`` ``[H]`` is the last layer's output for the last real entry, from which a chain
-    starts. A reservation, of whatever sequence, may move ``start``.
+    The state is the row ``number`` of `States`; it is ``ready`` once it is that of the last real
+    entry, so that a chain can start. A reservation, of whatever sequence, may move ``start``.
     """
 
     start: int
     rows: int
-    hidden: Tensor | None = None
+    number: int
+    ready: bool = False
 
 
 class KvCache:
@@ -61,6 +62,7 @@ class KvCache:
         )
         self._slots: dict[Key, Slot] = {}
         self._ended: dict[Key, None] = {}
+        self._numbers = Numbers()
         self._rows = 0
 
     def __len__(self) -> int:
@@ -91,7 +93,7 @@ class KvCache:
             size = rows
         evicted = self._make_room(size - held, in_use | {key})
         if slot is None:
-            slot = self._slots[key] = Slot(0, 0)
+            slot = self._slots[key] = Slot(0, 0, self._numbers.take())
         self._grow(slot, size)
         self._rows += size - held
         return slot, evicted
@@ -114,6 +116,7 @@ class KvCache:
         slot = self._slots.pop(key, None)
         if slot is not None:
             self._rows -= slot.rows
+            self._numbers.give(slot.number)
 
     def _make_room(self, rows: int, in_use: Set[Key]) -> list[Key]:
         """Evict in order of last use until ``rows`` more fit; nobody where that is not enough."""

@@ -19,6 +19,8 @@ INT_FIELDS = (
     "vocab_size",
     "draft_vocab_size",
 )
+# More than any drafter has; tensors of such shapes are still counted in 64 bits.
+MOST_LAYERS, MOST = 256, 1 << 24
 FLOAT_FIELDS = ("rms_norm_eps", "rope_theta")
 
 
@@ -145,7 +147,9 @@ class DrafterConfig:
 
     def _check_numbers(self) -> None:
         for name in INT_FIELDS:
-            require(getattr(self, name) >= 1, f"{name} must be at least 1")
+            value, most = getattr(self, name), MOST_LAYERS if name == "num_hidden_layers" else MOST
+            require(value >= 1, f"{name} must be at least 1")
+            require(value <= most, f"{name} must be at most {most}")
         for name in (*FLOAT_FIELDS, "draft_temperature"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, f"{name} must be positive and finite")

@@ -31,59 +31,6 @@ class DraftVocabulary:
         return [known[target] for target in target_ids if target in known]
 
 
-class Penalties:
-    """Penalties and bias of one sequence over the draft vocabulary, fp32 ``[draft]``."""
-
-    def __init__(self, opening: Opening, vocabulary: DraftVocabulary, device: torch.device) -> None:
-        self._opening = opening
-        self._vocabulary = vocabulary
-        self._seen = torch.zeros(len(vocabulary), dtype=torch.bool, device=device)
-        self._count = torch.zeros(len(vocabulary), dtype=torch.float32, device=device)
-        self._bias = torch.zeros(len(vocabulary), dtype=torch.float32, device=device)
-        for target, bias in opening.logit_bias.items():
-            self._bias[vocabulary.to_draft([target])] = bias
-        self._length = 0
-
-    @classmethod
-    def of(
-        cls, opening: Opening, vocabulary: DraftVocabulary, device: torch.device
-    ) -> "Penalties | None":
-        """The penalties of ``opening``, or None where it has none."""
-        neutral = (opening.repetition_penalty, opening.presence_penalty, opening.frequency_penalty)
-        if neutral == (1.0, 0.0, 0.0) and not opening.logit_bias:
-            return None
-        penalties = cls(opening, vocabulary, device)
-        penalties.extend([opening.first_token])
-        return penalties
-
-    def extend(self, target_ids: Sequence[int]) -> None:
-        """The sequence goes on with ``target_ids``."""
-        seen = self._vocabulary.to_draft(target_ids)
-        output = max(0, self._opening.output_start - self._length)
-        counted = self._vocabulary.to_draft(target_ids[output:])
-        self._length += len(target_ids)
-        self._seen[seen] = True
-        ones = torch.ones(len(counted), device=self._count.device)
-        self._count.index_add_(0, torch.tensor(counted, device=ones.device).long(), ones)
-
-    def fork(self) -> "Penalties":
-        """A copy, to be extended by guesses."""
-        copy = object.__new__(Penalties)
-        copy.__dict__.update(self.__dict__)
-        copy._seen, copy._count = self._seen.clone(), self._count.clone()
-        return copy
-
-    def apply(self, logits: Tensor) -> Tensor:
-        """Processed logits of raw ones, fp32 ``[draft]``, in the order that the verifier keeps."""
-        opening = self._opening
-        repetition = opening.repetition_penalty
-        penalized = torch.where(logits > 0, logits / repetition, logits * repetition)
-        logits = torch.where(self._seen, penalized, logits)
-        logits = logits - opening.frequency_penalty * self._count
-        logits = logits - opening.presence_penalty * (self._count > 0)
-        return logits + self._bias
-
-
 def noise_of(
     openings: Sequence[Opening],
     positions: Sequence[int],

@@ -4,22 +4,24 @@ A chain step is short enough that each operator call counts. Projections that re
 are one product, RoPE is a table, and the target's embeddings are normalized once at the start.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from drafter_svc.attention import Attention
 from drafter_svc.config import DrafterConfig
 from drafter_svc.eagle import EagleDrafter
 from drafter_svc.linear import Linear, pack_linear, product_of
+from drafter_svc.projection import feature_norms
 from drafter_svc.rope import Rope
 from specwire import kernels
+from specwire.kernels.projection import Projection
 
-#: Queries ``[T, heads, d]``, the rows' own keys and values ``[T, 2 * kv_heads, d]``, keys first,
-#: RoPE applied, and the layer's number give ``[T, heads * d]``.
-Attend = Callable[[Tensor, Tensor, int], Tensor]
+#: Cosines and sines of all positions, and the rows' positions int64 ``[T]``.
+_Rotation = tuple[Tensor, Tensor, Tensor]
 
 # Halves of a head are turned sixteen elements at a time.
 _HEAD_STEP = 32
@@ -35,25 +37,15 @@ class FusedDrafter:
         self.dtype, self.device = module.norm.weight.dtype, module.norm.weight.device
         self._eps = config.rms_norm_eps
         self._fc = None if config.mtp_head else pack_linear(module.fc.weight)
-        norms = list(module.fc_norm.parameters())
-        self._fc_norm = torch.stack(tuple(norms)) if norms else None
-        self._input_norm: Tensor | None = None
-        if config.norm_before_fc:
-            self._input_norm = module.input_norm.weight
+        self._project = Projection(feature_norms(module), self._eps, self._fc)
         embedding = embedding.to(self.device, self.dtype)
         self._embedding = self._norm(embedding, first.input_layernorm.weight)
         self._hidden_norm = first.hidden_norm.weight
-        plain: list[Any] = list(module.layers.values())
-        self._first: _FusedLayer | None = None
-        if config.mtp_head:
-            plain.insert(0, first.layer)
-            self._join = pack_linear(first.eh_proj.weight)
-        else:
-            self._first = _FusedLayer(first, config, 0)
-        self._plain = [
-            (layer.input_layernorm.weight, _FusedLayer(layer, config, number))
-            for number, layer in enumerate(plain, start=config.num_hidden_layers - len(plain))
-        ]
+        self._join = pack_linear(first.eh_proj.weight) if config.mtp_head else None
+        layers: list[Any] = [first.layer if config.mtp_head else first, *module.layers.values()]
+        self._layers = [_FusedLayer(layer, config, i) for i, layer in enumerate(layers)]
+        # Of EAGLE-3's first layer it is that of the embeddings, which are normed.
+        self._input_norms = [layer.input_layernorm.weight for layer in layers]
         self._final_norm = module.norm.weight
         self._lm_head = pack_linear(module.lm_head.weight)
         rope = Rope(
@@ -68,31 +60,45 @@ class FusedDrafter:
         return functional.rms_norm(rows, rows.shape[-1:], weight, self._eps)
 
     def fuse(self, features: Tensor) -> Tensor:
-        """Target features ``[T, captured * H]`` of the weights' dtype to states ``[T, H]``."""
-        if self._fc_norm is not None:
-            chunks = features.view(-1, *self._fc_norm.shape).unbind(1)
-            pairs = zip(chunks, self._fc_norm, strict=True)
-            features = torch.cat([self._norm(chunk, weight) for chunk, weight in pairs], -1)
-        if self._input_norm is not None:
-            features = self._norm(features, self._input_norm)
-        return features if self._fc is None else self._fc(features)
+        """Target features ``[T, captured * H]`` of the weights' dtype to states ``[T, H]``.
 
-    def layer(self, tokens: Tensor, state: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        Those that a verifier has projected are states already.
+        """
+        width = len(self.config.aux_layers) * self.config.target_hidden_size
+        return self._project(features) if features.shape[1] == width else features
+
+    def layer(
+        self, tokens: Tensor, state: Tensor, positions: Tensor, attention: Attention
+    ) -> Tensor:
         """The output ``[T, H]`` of the last decoder layer, before the final norm.
 
         ``tokens`` are target ids and ``positions`` the entries' own, both int64 ``[T]``.
         """
-        pair = kernels.join(self._embedding, tokens, state, self._hidden_norm, self._eps)
         rotation = self._cos, self._sin, positions
-        if self._first is None:
-            hidden = self._join(pair)
+        rows, residual = self._before_last(tokens, state, rotation, attention)
+        return self._layers[-1].run(rows, residual, rotation, attention)
+
+    def keep(self, tokens: Tensor, state: Tensor, positions: Tensor, attention: Attention) -> None:
+        """Keep the keys and values that `layer` does, and stop there."""
+        rotation = self._cos, self._sin, positions
+        rows, _ = self._before_last(tokens, state, rotation, attention)
+        self._layers[-1].keep(rows, rotation, attention)
+
+    def _before_last(
+        self, tokens: Tensor, state: Tensor, rotation: _Rotation, attention: Attention
+    ) -> tuple[Tensor, Tensor]:
+        """Normed input of the last layer, and the residual that it adds to."""
+        rows = kernels.join(self._embedding, tokens, state, self._hidden_norm, self._eps)
+        if self._join is not None:
+            residual = self._join(rows)
+            rows = self._norm(residual, self._input_norms[0])
         else:
             before = self.config.norm_before_residual
-            residual = pair[:, -state.shape[1] :] if before else state
-            hidden = self._first.run(pair, residual, rotation, attend)
-        for weight, layer in self._plain:
-            hidden = layer.run(self._norm(hidden, weight), hidden, rotation, attend)
-        return hidden
+            residual = rows[:, -state.shape[1] :] if before else state
+        for layer, weight in zip(self._layers[:-1], self._input_norms[1:], strict=True):
+            residual = layer.run(rows, residual, rotation, attention)
+            rows = self._norm(residual, weight)
+        return rows, residual
 
     def finish(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """The state that the next step recycles ``[T, H]`` and the logits ``[T, draft]``."""
@@ -102,16 +108,16 @@ class FusedDrafter:
     def whole(self, target_ids: Tensor) -> kernels.Drafter | None:
         """The drafter with its draft vocabulary as kernels; None where there are none for it."""
         config = self.config
-        if self._first is None or self._fc is None or self._plain or config.norm_before_fc:
+        if self._fc is None or len(self._layers) > 1 or config.norm_before_fc:
             return None
-        layer = self._first.weights(self._hidden_norm)
+        layer = self._layers[0].weights(self._hidden_norm)
         fuse, head = product_of(self._fc), product_of(self._lm_head)
         if layer is None or fuse is None or head is None:
             return None
         weights = kernels.DrafterWeights(
             layer=layer,
             embedding=self._embedding,
-            fuse_norm=self._fc_norm,
+            fuse_norm=self._project.norms,
             fuse=fuse,
             final_norm=self._final_norm,
             cosines=self._cos,
@@ -145,22 +151,24 @@ class _FusedLayer:
         self._down = _pack([mlp.down_proj])
 
     def run(
-        self,
-        rows: Tensor,
-        residual: Tensor,
-        rotation: tuple[Tensor, Tensor, Tensor],
-        attend: Attend,
+        self, rows: Tensor, residual: Tensor, rotation: _Rotation, attention: Attention
     ) -> Tensor:
         """The layer's output ``[T, H]``; ``residual`` is what its attention adds to."""
+        queries = self.keep(rows, rotation, attention)
+        attended = self._o(attention.attend(queries, self._number))
+        hidden, normed = kernels.add_norm(residual, attended, self._post_norm, self._eps)
+        return hidden + self._down(kernels.gate(self._gate_up(normed)))
+
+    def keep(self, rows: Tensor, rotation: _Rotation, attention: Attention) -> Tensor:
+        """Keep keys and values; returns the queries ``[T, heads, d]``."""
         qkv = self._qkv(rows).view(len(rows), -1, self._dim)
         rotated = qkv[:, : self._rotated]
         if self._qk_norm is not None:
             normed = functional.rms_norm(rotated, rotated.shape[-1:], None, self._eps)
             rotated.copy_(normed * self._qk_norm)
         kernels.rotate(rotated, *rotation)
-        attended = self._o(attend(qkv[:, : self._heads], qkv[:, self._heads :], self._number))
-        hidden, normed = kernels.add_norm(residual, attended, self._post_norm, self._eps)
-        return hidden + self._down(kernels.gate(self._gate_up(normed)))
+        attention.keep(qkv[:, self._heads :], self._number)
+        return qkv[:, : self._heads]
 
     def weights(self, input_norm: Tensor) -> kernels.LayerWeights | None:
         """The layer as kernels take it whole; None where they do not."""

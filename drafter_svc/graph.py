@@ -1,111 +1,80 @@
-"""Chains of a GPU: all steps of a batch as one recorded graph."""
+"""Work of a GPU on batches of set shapes: each shape is recorded, and tried, where first needed."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
 
-import torch
-from torch import Tensor
+from specwire.kernels import Record, Recording, called
+from specwire.kernels.graph import Tensors
 
-from specwire.kernels import Noise, Record, Recording, called
-
-# Chains of a batch as it is recorded; others are filled up by chains of no length.
-_SIZES = (1, 2, 4, 8, 16, 32, 64)
-
-
-@dataclass(frozen=True, slots=True)
-class Chains:
-    """A batch on a device.
-
-    ``hidden`` ``[n, H]`` is what left the layer for the last real entries; ``places`` int64
-    ``[3, n]`` has their positions, the slots of position 0, and the lengths, of which ``longest``
-    is the most; ``noise`` is of the first tokens, None where all are greedy.
-    """
-
-    hidden: Tensor
-    places: Tensor
-    longest: int
-    noise: Noise | None
-
-
-#: Draft ids int64 and their shares fp32, both ``[longest, n]``.
-Drawn = tuple[Tensor, Tensor]
-
-
-class _Shape(NamedTuple):
-    """What differs between graphs."""
-
-    size: int
-    longest: int
-    drawn: bool
+_Shape = TypeVar("_Shape", bound=Hashable)
 
 
 class _Graph:
-    """Chains of one shape, recorded over tensors of their own."""
+    """Work that is recorded over tensors of its own, which are idle as long."""
+
+    def __init__(self, work: Callable[[Tensors], Tensors], record: Record, idle: Tensors) -> None:
+        self._inputs = idle
+        self._results, self._replay = record(lambda: work(self._inputs))
+
+    def run(self, inputs: Tensors) -> Tensors:
+        """What becomes of inputs of the shapes that are recorded, until the next run of any."""
+        for kept, given in zip(self._inputs, inputs, strict=True):
+            kept.copy_(given)
+        self._replay()
+        return self._results
+
+
+class Graphs(Generic[_Shape]):
+    """The recorded form of what works on inputs of a shape, which tells them all apart."""
 
     def __init__(
-        self, run: Callable[[Chains], Drawn], record: Record, shape: _Shape, hidden: Tensor
+        self,
+        work: Callable[[_Shape, Tensors], Tensors],
+        idle: Callable[[Tensors], Tensors],
+        same: Callable[[Tensors, Tensors], bool],
+        recording: Recording,
     ) -> None:
-        size, device = shape.size, hidden.device
-        self._hidden = hidden.new_zeros(size, hidden.shape[1])
-        self._places = torch.zeros(3, size, dtype=torch.int64, device=device)
-        self._keys = self._places.clone()
-        self._temperatures = torch.zeros(size, device=device)
-        seeds, positions, choices = self._keys
-        noise = Noise(seeds, positions, choices, self._temperatures) if shape.drawn else None
-        chains = Chains(self._hidden, self._places, shape.longest, noise)
-        self._results, self._replay = record(lambda: run(chains))
+        """Take what works without waiting for its device, and what compares its results.
 
-    def run(self, chains: Chains) -> Drawn:
-        """What chains of this shape or fewer draw, until the next run of any graph."""
-        count = len(chains.hidden)
-        self._hidden[:count] = chains.hidden
-        self._places[:, :count] = chains.places
-        # Chains of no length fill the batch up; their first tokens are not looked at.
-        self._places[:, count:] = 0
-        if (noise := chains.noise) is not None:
-            self._keys[:, :count] = torch.stack([noise.seeds, noise.positions, noise.choices])
-            self._temperatures[:count] = noise.temperatures
-        self._replay()
-        winners, shares = self._results
-        return winners[:, :count], shares[:, :count]
-
-
-class ChainGraphs:
-    """Runs batches of chains as graphs, each recorded and tried where it is first needed."""
-
-    sizes = _SIZES
-
-    def __init__(self, run: Callable[[Chains], Drawn], record: Record) -> None:
-        """Take what runs a batch on the device without waiting for it, and what records that."""
-        self._run = run
-        self._recording = Recording(record)
+        ``idle`` makes new inputs like others, for which the work touches nobody's memory.
+        """
+        self._work = work
+        self._idle = idle
+        self._same = same
+        self._recording = recording
         self._graphs: dict[_Shape, _Graph] = {}
+        # Others may run in memory that a graph has claimed: one that is dropped takes it along.
+        self._rejected: list[_Graph] = []
 
-    def draft(self, chains: Chains) -> Drawn | None:
-        """What the chains draw; None where they are too many, or cannot be recorded."""
-        size = next((size for size in _SIZES if size >= len(chains.hidden)), None)
-        if size is None:
-            return None
-        shape = _Shape(size, chains.longest, chains.noise is not None)
+    def __len__(self) -> int:
+        return len(self._graphs)
+
+    def run(self, shape: _Shape, inputs: Tensors) -> Tensors | None:
+        """What becomes of the inputs, until the next run; None where it cannot be recorded."""
         if shape not in self._graphs:
-            graph = self._recording.attempt(lambda record: self._recorded(record, shape, chains))
+            graph = self._recording.attempt(lambda record: self._recorded(record, shape, inputs))
             if graph is None:
                 return None
             self._graphs[shape] = graph
-        return self._graphs[shape].run(chains)
+        return self._graphs[shape].run(inputs)
 
-    def _recorded(self, record: Record, shape: _Shape, chains: Chains) -> _Graph:
-        """A new graph, if it draws what it would without being recorded.
+    def _recorded(self, record: Record, shape: _Shape, inputs: Tensors) -> _Graph:
+        """A new graph, if it gives what the work does without being recorded.
 
         Raises:
             RuntimeError: it does not, or cannot be recorded.
         """
-        graph = _Graph(self._run, record, shape, chains.hidden)
-        plain = _Graph(self._run, called, shape, chains.hidden)
-        got, wanted = (each.run(chains) for each in (graph, plain))
-        # A chain may start from a state that is not finite.
-        near = torch.allclose(got[1], wanted[1], atol=1e-3, equal_nan=True)
-        if not near or not torch.equal(got[0], wanted[0]):
-            raise RuntimeError("a graph draws something else than what was recorded.")
+
+        def work(tensors: Tensors) -> Tensors:
+            return self._work(shape, tensors)
+
+        graph, plain = (_Graph(work, each, self._idle(inputs)) for each in (record, called))
+        if not self._same(graph.run(inputs), plain.run(inputs)):
+            self._rejected.append(graph)
+            raise RuntimeError("a graph gives something else than what was recorded.")
         return graph
+
+
+def least(sizes: Sequence[int], wanted: int) -> int | None:
+    """The least of ascending sizes that is enough; None where none is."""
+    return next((size for size in sizes if size >= wanted), None)

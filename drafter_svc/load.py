@@ -12,16 +12,20 @@ from drafter_svc.config import CheckpointError, DrafterConfig
 from drafter_svc.drawing import DraftVocabulary
 from drafter_svc.embedding import load_embedding, load_head
 from drafter_svc.fused import FusedDrafter
+from drafter_svc.projection import ProjectionWeights
 from drafter_svc.sequences import Sequences
 from drafter_svc.settings import DrafterSettings
 from drafter_svc.worker import Worker
 from specwire import kernels, logs
+from specwire.device import free_memory, taking, use
 from specwire.settings import StartError
 from specwire.target import TargetSource
 from specwire.torch import device_name, pick_device
 from specwire.v1 import drafter_pb2 as pb
 
 _SEQUENCES_PER_LINK = 1024
+# For KV; a CPU's memory is taken as it is written.
+_CPU_BYTES = 512 << 20
 _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
@@ -33,10 +37,14 @@ _log = logs.get(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Drafter:
-    """A worker, not warm yet, and what it announces of itself."""
+    """A worker, not warm yet, and what it announces of itself.
+
+    Verifiers in other processes may take over the `projection`, where there is one.
+    """
 
     worker: Worker
     description: pb.DescribeResponse
+    projection: ProjectionWeights | None = None
 
 
 def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
@@ -45,7 +53,8 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
     Raises:
         StartError: the checkpoint, the target or the device cannot be used, or they do not fit.
     """
-    device = pick_device(settings.device)
+    device = pick_device(settings.device, last=True)
+    use(device)
     dtype = kernels.default_dtype(device) if settings.dtype == "auto" else _DTYPES[settings.dtype]
     try:
         source = TargetSource.parse(settings.target).cached(
@@ -62,14 +71,16 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
         head = load_head(source, dtype, settings.trust_remote_code)
         loaded.module.borrow_head(_fitting(head, "the head", source, config))
     row = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-    cache = KvCache(*row, dtype, device, settings.kv_memory)
+    budget = settings.kv_memory or _automatic(device)
+    with taking("The drafter's --kv-memory", budget, device):
+        cache = KvCache(*row, dtype, device, budget)
     max_length = min(config.max_position_embeddings, cache.budget_rows - settings.max_draft_tokens)
     if max_length < 1:
-        raise StartError(f"The drafter's --kv-memory: {settings.kv_memory} bytes hold no sequence.")
+        raise StartError(f"The drafter's --kv-memory: {budget} bytes hold no sequence.")
     fused = FusedDrafter(loaded.module, embedding, max_length + settings.max_draft_tokens)
     vocabulary = DraftVocabulary(loaded.target_ids, config.vocab_size)
     heads = config.num_attention_heads, *row[1:]
-    record = kernels.Recorder() if kernels.flash_serves(device, dtype, *heads) else None
+    record = kernels.Recorder(device) if kernels.flash_serves(device, dtype, *heads) else None
     worker = Worker(
         Chain(fused, vocabulary, cache, record),
         cache,
@@ -78,7 +89,18 @@ def load_drafter(settings: DrafterSettings, version: str) -> Drafter:
     )
     for position, chance in enumerate(config.expected_acceptance, 1):
         metrics.EXPECTED_ACCEPTANCE.labels(position).set(chance)
-    return Drafter(worker, _describe(loaded, settings, dtype, device, max_length, version))
+    description = _describe(loaded, settings, dtype, device, max_length, version)
+    return Drafter(worker, description, ProjectionWeights.of(loaded.module))
+
+
+def _automatic(device: torch.device) -> int:
+    """Bytes for KV where no setting says so.
+
+    A row of a drafter's single layer is about a thirtieth of its target's: of a sixteenth of a
+    GPU it holds more tokens than a target has room for in a whole one. The rest stays for a target.
+    """
+    free = free_memory(device)
+    return _CPU_BYTES if free is None else free // 16
 
 
 def _embedding(

@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 
 import torch
 from torch import Tensor
@@ -12,12 +11,13 @@ from drafter_svc import metrics
 from drafter_svc.engine import Engine
 from drafter_svc.load import Drafter, load_drafter
 from drafter_svc.settings import DrafterSettings
-from specwire import codec, handshake, logs
+from specwire import codec, device, handshake, logs
 from specwire.apart import apart
 from specwire.draft import DraftEvent, Extend, Linked, Unlinked
 from specwire.errors import Incompatible
 from specwire.handshake import Shape
 from specwire.local import LocalSetup
+from specwire.version import version
 
 _LINK = 1
 
@@ -41,7 +41,7 @@ class LocalDrafter:
     def load(cls, setup: LocalSetup) -> "LocalDrafter":
         """Load what the setup names; the rest is up to the drafter's variables.
 
-        Kernels are those that the process has prepared.
+        Kernels are those that the process has prepared for its target, if that is on a CPU too.
 
         Raises:
             StartError: see `DrafterSettings.read` and `load_drafter`.
@@ -55,7 +55,10 @@ class LocalDrafter:
         settings = DrafterSettings.read("local", [], os.environ | given)
         if settings.device == "auto":
             settings = settings.model_copy(update={"device": setup.device})
-        drafter = apart(load_drafter, settings, version("holdcourse"))
+        if setup.device != "cpu":  # the process has prepared none
+            own = torch.device(settings.device)
+            device.prepare(own, settings.compile, settings.cpu_level)
+        drafter = apart(load_drafter, settings, version())
         return cls(drafter, setup.shape, settings.threads)
 
     def start(self, deliver: Callable[[DraftEvent], None]) -> None:

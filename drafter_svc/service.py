@@ -12,11 +12,14 @@ from torch import Tensor
 
 from drafter_svc.engine import Engine
 from drafter_svc.links import Link, Outbox
+from drafter_svc.projection import ProjectionWeights
 from specwire import codec, frames, handshake, logs
 from specwire.draft import Ack, Extend, Proposals
-from specwire.errors import InvalidRequest, Unavailable
+from specwire.errors import Incompatible, InvalidRequest, Unavailable
 from specwire.frames import Frames
+from specwire.limits import MAX_ROUND_BYTES
 from specwire.round import Numbering
+from specwire.serving import ServiceServer
 from specwire.torch import unpack
 from specwire.v1 import drafter_pb2 as pb
 from specwire.v1 import drafter_pb2_grpc
@@ -35,20 +38,37 @@ class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
     """Serves one engine to any number of verifiers. Lives on one event loop."""
 
     def __init__(
-        self, engine: Engine, description: pb.DescribeResponse, *, same_host: bool = False
+        self,
+        engine: Engine,
+        description: pb.DescribeResponse,
+        *,
+        same_host: bool = False,
+        projection: ProjectionWeights | None = None,
     ) -> None:
-        """Take the engine, what the drafter is, and whether rounds may come by a Unix socket."""
+        """Take the engine, what the drafter is, and whether rounds may come by a Unix socket.
+
+        Features may come projected by `projection`, where there is one.
+        """
         self._engine = engine
         self._loop = asyncio.get_running_loop()
         self._description = pb.DescribeResponse()
         self._description.CopyFrom(description)
+        self._description.max_round_bytes = MAX_ROUND_BYTES
         self._listener: socket.socket | None = None
         self._width = len(description.aux_layer_ids) * description.target_hidden_size
+        self._projection = projection
+        if projection is not None:
+            self._description.projected_width = projection.width
         self._shape = handshake.announced(codec.decode_welcome(description))
         self._links: dict[int, Link] = {}
         self._draining = False
         if same_host:
             self._listen()
+
+    def server(self) -> ServiceServer:
+        """A server of it, not started, which takes what it announces."""
+        register = drafter_pb2_grpc.add_DrafterServiceServicer_to_server
+        return ServiceServer(NAME, lambda to: register(self, to), max_bytes=MAX_ROUND_BYTES)
 
     @property
     def links(self) -> int:
@@ -97,6 +117,19 @@ class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
         finally:
             reader.cancel()
             link.acks = None
+
+    async def Projection(
+        self, request: pb.ProjectionRequest, context: Context
+    ) -> AsyncIterator[pb.ProjectionResponse]:
+        if self._projection is None:
+            raise Incompatible("The drafter takes features as they were captured only.")
+        if request.checkpoint_hash != (own := self._description.checkpoint_hash):
+            raise Incompatible(
+                f"projection: checkpoint_hash is {own[:12]} here, {request.checkpoint_hash[:12]} "
+                "was asked for."
+            )
+        for message in self._projection.messages():
+            yield message
 
     def _listen(self) -> None:
         name = f"holdcourse-{secrets.token_hex(16)}"
@@ -174,10 +207,13 @@ class DrafterService(drafter_pb2_grpc.DrafterServiceServicer):
         rows = sum(len(extend.tokens) for extend in extends)
         if not rows and not message.HasField("features"):
             return None
+        width = self._description.projected_width if message.projected else self._width
+        if not width:
+            raise InvalidRequest("features: projected ones are not announced, and not taken.")
         features = unpack(message.features, "features")
-        if features.shape != (rows, self._width):
+        if features.shape != (rows, width):
             raise InvalidRequest(
-                f"features: shape must be [{rows}, {self._width}], is {list(features.shape)}."
+                f"features: shape must be [{rows}, {width}], is {list(features.shape)}."
             )
         return features if rows else None
 

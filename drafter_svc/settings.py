@@ -1,11 +1,30 @@
 """Settings of the drafter service."""
 
+import re
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from specwire.cache import cache_folder
-from specwire.kernels import Compile, CpuLevel
-from specwire.settings import Address, Device, Port, Settings, Size, setting
+from specwire.settings import (
+    Address,
+    AutoSize,
+    Compile,
+    CpuLevel,
+    Device,
+    Port,
+    Settings,
+    check,
+    setting,
+)
+
+
+def _check_lookup(text: str) -> str:
+    if not re.fullmatch("off|[1-9]|1[0-6]", text):
+        raise ValueError("must be off or a number from 1 to 16")
+    return text
 
 
 class DrafterSettings(Settings):
@@ -28,12 +47,13 @@ class DrafterSettings(Settings):
         "auto", "Element type of weights and KV; auto takes bfloat16 where it is fast."
     )
     device: Device = setting(
-        "auto", "cpu, cuda, cuda:1, ...; auto takes a GPU that is there.",
+        "auto", "cpu, cuda, cuda:1, ...; auto takes the last GPU that is there.",
         env="HOLDCOURSE_DRAFTER_DEVICE",
     )  # fmt: skip
-    kv_memory: Size = setting(
-        "512MiB", "Memory for the sequences' KV.", env="HOLDCOURSE_DRAFTER_KV_MEMORY", gt=0
-    )
+    kv_memory: AutoSize = setting(
+        "auto", "Memory for the sequences' KV; auto is 512MiB on a CPU, and on a GPU a sixteenth "
+        "of what is free.", env="HOLDCOURSE_DRAFTER_KV_MEMORY", gt=0,
+    )  # fmt: skip
     threads: int = setting(
         0, "Threads that its operators run on; 0 leaves the number to torch.",
         env="HOLDCOURSE_DRAFTER_THREADS", ge=0,
@@ -45,10 +65,11 @@ class DrafterSettings(Settings):
         "auto", "Instructions that kernels use; auto takes the fastest that the CPU has."
     )
     max_draft_tokens: int = setting(16, "Longest draft that is served.", ge=1, le=64)
-    lookup: str = setting(
-        "2", "Last tokens that must have occurred before for a lookup to propose what followed "
-        "them, in place of the chain; or off.", pattern=r"^(off|[1-9]|1[0-6])$",
-    )  # fmt: skip
+    lookup: Annotated[str, AfterValidator(_check_lookup)] = setting(
+        "2",
+        "Last tokens that must have occurred before for a lookup to propose what followed them, in "
+        "place of the chain; or off.",
+    )
     same_host: bool = setting(
         True, "Take rounds of verifiers on the same host by a Unix socket, faster than by gRPC."
     )
@@ -66,3 +87,7 @@ class DrafterSettings(Settings):
     def lookup_match(self) -> int:
         """Shortest repeated suffix that is looked up; 0 for none."""
         return 0 if self.lookup == "off" else int(self.lookup)
+
+
+if __name__ == "__main__":
+    sys.exit(check("drafter_svc", DrafterSettings))

@@ -50,17 +50,27 @@ def device_steps(places: Tensor, longest: int, window: int | None, spare: int) -
     ``longest`` is the most. The rows of a chain that has ended run at the slot ``spare``.
     """
     last, slabs, lengths = places
-    count = places.shape[1]
-    rows = torch.arange(count + 1, dtype=torch.int32, device=places.device)
     for step in range(1, longest):
         runs = lengths > step
         positions = torch.where(runs, last + step, 0)
-        starts = (positions + 1 - (window or spare)).clamp(min=0)
-        # `Spans` wants one more than there are chains, of no meaning.
-        keys = torch.cat([torch.where(runs, slabs + starts, spare), slabs[:1]]).int()
-        spans = Spans(rows, keys, (positions + 1 - starts).int(), 1, spare)
         slots = torch.where(runs, slabs + positions, spare)
-        yield Step(count, positions, slots, Reach.recorded(count, spans))
+        reach = device_reach(positions, slots, window, spare)
+        yield Step(places.shape[1], positions, slots, reach)
+
+
+def device_reach(positions: Tensor, slots: Tensor, window: int | None, spare: int) -> Reach:
+    """That of rows of which only the device knows the places, each a segment of its own.
+
+    ``positions`` and ``slots`` are int64 ``[rows]``; those that fill a batch up are at position 0
+    and at the slot ``spare``.
+    """
+    count = len(positions)
+    rows = torch.arange(count + 1, dtype=torch.int32, device=positions.device)
+    starts = (positions + 1 - (window or spare)).clamp(min=0)
+    # `Spans` wants one more than there are rows, of no meaning.
+    keys = torch.cat([slots - positions + starts, slots[:1]]).int()
+    spans = Spans(rows, keys, (positions + 1 - starts).int(), 1, spare)
+    return Reach.recorded(count, spans)
 
 
 def segments_of(spans: Sequence[tuple[int, int, int]], window: int | None) -> list[Segment]:

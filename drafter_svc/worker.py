@@ -1,51 +1,28 @@
 """What messages lead to: rows into the cache, and all wishes into one batch of chains."""
 
-import math
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from drafter_svc import metrics
+from drafter_svc.batch import Batch, Staged, pieces_of
 from drafter_svc.cache import CacheFullError, KvCache, Slot
-from drafter_svc.chain import Chain, ChainRequest, Rows
-from drafter_svc.drawing import Penalties
+from drafter_svc.chain import Chain
+from drafter_svc.entries import Rows
 from drafter_svc.messages import Answers, BulkMessage, RoundMessage
+from drafter_svc.penalties import Penalties
+from drafter_svc.runner import ChainRequest
 from drafter_svc.sequences import Held, Key, Sequences
 from specwire import logs
+from specwire.device import use
 from specwire.draft import Ack, Draft, DraftSource, Extend, Need, Opening
 
 _log = logs.get(__name__)
 
 _WARM_UP: Key = (-1, 0)
-
-
-@dataclass(slots=True)
-class _Batch:
-    """What is gathered from messages until it runs in one go."""
-
-    in_use: set[Key]
-    rows: list[Rows] = field(default_factory=list)
-    slots: dict[Key, Slot] = field(default_factory=dict)
-    wishes: dict[Key, tuple[Held, int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class _Features:
-    """Rows of features, and the sum of each, which tells whether it is finite."""
-
-    rows: Tensor
-    sums: list[float]
-
-    @classmethod
-    def of(cls, rows: Tensor) -> "_Features":
-        """One look at all rows of a message: a device is waited for once."""
-        return cls(rows, rows.sum(-1, dtype=torch.float32).tolist())
-
-    def __getitem__(self, rows: slice) -> "_Features":
-        return _Features(self.rows[rows], self.sums[rows])
 
 
 class Worker:
@@ -60,18 +37,29 @@ class Worker:
         self._scratch = max_draft_tokens
         self._penalties: dict[Key, Penalties | None] = {}
 
+    @property
+    def alive(self) -> bool:
+        """Whether its work is recorded, which only a GPU's can be: see `Chain.alive`."""
+        return self._chain.alive
+
     def warm_up(self) -> None:
-        """Run chains, greedy and drawn, so that no request pays for first calls."""
+        """Run entries and chains, greedy and drawn, so that no request pays for first calls.
+
+        From now on the device is the calling thread's own.
+        """
+        use(self._chain.device)
+        began = time.monotonic()
         slot, _ = self._cache.reserve(_WARM_UP, 4 + self._scratch, set())
-        self._chain.append([Rows(slot, 0, [0] * 4, self._chain.zeros(4))])
+        rows = Rows(slot, 0, range(4))
         # Large batches first: the memory of a recorded one is used again by those that need less.
-        for size in reversed(self._chain.sizes):
-            for length in range(self._scratch, 0, -1):
+        for size, lengths in reversed(self._chain.shapes(self._scratch)):
+            self._chain.append([rows] * size, [self._chain.zeros(4 * size)])
+            for length in reversed(lengths):
                 for temperature in (0.0, 1.0):
                     opening = Opening(0, 1, temperature=temperature)
                     self._chain.draft([ChainRequest(slot, 4, length, opening)] * size)
-            _log.debug("warmed up", chains=size)
         self._cache.free(_WARM_UP)
+        _log.info("warmed up", seconds=round(time.monotonic() - began, 1), chains=self._chain.form)
 
     def report(self) -> None:
         """Tell the gauges what is held."""
@@ -81,12 +69,14 @@ class Worker:
 
     def count(self, served: Iterable[Answers]) -> None:
         """Count the drafts of a batch that was served."""
+        tokens: Counter[DraftSource] = Counter()
         chains = 0
         for answers in served:
             for draft in answers.drafts:
-                if draft.tokens:
-                    chains += draft.source is DraftSource.CHAIN
-                    metrics.DRAFT_TOKENS.labels(draft.source).inc(len(draft.tokens))
+                tokens[draft.source] += len(draft.tokens)
+                chains += bool(draft.tokens) and draft.source is DraftSource.CHAIN
+        for source, count in tokens.items():
+            metrics.DRAFT_TOKENS.labels(source).inc(count)
         if chains:
             metrics.BATCH_SIZE.observe(chains)
             metrics.CHAINS.inc(chains)
@@ -103,46 +93,48 @@ class Worker:
     def serve(self, rounds: Sequence[RoundMessage]) -> dict[int, Answers]:
         """Take rounds of any links and answer their wishes, by link."""
         rounds = [message for message in rounds if self._sequences.has_link(message.link)]
-        batch = _Batch({(r.link, extend.seq) for r in rounds for extend in r.extends})
+        batch = Batch({(r.link, extend.seq) for r in rounds for extend in r.extends}, "round")
         answers: dict[int, Answers] = defaultdict(Answers)
         for message in rounds:
             for seq in message.closes:
                 self._end((message.link, seq))
-            features = _Features.of(self._chain.prepare(message.features))
+            features = self._chain.prepare(message.features)
             at = 0
             for extend in message.extends:
-                piece = features[at : at + len(extend.tokens)]
+                taken = self._take(message.link, extend, features, at, batch)
                 at += len(extend.tokens)
-                taken = self._take(message.link, extend, piece, batch)
                 if isinstance(taken, Need):
                     answers[message.link].needs.append(taken)
-        self._append(batch, "round")
+        self._append(batch)
         self._draft(batch, answers)
         return answers
 
     def fill(self, pieces: Sequence[BulkMessage]) -> list[Ack | None]:
         """Take bulk rows. Returns the Ack of each piece; None where the link is gone."""
-        batch = _Batch({(piece.link, piece.extend.seq) for piece in pieces})
-        acks: list[Ack | None] = []
+        batch = Batch({(piece.link, piece.extend.seq) for piece in pieces}, "bulk")
+        acks: list[tuple[Held | Need, Ack] | None] = []
         for piece in pieces:
             if not self._sequences.has_link(piece.link):
                 acks.append(None)
                 continue
-            extend = piece.extend
-            features = _Features.of(self._chain.prepare(piece.features))
-            taken = self._take(piece.link, extend, features, batch)
-            if isinstance(taken, Need):
-                real_len = taken.real_len
-            else:
-                real_len = extend.stop if taken.refused else taken.receiver.real_len
-            acks.append(Ack(extend.seq, real_len, extend.stop, piece.rows))
-        self._append(batch, "bulk")
+            extend, features = piece.extend, self._chain.prepare(piece.features)
+            taken = self._take(piece.link, extend, features, 0, batch)
+            held = taken.real_len if isinstance(taken, Need) else taken.receiver.real_len
+            acks.append((taken, Ack(extend.seq, held, extend.stop, piece.rows)))
+        self._append(batch)
         # An Ack says that the rows have been run, and how long that took.
-        self._chain.finish()
-        return acks
+        self._settle(batch)
+        return [ack and _settled(*ack) for ack in acks]
 
-    def _take(self, link: int, extend: Extend, features: _Features, batch: _Batch) -> Held | Need:
-        """Stage the new rows of ``extend`` and its wish."""
+    def _take(
+        self, link: int, extend: Extend, features: Tensor, at: int, batch: Batch
+    ) -> Held | Need:
+        """Stage the new rows of ``extend``, whose features begin ``at`` a row, and its wish."""
+        opening = extend.opening
+        if opening is not None and opening.inherited and (link, opening.source) in batch.slots:
+            # What it may inherit has to be there first, and to be finite.
+            self._append(batch)
+            self._settle(batch)
         taken = self._sequences.extend(link, extend)
         if isinstance(taken, Need):
             metrics.NEEDS.inc()
@@ -154,10 +146,7 @@ class Worker:
             self._release(held.key)
             return held
         known = fresh.start - extend.start
-        tokens, features = extend.tokens[known:], features[known:]
-        if not math.isfinite(sum(features.sums)):
-            self._refuse(held, "its features are not finite")
-            return held
+        tokens = extend.tokens[known:]
         try:
             in_use = batch.in_use | {held.source} if held.source else batch.in_use
             slot = self._reserve(held, fresh.stop + self._scratch, in_use)
@@ -166,9 +155,10 @@ class Worker:
             return held
         batch.slots[held.key] = slot
         if held.source is not None:
-            self._inherit(held, held.source, fresh.start, slot, batch)
+            self._inherit(held, held.source, fresh.start, slot)
         if tokens:
-            batch.rows.append(Rows(slot, fresh.start, tokens, features.rows))
+            rows = Rows(slot, fresh.start, tokens)
+            batch.staged.append(Staged(held, rows, features, at + known))
             self._penalize(held, tokens)
         return held
 
@@ -179,12 +169,8 @@ class Worker:
             metrics.EVICTIONS.inc()
         return slot
 
-    def _inherit(self, held: Held, source: Key, count: int, slot: Slot, batch: _Batch) -> None:
+    def _inherit(self, held: Held, source: Key, count: int, slot: Slot) -> None:
         """Copy the entries that a new sequence takes over."""
-        if source in batch.slots:
-            # What the source was sent in this batch has to be there first.
-            self._append(batch, "round")
-            batch.rows.clear()
         self._cache.copy(source, slot, count)
         self._penalize(held, held.tokens[1 : count + 1])
         held.source = None
@@ -192,7 +178,7 @@ class Worker:
 
     def _penalize(self, held: Held, tokens: Sequence[int]) -> None:
         if held.key not in self._penalties:
-            self._penalties[held.key] = self._chain.penalties(held.opening)
+            self._penalties[held.key] = self._chain.open_penalties(held.opening)
         penalties = self._penalties[held.key]
         if penalties is not None:
             penalties.extend(tokens)
@@ -203,44 +189,58 @@ class Worker:
         metrics.REFUSALS.inc()
         _log.warning("sequence refused", link=held.key[0], seq=held.key[1], reason=reason)
 
-    def _append(self, batch: _Batch, way: str) -> None:
-        if batch.rows:
+    def _append(self, batch: Batch) -> None:
+        """Run what is staged."""
+        if staged := batch.take_staged():
             # A round follows what comes by bulk, and chains start there.
-            self._chain.append(batch.rows, keys_only=way == "bulk")
-            metrics.ROWS.labels(way).inc(sum(len(rows.tokens) for rows in batch.rows))
+            rows = [entries.rows for entries in staged]
+            sums = self._chain.append(rows, pieces_of(staged), keys_only=batch.way == "bulk")
+            batch.unchecked.append((staged, sums))
+            metrics.ROWS.labels(batch.way).inc(len(sums))
 
-    def _draft(self, batch: _Batch, answers: dict[int, Answers]) -> None:
+    def _settle(self, batch: Batch) -> None:
+        """Refuse sequences whose features turn out not to be finite."""
+        self._chain.finish()
+        for held in batch.not_finite():
+            if not held.refused:
+                self._refuse(held, "its features are not finite")
+
+    def _draft(self, batch: Batch, answers: dict[int, Answers]) -> None:
         """Answer every wish: by lookup, by a chain, or by an empty draft where there is none."""
+        drafts: dict[Key, Draft] = {}
         requests: dict[Key, ChainRequest] = {}
         for key, (held, stop) in batch.wishes.items():
-            # A chain starts from the state of an entry that was run here.
-            if held.refused or batch.slots[key].hidden is None:
-                answers[key[0]].drafts.append(Draft(key[1], stop, ()))
+            if held.refused:
+                continue
+            slot, seq = batch.slots[key], key[1]
+            if not slot.ready:
+                # A chain starts from the state of an entry that was run here.
+                drafts[key] = Draft(seq, stop, ())
                 continue
             wish, base = held.receiver.take_request(), held.receiver.real_len
             if wish is None:
                 continue
             found = _look_up(held, wish.lookup)
             if wish.chain and not found:
-                requests[key] = ChainRequest(
-                    batch.slots[key], base, wish.chain, held.opening, self._penalties.get(key)
-                )
+                penalties = self._penalties.get(key)
+                requests[key] = ChainRequest(slot, base, wish.chain, held.opening, penalties)
             else:
-                draft = Draft(key[1], base, found, source=DraftSource.LOOKUP)
-                answers[key[0]].drafts.append(draft)
-        if not requests:
-            return
+                drafts[key] = Draft(seq, base, found, source=DraftSource.LOOKUP)
         guesses = self._chain.draft(list(requests.values()))
         for (key, request), guess in zip(requests.items(), guesses, strict=True):
-            answers[key[0]].drafts.append(
-                Draft(key[1], request.base, guess.tokens, guess.confidence)
-            )
+            drafts[key] = Draft(key[1], request.base, guess.tokens, guess.confidence)
+        self._settle(batch)
+        for key, (held, stop) in batch.wishes.items():
+            if held.refused:
+                answers[key[0]].drafts.append(Draft(key[1], stop, ()))
+            elif key in drafts:
+                answers[key[0]].drafts.append(drafts[key])
 
     def _end(self, key: Key) -> None:
         """Keep what others may inherit for as long as there is room."""
         if self._sequences.end(key):
             self._cache.end(key)
-            self._penalties.pop(key, None)
+            self._close_penalties(key)
         else:
             self._drop(key)
 
@@ -251,7 +251,18 @@ class Worker:
     def _release(self, key: Key) -> None:
         """Free what a sequence takes; its place among the sequences is not touched."""
         self._cache.free(key)
-        self._penalties.pop(key, None)
+        self._close_penalties(key)
+
+    def _close_penalties(self, key: Key) -> None:
+        penalties = self._penalties.pop(key, None)
+        if penalties is not None:
+            self._chain.close_penalties(penalties)
+
+
+def _settled(taken: Held | Need, ack: Ack) -> Ack:
+    """The Ack of a sequence that may be refused by now: nothing of it is missing then."""
+    refused = isinstance(taken, Held) and taken.refused
+    return replace(ack, real_len=ack.stop) if refused else ack
 
 
 def _look_up(held: Held, count: int) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,6 +17,7 @@ from gateway.routes import generate, models, operations, sessions
 from gateway.routes.operations import PATHS
 from gateway.services import Services
 from gateway.settings import GatewaySettings
+from specwire.version import version
 
 
 class DocumentedApp(FastAPI):
@@ -59,7 +59,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         title="Holdcourse",
         summary="OpenAI's API over speculative decoding that never changes a token.",
         description="HEAD is answered wherever GET is. A null field counts as left out.",
-        version=version("holdcourse"),
+        version=version(),
         lifespan=lifespan,
         middleware=[
             Middleware(Front, settings=settings),

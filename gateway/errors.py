@@ -77,9 +77,9 @@ def error_type(status: int) -> str:
             return "server_error"
 
 
-def shown(text: str) -> str:
+def shown(text: str, limit: int = MAX_SHOWN) -> str:
     """Cut what a client sent to what a sentence may repeat of it."""
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def invalid(param: str, message: str, *, reason: str | None = None) -> ApiError:

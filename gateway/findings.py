@@ -49,9 +49,9 @@ def _words(error: Mapping[str, Any]) -> str:
             return f"not supported; must be {limits['expected']}"
         case "too_short" | "string_too_short" if limits["min_length"] == 1:
             return "must not be empty"
-        case "too_long":
+        case "too_long" if limits["field_type"] in ("List", "Dictionary"):
             return f"at most {limits['max_length']} entries"
-        case "string_too_long":
+        case "too_long" | "string_too_long":
             return f"at most {limits['max_length']} characters"
         case "model_type" | "model_attributes_type" | "dict_type":
             return "must be an object"

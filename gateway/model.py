@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from gateway import template
 from gateway.errors import ApiError, shown
 from gateway.tokenizer import TextTokenizer
+from specwire import template
 from specwire.v1 import verifier_pb2
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.aside import aside
-from gateway.errors import invalid
+from gateway.errors import MAX_REASON, invalid, shown
 from gateway.model import ServedModel
 from gateway.schema.chat import Message
-from gateway.template import TemplateError
+from specwire.template import TemplateError
 
 
 async def chat_prompt(
@@ -67,7 +67,8 @@ def _render(
             chat, add_generation_prompt=add_generation_prompt, variables=variables
         )
     except TemplateError as error:
-        raise invalid("messages", str(error), reason=f"messages: {error.quotable}") from error
+        message = shown(str(error), MAX_REASON)
+        raise invalid("messages", message, reason=f"messages: {error.quotable}") from error
     try:
         text.encode()
     except UnicodeEncodeError:

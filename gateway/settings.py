@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from specwire.settings import Address, Settings, Size, setting
+from specwire.settings import Address, Settings, Size, check, setting
 
 
 def _split(value: object) -> object:
@@ -61,3 +62,7 @@ class GatewaySettings(Settings):
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         "info", "Least severe level that is logged."
     )
+
+
+if __name__ == "__main__":
+    sys.exit(check("gateway", GatewaySettings))

@@ -24,6 +24,7 @@ from loadtests.bandwidth import bandwidth
 from loadtests.environment import telling
 from loadtests.product import TimedProduct
 from specwire import kernels
+from specwire.settings import Level
 from specwire.target import TargetSource
 from specwire.torch import target_fingerprint
 
@@ -133,7 +134,7 @@ class Reference:
         """Bytes per second that the memory of the model's device gives."""
         return bandwidth(self.model.device)
 
-    def head(self, rows: int, level: kernels.Level | None) -> float:
+    def head(self, rows: int, level: Level | None) -> float:
         """Seconds that the product of the head with so many rows takes, by kernels of a level."""
         if self._product is None:
             kernels.prepare("on", level) if level else kernels.prepare("off")

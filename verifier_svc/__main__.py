@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from importlib.metadata import version
 
 from specwire import kernels, limits, logs, serving
 from specwire.apart import apart
 from specwire.v1 import verifier_pb2 as pb
 from specwire.v1.verifier_pb2_grpc import add_VerifierServiceServicer_to_server
+from specwire.version import version
 from verifier_svc.build import (
     build_engine,
     build_target,
     document_length,
     find_target,
-    model_length,
     tokenizer_files,
 )
 from verifier_svc.dispatcher import Dispatcher
@@ -39,8 +38,8 @@ async def main() -> None:
         return
     serving.check_bindable(settings.listen)
     source = find_target(settings)
+    files = tokenizer_files(settings, source)  # what is wrong with them takes no loading to find
     target = apart(build_target, settings, source, ranks)
-    files = tokenizer_files(settings, source)
     metrics = Metrics()
     serving.serve_metrics(settings.listen, settings.metrics_port)
     port = drafter_port(settings, target)
@@ -49,7 +48,7 @@ async def main() -> None:
     servicer = VerifierServicer(
         engine=engine,
         dispatcher=dispatcher,
-        model=describe(settings, target, sorted(files)),
+        model=describe(settings, target, sorted(files), engine.max_model_len),
         tokenizer_files=files,
         max_waiting=settings.max_waiting,
         max_document_len=document_length(settings, target),
@@ -87,7 +86,9 @@ async def main() -> None:
             ranks.leave()
 
 
-def describe(settings: VerifierSettings, target: Target, files: list[str]) -> pb.Model:
+def describe(
+    settings: VerifierSettings, target: Target, files: list[str], max_model_len: int
+) -> pb.Model:
     """What DescribeModel answers."""
     return pb.Model(
         name=target.name,
@@ -96,13 +97,13 @@ def describe(settings: VerifierSettings, target: Target, files: list[str]) -> pb
         vocab_size=target.vocab_size,
         hidden_size=target.hidden_size,
         num_layers=target.num_layers,
-        max_model_len=model_length(settings, target),
-        max_sequences=settings.max_sequences,
+        max_model_len=max_model_len,
+        max_sequences=settings.sequences,
         max_top_logprobs=limits.MAX_TOP_LOGPROBS,
         max_draft_tokens=settings.max_draft_tokens,
         eos_token_ids=sorted(target.eos_token_ids),
         tokenizer_files=files,
-        version=version("holdcourse"),
+        version=version(),
         speculation=settings.speculation and settings.drafter is not None,
         device=target.device.type,
         kernels=kernels.level() or "",

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 
@@ -23,8 +23,7 @@ from verifier_svc.row import rows_of
 from verifier_svc.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """The draws of a round that count for a sequence, with log-probabilities if it wants them."""
 
     tokens: list[int]
@@ -62,9 +61,10 @@ def accept(
 def _agreeing(draft: Items[int], drawn: Iterable[int]) -> list[int]:
     """What is drawn up to the first token that differs from the draft; no more is asked for."""
     tokens: list[int] = []
+    guesses = iter(draft)
     for token in drawn:
         tokens.append(token)
-        if len(tokens) > len(draft) or token != draft[len(tokens) - 1]:
+        if token != next(guesses, None):
             break
     return tokens
 
@@ -73,13 +73,13 @@ def _draw_at_once(
     sequences: Items[Sequence], best: torch.Tensor, logits: torch.Tensor | None
 ) -> Iterator[list[int]]:
     """Tokens of all rows of each sequence: what costs time is to wait, not to draw."""
-    sampled = [s for s in sequences if not s.sampling.plain_greedy]
+    sampled = [s for s in sequences if not s.greedy]
     rows = [row for sequence in sampled for row in rows_of(sequence)]
     tokens = best.tolist() if logits is None else torch.cat([best, draw(logits, rows)]).tolist()
     greedy, drawn = iter(tokens[: len(best)]), tokens[len(best) :]
     others = iter(drawn if logits is None else settle(drawn, logits, rows))
     for sequence in sequences:
-        own = greedy if sequence.sampling.plain_greedy else others
+        own = greedy if sequence.greedy else others
         yield list(islice(own, 1 + len(sequence.draft)))
 
 
@@ -87,15 +87,17 @@ def _draw_in_turn(
     sequences: Items[Sequence], best: torch.Tensor, logits: torch.Tensor | None
 ) -> Iterator[Iterable[int]]:
     """Tokens of each sequence, drawn as far as they are needed: others would cost time."""
-    greedy, scores = iter(best.tolist()), iter(() if logits is None else logits[:, None])
+    greedy, start = iter(best.tolist()), 0
     raced = _race(sequences, logits)
     for i, sequence in enumerate(sequences):
         count = 1 + len(sequence.draft)
-        if sequence.sampling.plain_greedy:
+        if sequence.greedy:
             yield list(islice(greedy, count))
             continue
-        own = list(islice(scores, count))
-        yield raced[i] if i in raced else _draw_rows(sequence, own)
+        assert logits is not None
+        rows = logits[start : start + count]
+        start += count
+        yield raced[i] if i in raced else _draw_rows(sequence, rows)
 
 
 def _race(sequences: Items[Sequence], logits: torch.Tensor | None) -> dict[int, list[int]]:
@@ -103,7 +105,7 @@ def _race(sequences: Items[Sequence], logits: torch.Tensor | None) -> dict[int, 
     own: dict[int, slice] = {}  # rows of the logits
     start = 0
     for i, sequence in enumerate(sequences):
-        if logits is None or sequence.sampling.plain_greedy:
+        if logits is None or sequence.greedy:
             continue
         stop = start + 1 + len(sequence.draft)
         if sequence.sampling.plain_race(logits.shape[-1]):
@@ -119,8 +121,8 @@ def _race(sequences: Items[Sequence], logits: torch.Tensor | None) -> dict[int, 
     return {i: list(islice(tokens, part.stop - part.start)) for i, part in own.items()}
 
 
-def _draw_rows(sequence: Sequence, logits: Items[torch.Tensor]) -> Iterator[int]:
-    for row, scores in zip(rows_of(sequence), logits, strict=True):
+def _draw_rows(sequence: Sequence, logits: torch.Tensor) -> Iterator[int]:
+    for row, scores in zip(rows_of(sequence), logits[:, None], strict=True):
         yield from settle(draw(scores, [row]).tolist(), scores, [row])
 
 
@@ -139,6 +141,6 @@ def _logprobs(
         rows += range(row, row + counts[-1])
         tokens += own[: counts[-1]]
         tops += [top or 0] * counts[-1]
-        row += 0 if sequence.sampling.plain_greedy else 1 + len(sequence.draft)
+        row += 0 if sequence.greedy else 1 + len(sequence.draft)
     found = iter(logprobs_of(logits[put(rows, logits.device)], tokens, tops) if rows else ())
     return [tuple(islice(found, count)) for count in counts]

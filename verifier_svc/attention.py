@@ -16,7 +16,7 @@ from specwire.kernels import Reach
 
 NAME = "holdcourse"
 
-_Rotation = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+_Rotation = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 # Arguments of transformers' attention functions that change what is attended to.
 _NOT_SERVED = ("position_bias", "softmax_offset", "indices", "block_mask")
@@ -53,11 +53,6 @@ class Scoring:
         return cls(
             scale, window or None, softcap or None, None if sinks is None else sinks.detach()
         )
-
-    @property
-    def plain(self) -> bool:
-        """Whether keys are scored by their products alone, within a window or not."""
-        return self.softcap is None and self.sinks is None
 
 
 @dataclass(slots=True)
@@ -102,7 +97,8 @@ class AttentionPlan:
         if rotation is None or tables is not cosines:
             half = cosines.shape[-1] // 2
             signed = torch.cat([-sines[0, :, None, :half], sines[0, :, None, half:]], -1)
-            positions = torch.arange(cosines.shape[1], device=cosines.device)
+            # Where nothing asks for them, rows take the tables as they are, and gather nothing.
+            positions = torch.arange(cosines.shape[1]) if cosines.is_cpu else None
             rotation = cosines[0, :, None].contiguous(), signed, positions
             self._rotations[id(cosines)] = cosines, rotation
         return rotation

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from specwire import logs
-from specwire.kernels import Reach, Segment
+from specwire.kernels import Reach, Recorder, Segment
+from verifier_svc.attention import Scoring
 from verifier_svc.blocks import BLOCK_SIZE
 from verifier_svc.body import Body, Kept, KernelBody, ModuleBody
 from verifier_svc.cache import KVCache
 from verifier_svc.fuse import near
-from verifier_svc.graph import GraphBody
-
-_Result = TypeVar("_Result")
+from verifier_svc.graph import GraphBody, refusal
+from verifier_svc.waits import NoWaits
 
 _log = logs.get(__name__)
+
+
+class _Refused(Exception):
+    """Why a faster form does not serve a decoder."""
 
 
 @torch.inference_mode()
@@ -28,13 +32,14 @@ def body_of(
     head_dim: int,
     *,
     positions: int | None = None,
-    record: bool = True,
+    scorings: Sequence[Scoring] = (),
+    ranks: int = 1,
 ) -> Body:
     """A decoder whose parts have been fused, in a faster form if that gives the same.
 
-    `positions` are as many as sequences may have, by default the model's own limit. Without
-    `record` its graph is not recorded: one of several ranks cannot be, nor can attention that
-    FlashAttention leaves to others.
+    `positions` are as many as sequences may have, by default the model's own limit; `scorings` is
+    what its layers ask for, by default keys alone. One of several `ranks` is not recorded. Which
+    form it is, and why no faster one, is logged.
     """
     config = module.config
     positions = config.max_position_embeddings if positions is None else positions
@@ -52,44 +57,59 @@ def body_of(
             device=like.device,
         )
 
-    def same(plain: Body, fast: Body) -> bool:
-        return _same(plain, fast, config.vocab_size, positions, room)
+    def kernel() -> tuple[Body, Body]:
+        if (body := KernelBody.of(module, num_layers, positions)) is None:
+            raise _Refused("no kernel takes it as a whole")
+        return parts, body
 
-    kernel = _tried(lambda: KernelBody.of(module, num_layers, positions))
-    if kernel is not None and _tried(lambda: same(parts, kernel)):
-        return kernel
-    graphs = None
-    if record:
+    def graphs() -> tuple[Body, Body]:
+        if ranks > 1:
+            raise _Refused(
+                "several ranks are not recorded: what one GPU holds may be faster on one"
+            )
         heads = config.num_attention_heads
-        graphs = GraphBody.of(parts, like, heads, kv_heads, head_dim)
-    if graphs is None:
-        return parts
-    # Compared as it fills batches up: by their sizes products are rounded in other ways.
-    if _tried(lambda: same(graphs.unrecorded(), graphs)):
-        return graphs
-    _log.warning("recorded graphs give something else; operators are called one by one")
+        if reason := refusal(like, heads, kv_heads, head_dim, scorings):
+            raise _Refused(reason)
+        with NoWaits():  # type: ignore[no-untyped-call]
+            _left_by(parts, [0, 1, 2], (0, 1, 2), room())
+        body = GraphBody(parts, len(like), Recorder(like.device))
+        # Compared as it fills batches up: by their sizes products are rounded in other ways.
+        return body.unrecorded(), body
+
+    reasons = []
+    for make in (kernel, graphs):
+        try:
+            plain, fast = make()
+            _compare(plain, fast, config.vocab_size, positions, (room(), room()))
+            sizes = {"sizes": len(fast.sizes)} if fast.form == "graphs" else {}
+            _log.info("decoder", form=fast.form, **sizes)
+            return fast
+        except Exception as error:  # architectures differ in as many ways
+            reasons.append(str(error).partition("\n")[0] or repr(error))
+    _log.info("decoder", form=parts.form, reason="; ".join(reasons))
     return parts
 
 
-def _tried(trial: Callable[[], _Result]) -> _Result | None:
-    """What a trial gives; None where it fails, in whatever way an architecture differs."""
-    try:
-        return trial()
-    except Exception as error:
-        _log.debug("a faster form fails", reason=repr(error))
-        return None
+def _compare(
+    plain: Body, fast: Body, vocabulary: int, most: int, rooms: tuple[KVCache, KVCache]
+) -> None:
+    """See that `fast` leaves what `plain` leaves, near and far.
 
-
-def _same(plain: Body, fast: Body, vocabulary: int, most: int, room: Callable[[], KVCache]) -> bool:
-    """Whether `fast` leaves what `plain` leaves, near and far."""
+    Raises:
+        _Refused: it does not.
+    """
     # Positions far off may turn heads another way for those that come after them.
     last = most - 1
     for positions in ((0, 1, 2), (last // 2, last - 1, last), (0, 1, 2)):
         tokens = [position % vocabulary for position in positions]
-        wanted, got = (_left_by(body, tokens, positions, room()) for body in (plain, fast))
+        wanted, got = (
+            _left_by(body, tokens, positions, cache)
+            for body, cache in zip((plain, fast), rooms, strict=True)
+        )
+        if isinstance(fast, GraphBody) and fast.ended:
+            raise _Refused(fast.ended)
         if not all(map(near, got, wanted)):
-            return False
-    return True
+            raise _Refused(f"as {fast.form} it gives something else")
 
 
 def _left_by(

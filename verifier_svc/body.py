@@ -44,6 +44,10 @@ class Body(Protocol):
 
     sizes: tuple[int, ...]
 
+    @property
+    def form(self) -> str:
+        """How it is run: as one "kernel", as recorded "graphs", or by its "layers"."""
+
     def run(self, rows: torch.Tensor, reach: Reach, cache: KVCache, kept: Kept) -> torch.Tensor:
         """Run int64 [3, n], tokens, positions and slots. Returns normed states [n, hidden]."""
 
@@ -52,6 +56,7 @@ class ModuleBody:
     """The decoder of transformers, of standard attention, whose layers' hooks capture."""
 
     sizes: tuple[int, ...] = _WARM
+    form = "layers"
 
     def __init__(self, module: Any, num_layers: int) -> None:
         self._module = module
@@ -97,6 +102,7 @@ class KernelBody:
     """A decoder of Llama's form on a CPU, in bf16, as one kernel."""
 
     sizes: tuple[int, ...] = _WARM
+    form = "kernel"
 
     def __init__(self, decoder: Decoder, width: int) -> None:
         """Take the `width` of states."""

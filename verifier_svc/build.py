@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from specwire import kernels, logs
+from specwire import device, logs
 from specwire.draft import DraftPort
 from specwire.settings import StartError
 from specwire.target import TargetSource
@@ -15,7 +15,7 @@ from verifier_svc.acceptance import Accept, accept
 from verifier_svc.attention import Unsupported
 from verifier_svc.blocks import BLOCK_SIZE, BlockPool, blocks_for
 from verifier_svc.cache import KVCache
-from verifier_svc.checkpoint import load_tokenizer_files
+from verifier_svc.checkpoint import load_tokenizer_files, loading, read_config
 from verifier_svc.drafting import Drafting
 from verifier_svc.drawing import draw
 from verifier_svc.engine import Engine, Outbox
@@ -32,6 +32,11 @@ from verifier_svc.settings import VerifierSettings
 from verifier_svc.target import Target, load_target
 from verifier_svc.unpack import unpacked
 
+# For KV and features: a CPU's memory is taken as it is written.
+_CPU_BYTES = 2 << 30
+# What graphs, workspaces and the largest draw of the warm-up may take of a GPU.
+_GPU_RESERVE = 4 << 30
+
 _log = logs.get(__name__)
 
 
@@ -43,7 +48,7 @@ def find_target(settings: VerifierSettings) -> TargetSource:
     Raises:
         StartError: it is not there, or cannot be served.
     """
-    kernels.prepare(settings.compile, settings.cpu_level)
+    device.prepare(settings.torch_device, settings.compile, settings.cpu_level)
     try:
         return unpacked(
             TargetSource.parse(settings.target), settings.torch_dtype, settings.cache_folder
@@ -61,11 +66,13 @@ def build_target(
         StartError: it cannot be served.
     """
     _log.info("loading the target", target=source.name)
+    own = settings.torch_device if ranks is None else ranks.device
+    device.use(own)
     try:
         return load_target(
             source,
             dtype=settings.torch_dtype,
-            device=settings.torch_device if ranks is None else ranks.device,
+            device=own,
             trust_remote_code=settings.trust_remote_code,
             ranks=ranks,
         )
@@ -77,26 +84,14 @@ def tokenizer_files(settings: VerifierSettings, source: TargetSource) -> dict[st
     """The files from which the target's text becomes tokens, by name.
 
     Raises:
-        StartError: the target has none.
+        StartError: the target has none, or is of a family that is not served.
     """
     try:
+        with loading(source):
+            read_config(source, trust_remote_code=settings.trust_remote_code)
         return load_tokenizer_files(source, trust_remote_code=settings.trust_remote_code)
     except ValueError as error:
         raise StartError(str(error)) from None
-
-
-def model_length(settings: VerifierSettings, target: Target) -> int:
-    """Prompt and output tokens at most.
-
-    Raises:
-        StartError: more than the target was made for.
-    """
-    length = settings.max_model_len or target.max_position
-    if length > target.max_position:
-        raise StartError(
-            f"--max-model-len: {length} is over the target's limit of {target.max_position}."
-        )
-    return length
 
 
 def document_length(settings: VerifierSettings, target: Target) -> int:
@@ -104,25 +99,55 @@ def document_length(settings: VerifierSettings, target: Target) -> int:
     return min(settings.max_document_len, target.max_position)
 
 
-def build_cache(settings: VerifierSettings, target: Target, max_model_len: int) -> KVCache:
-    """Reserve the KV cache, as many blocks as `--kv-memory` holds and sequences can use.
+def build_cache(settings: VerifierSettings, target: Target) -> tuple[KVCache, int]:
+    """Reserve the KV cache, as many blocks as its memory holds and sequences can use.
+
+    Returns it with the prompt and output tokens of a sequence at most: those that are asked for,
+    or else the target's own limit, as far as it fits.
 
     Raises:
-        StartError: not one sequence of full length fits.
+        StartError: more was asked for than the target was made for or the memory holds.
     """
+    asked, most = settings.max_model_len, target.max_position
+    if asked is not None and asked > most:
+        raise StartError(f"--max-model-len: {asked} is over the target's limit of {most}.")
     shape = (target.num_layers, target.kv_heads, target.head_dim, target.feature_width)
-    slot_bytes = KVCache.bytes_per_slot(*shape, target.dtype)
-    per_sequence = blocks_for(max_model_len)
-    blocks = min(
-        settings.kv_memory // (slot_bytes * BLOCK_SIZE), per_sequence * settings.max_sequences
-    )
-    if blocks < per_sequence:
-        needed = per_sequence * slot_bytes * BLOCK_SIZE
+    block_bytes = KVCache.bytes_per_slot(*shape, target.dtype) * BLOCK_SIZE
+    blocks = (settings.kv_memory or automatic_memory(target.device)) // block_bytes
+    length = asked or min(most, blocks * BLOCK_SIZE)
+    per_sequence = blocks_for(length)
+    if not length or blocks < per_sequence:
+        needed = max(1, per_sequence) * block_bytes
         raise StartError(
-            f"--kv-memory: a sequence of {max_model_len} tokens takes {needed >> 20} MiB; "
+            f"--kv-memory: a sequence of {length or 1} tokens takes {needed >> 20} MiB; "
             "give more, or lower --max-model-len."
         )
-    return target.reserve(blocks, target.feature_width)
+    if asked is None and length < most:
+        _log.warning(
+            "sequences are shorter than the target allows: more do not fit into --kv-memory",
+            max_model_len=length,
+            target=most,
+        )
+    blocks = min(blocks, per_sequence * settings.sequences)
+    return target.reserve(blocks, target.feature_width), length
+
+
+def automatic_memory(own: torch.device) -> int:
+    """Bytes for KV and features where no setting says so; the target is loaded.
+
+    Raises:
+        StartError: a GPU has nothing left for them.
+    """
+    free = device.free_memory(own)
+    if free is None:
+        return _CPU_BYTES
+    size = int(0.9 * free) - _GPU_RESERVE
+    if size <= 0:
+        raise StartError(
+            f"--kv-memory: {free >> 20} MiB are free on {own} beside the target, and warming up "
+            f"may take {_GPU_RESERVE >> 20}; say how much of them is for KV."
+        )
+    return size
 
 
 def build_engine(
@@ -140,10 +165,15 @@ def build_engine(
     Raises:
         StartError: the settings do not fit the target.
     """
-    max_model_len = model_length(settings, target)
-    cache = build_cache(settings, target, max_model_len)
+    device.use(target.device)
+    cache, max_model_len = build_cache(settings, target)
     try:
-        warm_up(target, cache, settings.max_sequences * (1 + settings.max_draft_tokens))
+        warm_up(target, cache, settings.sequences * (1 + settings.max_draft_tokens))
+    except torch.OutOfMemoryError:
+        raise StartError(
+            f"--kv-memory: what it leaves free on {target.device} is too little for warming up; "
+            "give less."
+        ) from None
     except (Unsupported, TypeError) as error:
         raise StartError(f"target: its attention is not standard: {error}") from None
     policy = DraftLengthPolicy(settings.max_draft_tokens, settings.fixed_draft_length)
@@ -152,8 +182,8 @@ def build_engine(
         cache=cache,
         scheduler=Scheduler(
             BlockPool(len(cache.features) // BLOCK_SIZE),
-            max_sequences=settings.max_sequences,
-            pace=Pace(policy.step_cost, settings.token_budget),
+            max_sequences=settings.sequences,
+            pace=Pace(policy.step_cost, settings.budget),
             keep=settings.prefix_cache,
         ),
         drafting=Drafting(port, policy, cache, settings.draft_deadline_ms * 1e-3, target.devices),
@@ -161,7 +191,7 @@ def build_engine(
         features=FeatureRunner(
             target,
             max_tokens=document_length(settings, target),
-            budget=settings.token_budget,
+            budget=settings.budget,
         ),
         max_model_len=max_model_len,
         deliver=deliver,

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from specwire.device import taking
 from specwire.settings import StartError
 from verifier_svc.blocks import BLOCK_SIZE
 
@@ -34,9 +35,9 @@ class Rows(Protocol):
 class KVCache:
     """Keys and values per layer, each [slots, kv_heads, head_dim], and features [slots, width].
 
-    Slots hold finite numbers from the start, since masked ones are read. Memory is really taken
-    only as slots are first written. Keys and values have one slot more, `spare`: that of rows that
-    only fill a batch up.
+    Slots hold finite numbers from the start, since masked ones are read. A CPU's memory is really
+    taken only as slots are first written, a GPU's at once. Keys and values have one slot more,
+    `spare`: that of rows that only fill a batch up.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class KVCache:
         """Reserve it.
 
         Raises:
-            StartError: a CPU's memory could never hold it.
+            StartError: a CPU's memory could never hold it, or what a GPU has left cannot.
         """
         slots = self.spare = blocks * BLOCK_SIZE
         row = self.bytes_per_slot(layers, kv_heads, head_dim, feature_width, dtype)
@@ -63,14 +64,17 @@ class KVCache:
         def pool(*shape: int) -> torch.Tensor:
             return _zeros(shape, dtype, device)
 
-        self.keys = tuple(pool(slots + 1, kv_heads, head_dim) for _ in range(layers))
-        self.values = tuple(pool(slots + 1, kv_heads, head_dim) for _ in range(layers))
-        self.features = pool(slots, feature_width)
+        with taking("--kv-memory", slots * row, device):
+            self.keys = tuple(pool(slots + 1, kv_heads, head_dim) for _ in range(layers))
+            self.values = tuple(pool(slots + 1, kv_heads, head_dim) for _ in range(layers))
+            self.features = pool(slots, feature_width)
 
     def resize_features(self, width: int) -> None:
         """Keep rows of another width from now on; what was kept is lost."""
-        if width != self.features.shape[1]:
-            self.features = self.features.new_empty(self.features.shape[0], width)
+        slots, kept = self.features.shape
+        if width != kept:
+            self.features = self.features.new_empty(0)  # a GPU has no room for both
+            self.features = self.features.new_empty(slots, width)
 
     @property
     def lost(self) -> bool:

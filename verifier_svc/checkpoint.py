@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoTokenizer, GgufConfig
 
+from specwire import template
 from specwire.settings import StartError
 from specwire.target import TargetSource
 from verifier_svc.families import why_not
 from verifier_svc.gguf_fields import scaled
+from verifier_svc.gguf_file import damaged, open_gguf
+from verifier_svc.weights import read_whole
 
 logger = logging.getLogger(__name__)
 
+NO_TOKENIZER = "target: there is no tokenizer.json, nor are there files that one can be made of."
+# Characters of what a library says that are passed on.
+_LONG = 400
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -39,40 +45,68 @@ def loading(source: TargetSource) -> Iterator[None]:
         raise
     except Exception as error:
         logger.debug("loading failed", exc_info=True)
-        sentence = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise TargetError(f"target: {source.name} cannot be loaded: {sentence}") from error
+        raise TargetError(f"target: {source.name} cannot be loaded: {reason_of(error)}.") from error
+
+
+def reason_of(error: Exception) -> str:
+    """The first paragraph of what an error says, on one line; its kind where that is a bare key."""
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    if isinstance(error, ZeroDivisionError):
+        return "one of the sizes in its configuration is 0"
+    words = " ".join(str(said).strip().partition("\n\n")[0].split()).rstrip(".")
+    if not words or (said is not error and " " not in words):
+        words = repr(error)
+    return words if len(words) <= _LONG else f"{words[:_LONG]}..."
 
 
 def read_config(source: TargetSource, *, trust_remote_code: bool) -> Any:
     """The configuration of a target.
 
     Raises:
-        TargetError: it is of a family that is not served, or a GGUF file says more of it than is
-            read.
+        TargetError: it is of a family that is not served.
+        ValueError: a GGUF file is damaged, or says less or more of it than is read.
     """
-    config = AutoConfig.from_pretrained(
-        source.path, trust_remote_code=trust_remote_code, **source.arguments
-    )
+    reader = open_gguf(source.file) if source.arguments and source.file is not None else None
+    try:
+        config = AutoConfig.from_pretrained(
+            source.path, trust_remote_code=trust_remote_code, **source.arguments
+        )
+    except OSError as error:
+        if reader is None:
+            raise
+        raise damaged("its metadata has text that cannot be read") from error
     if (reason := why_not(config)) is not None:
         raise TargetError(f"target: {reason}.")
-    if source.arguments and source.file is not None:
-        return scaled(config, source.file)
-    return config
+    return config if reader is None else scaled(config, reader)
 
 
 def read_model(source: TargetSource, **how: Any) -> Any:
-    """The model as transformers has it; a GGUF file's weights are dequantized."""
+    """The model as transformers has it; a GGUF file's weights are dequantized.
+
+    Raises:
+        ValueError: what the files hold is not what the model reads.
+    """
     transformers.utils.logging.disable_progress_bar()
     if source.arguments:
         how["quantization_config"] = GgufConfig(dequantize=True)
-    return AutoModelForCausalLM.from_pretrained(source.path, **source.arguments, **how)
+    return read_whole(source.path, **source.arguments, **how)
+
+
+def _lacks_tokenizer(source: TargetSource) -> bool:
+    """Whether the target is a folder without tokenizer.json.
+
+    Of other files of a tokenizer one can be made where transformers knows their kind.
+    """
+    folder = Path(source.path)
+    return not source.arguments and folder.is_dir() and not (folder / "tokenizer.json").exists()
 
 
 def load_tokenizer_files(source: TargetSource, *, trust_remote_code: bool) -> dict[str, bytes]:
     """The files from which text becomes tokens, by name.
 
     Raises:
-        TargetError: the target has no tokenizer that can be written as tokenizer.json.
+        TargetError: the target has no tokenizer that can be written as tokenizer.json, or a chat
+            template that gateways cannot read.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -83,11 +117,16 @@ def load_tokenizer_files(source: TargetSource, *, trust_remote_code: bool) -> di
             paths = (Path(folder) / name for name in TOKENIZER_FILES)
             files = {path.name: path.read_bytes() for path in paths if path.is_file()}
     except Exception as error:
-        reason = " ".join(str(error).split()) or repr(error)
-        raise TargetError(f"target: the tokenizer cannot be loaded: {reason}") from error
+        if _lacks_tokenizer(source):
+            raise TargetError(NO_TOKENIZER) from error
+        raise TargetError(f"target: the tokenizer cannot be loaded: {reason_of(error)}.") from error
     # Without its files transformers makes one of a family's special tokens.
     if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):
-        raise TargetError("target: there are no files of its tokenizer.")
+        raise TargetError(NO_TOKENIZER)
     if "tokenizer.json" not in files:
         raise TargetError("target: its tokenizer has no fast form (tokenizer.json).")
+    try:
+        template.from_files(files)
+    except template.TemplateError as error:
+        raise TargetError(f"target: {str(error).rstrip('.')}.") from error
     return files

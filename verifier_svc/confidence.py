@@ -7,8 +7,12 @@ from collections.abc import Sequence as Items
 from verifier_svc.odds import Odds
 
 _BINS = 10
+# What is assumed of each of them.
+_PRIORS = tuple((i + 0.5) / _BINS for i in range(_BINS))
 # How much of the spread of confidences is kept from token to token.
 _MEMORY = 0.998
+# What a token may count for before all counts are made smaller.
+_HEAVY = 1e6
 
 
 class Calibration:
@@ -19,23 +23,29 @@ class Calibration:
     """
 
     def __init__(self) -> None:
-        self._odds = [Odds(prior=(i + 0.5) / _BINS) for i in range(_BINS)]
-        self._spread = [1.0] * _BINS
+        self._odds = [Odds(prior=prior) for prior in _PRIORS]
+        self._rates = list(_PRIORS)
+        # How often each was seen, and what a token counts for there.
+        self._spread, self._weight = [1.0] * _BINS, 1.0
         self._seen = False
 
     def observe(self, confidence: float, hit: bool) -> None:
         """Take what a chain thought of a token, and whether it was accepted."""
         at = _bin(confidence)
-        self._odds[at].observe(hit)
-        self._spread = [_MEMORY * share for share in self._spread]
-        self._spread[at] += 1
+        self._rates[at] = self._odds[at].observe(hit, _PRIORS[at])
+        # Grows, in place of all others' becoming less.
+        self._weight /= _MEMORY
+        self._spread[at] += self._weight
         self._seen = True
+        if self._weight > _HEAVY:
+            self._spread = [share / self._weight for share in self._spread]
+            self._weight = 1.0
 
     def kept(self, confidence: Items[float], price: float) -> int:
         """How many leading tokens of a chain are each accepted with a chance above `price`."""
         chance = 1.0
         for i, each in enumerate(confidence):
-            chance *= self._odds[_bin(each)].rate
+            chance *= self._rates[_bin(each)]
             if chance <= price:
                 return i
         return len(confidence)
@@ -48,9 +58,10 @@ class Calibration:
         if not self._seen:
             return [(1.0, 1.0)]
         total = sum(self._spread)
-        pairs = zip(self._spread, self._odds, strict=True)
-        return [(share / total, odds.rate) for share, odds in pairs]
+        return [
+            (share / total, rate) for share, rate in zip(self._spread, self._rates, strict=True)
+        ]
 
 
 def _bin(confidence: float) -> int:
-    return min(int(confidence * _BINS), _BINS - 1)
+    return int(confidence * _BINS) if confidence < 1 else _BINS - 1

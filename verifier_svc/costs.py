@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from verifier_svc.residuals import Residuals
 from verifier_svc.slope import Slope
 
 # How fast the level of a cost follows what is observed, and after steps that told nothing of it.
@@ -96,6 +97,7 @@ class StepCost:
 
     def __init__(self) -> None:
         self._verify = LinearCost(slope_share=0.03)
+        self._residuals = Residuals()
         self._prompt_row = 0.0
         self._mixed = False
 
@@ -111,7 +113,7 @@ class StepCost:
 
     def predict(self, rows: float) -> float:
         """Expected seconds of a step of `rows` rows that verify; 0 where nothing is known."""
-        return self._verify.predict(rows)
+        return self._verify.predict(rows) * self._residuals.at(rows)
 
     def age(self) -> None:
         """No drafts are verified: what their rows cost is not seen."""
@@ -124,6 +126,7 @@ class StepCost:
         if not prompt_rows or (rows and seconds < expected):
             gain = _RARE_LEVEL_GAIN if self._mixed else _LEVEL_GAIN
             self._verify.observe(rows, seconds, gain=gain)
+            self._residuals.observe(rows, seconds / max(self._verify.predict(rows), 1e-9))
         self._mixed = bool(rows and prompt_rows)
         if prompt_rows < _TELLING_ROWS:
             return
@@ -178,7 +181,7 @@ class AnswerCost:
     """
 
     def __init__(self) -> None:
-        self._chain = LinearCost(slope_share=0.1)
+        self._chain = LinearCost(slope_share=0.4)
         self._no_chain = LinearCost(slope_share=0.0)
         self._first: list[float] = []
 

@@ -6,20 +6,24 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import TypeVar
 
 import grpc.aio
 import torch
 
-from specwire import codec, handshake
+from specwire import codec, handshake, limits
 from specwire.draft import DraftEvent, Extend, Linked, Unlinked, Welcome
 from specwire.errors import DataLoss, WireError
 from specwire.handshake import Shape
+from specwire.limits import MAX_ROUND_BYTES
 from specwire.round import Numbering
 from specwire.torch import pack
 from specwire.v1 import drafter_pb2 as pb
 from specwire.v1.drafter_pb2_grpc import DrafterServiceStub
+from verifier_svc.feed import ROUND_ROWS
+from verifier_svc.projection import Projector
+from verifier_svc.rounds import messages
 from verifier_svc.same_host import SameHost
 
 logger = logging.getLogger(__name__)
@@ -27,8 +31,7 @@ logger = logging.getLogger(__name__)
 _Message = TypeVar("_Message")
 
 _OPTIONS = [
-    ("grpc.max_receive_message_length", 4 << 20),
-    ("grpc.max_send_message_length", 4 << 20),
+    *limits.message_limits(MAX_ROUND_BYTES),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -43,15 +46,26 @@ _REFUSED_RETRY_SECONDS = 5.0
 class DrafterClient:
     """Keeps a link to one drafter up. `round` and `bulk` may be called from any thread."""
 
-    def __init__(self, address: str, shape: Shape) -> None:
+    def __init__(
+        self,
+        address: str,
+        shape: Shape,
+        devices: Collection[str] = (),
+        projector: Projector | None = None,
+    ) -> None:
+        """Take HOST:PORT, the target, its devices' names for the log, and what may project."""
         self._address = address
         self._shape = shape
+        self._devices = devices
+        self._projector = projector or Projector(None)
         self._loop = asyncio.get_running_loop()
         self._deliver: Callable[[DraftEvent], None] = lambda event: None
         self._rounds: asyncio.Queue[pb.DraftRequest] = asyncio.Queue()
         self._bulks: asyncio.Queue[pb.BulkRequest] = asyncio.Queue()
         self._numbers = Numbering(1)
         self._link = 0
+        # Bytes of a message of rounds at most.
+        self._most = MAX_ROUND_BYTES
         # For rounds, where the drafter is on this host.
         self._near: SameHost | None = None
         self._task: asyncio.Task[None] | None = None
@@ -76,23 +90,27 @@ class DrafterClient:
         closes: Sequence[int],
     ) -> None:
         """Send one round: `features[i]` is [len(extends[i].tokens), feature width]."""
-        message = pb.Round(extends=map(codec.encode_extend, extends), closes=closes)
-        if features:
-            message.features.CopyFrom(pack(*features))
-        if (near := self._near) is not None and near.link == link:
-            near.send(message)
-            return
-        self._loop.call_soon_threadsafe(self._put_round, link, message)
+        features, projected = self._projector.form(link, features)
+        near = self._near if self._near is not None and self._near.link == link else None
+        for request in messages(extends, features, closes, self._most, projected=projected):
+            if near is not None:
+                near.send(request)
+            else:
+                self._loop.call_soon_threadsafe(self._put_round, link, request)
 
     def bulk(self, link: int, extend: Extend, features: torch.Tensor) -> None:
         """Send rows beyond a round's worth; an Ack answers."""
-        message = pb.BulkExtend(extend=codec.encode_extend(extend), features=pack(features))
-        self._loop.call_soon_threadsafe(self._put_bulk, link, pb.BulkRequest(extend=message))
+        rows, projected = self._projector.form(link, [features])
+        request = pb.BulkRequest()
+        request.extend.extend.CopyFrom(codec.encode_extend(extend))
+        request.extend.projected = projected
+        pack(*rows, into=request.extend.features)
+        self._loop.call_soon_threadsafe(self._put_bulk, link, request)
 
-    def _put_round(self, link: int, message: pb.Round) -> None:
+    def _put_round(self, link: int, request: pb.DraftRequest) -> None:
         if link == self._link:
-            message.number = self._numbers.take()
-            self._rounds.put_nowait(pb.DraftRequest(round=message))
+            request.round.number = self._numbers.take()
+            self._rounds.put_nowait(request)
 
     def _put_bulk(self, link: int, message: pb.BulkRequest) -> None:
         if link == self._link:
@@ -138,9 +156,12 @@ class DrafterClient:
             bulk = DrafterServiceStub(bulk_channel).Bulk(self._bulk_requests(hello))
             acks = aiter(bulk)
             _whole(await anext(acks, None))
+            await self._projector.adopt(self._link, DrafterServiceStub(bulk_channel), announced)
             near = self._near = SameHost.reach(announced.same_host, hello)
             way = "gRPC" if near is None else "a Unix socket"
             logger.info("drafter linked by %s: checkpoint %s", way, welcome.checkpoint_hash[:12])
+            if welcome.device.startswith("cuda") and welcome.device in self._devices:
+                logger.info("the drafter is on the target's GPU: they take turns on it")
             self._deliver(Linked(self._link, welcome))
             readers = [
                 asyncio.create_task(self._read_drafts(answers)),
@@ -194,6 +215,8 @@ class DrafterClient:
     def _check(self, message: pb.DescribeResponse) -> Welcome:
         welcome = codec.decode_welcome(message)
         handshake.check(self._shape, handshake.announced(welcome))
+        handshake.check_room(welcome, ROUND_ROWS)
+        self._most = min(welcome.max_round_bytes, MAX_ROUND_BYTES)
         return welcome
 
 

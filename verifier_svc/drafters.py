@@ -10,6 +10,7 @@ from specwire.draft import DraftPort
 from specwire.local import GROUP, NAME, LocalFactory, LocalSetup
 from specwire.settings import StartError
 from verifier_svc.drafter_client import DrafterClient
+from verifier_svc.projection import Projector
 from verifier_svc.settings import VerifierSettings
 from verifier_svc.target import Target
 
@@ -23,7 +24,8 @@ def drafter_port(settings: VerifierSettings, target: Target) -> DraftPort[torch.
     if not settings.speculation or settings.drafter is None:
         return None
     if settings.local_checkpoint is None:
-        return DrafterClient(settings.drafter, target.shape)
+        projector = Projector(target.device) if settings.projects else None
+        return DrafterClient(settings.drafter, target.shape, target.devices, projector)
     setup = LocalSetup(
         checkpoint=settings.local_checkpoint,
         target=settings.target,

@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterator
 from collections.abc import Sequence as Items
+from heapq import nsmallest
 from itertools import compress
 
 import torch
@@ -23,6 +24,7 @@ from specwire.draft import (
     Welcome,
     Wish,
 )
+from specwire.limits import MAX_SHORT_BYTES
 from specwire.sequence import SequenceSender
 from verifier_svc.cache import KVCache
 from verifier_svc.cohorts import Cohorts
@@ -34,7 +36,8 @@ from verifier_svc.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
-_BULK_ROWS = 64
+# Rows of a bulk message at most, and their bytes: it has an opening with up to 1024 biases beside.
+_BULK_ROWS, _BULK_BYTES = 64, MAX_SHORT_BYTES - (16 << 10)
 # Bytes of bulk rows on their way: at most, and at first.
 _WINDOW_BYTES, _FIRST_WINDOW_BYTES = 8 << 20, 1 << 19
 
@@ -77,8 +80,10 @@ class Drafting:
 
     def close(self, seq: int) -> None:
         """A sequence has ended."""
-        if self._feeds.pop(seq, None) is None:
+        feed = self._feeds.pop(seq, None)
+        if feed is None:
             return
+        feed.score()
         self.gathering.drop(seq)
         # Bulk rows that arrived after the Close would open the sequence again: their
         # acknowledgement closes it.
@@ -132,7 +137,7 @@ class Drafting:
             self._policy.observe_draft(length, seconds, awaited=bool(request.awaited))
 
     def observe(self, seq: int) -> None:
-        """A sequence has committed a round."""
+        """Learn from the draft of a sequence that has committed a round."""
         if feed := self._feeds.get(seq):
             feed.score()
 
@@ -150,17 +155,20 @@ class Drafting:
             return
         self._judge(feeds, max(1, len(decoding)))
         self._stream(feeds, decoding)
-        prompts = any(not sequence.decoding for sequence in sequences)
-        self._ask(decoding, now, rested, prompts=prompts)
         ids = [sequence.id for sequence in sequences if sequence.decoding]
+        self._ask(decoding, now, rested, prompts=len(ids) < len(sequences))
         self.resting = self._cohorts.rest(ids, self._policy.cohort_gain)
 
     def _judge(self, feeds: Items[Feed], size: int) -> None:
         """Find out who is worth the rows that it lacks, in a batch of `size`."""
+        dear = False
         for feed in feeds:
-            lacks, tokens = feed.lacks, feed.remaining
-            feed.affordable = self._policy.affords(feed.record, lacks, tokens, size)
-        if not all(feed.affordable for feed in feeds):
+            lacks = feed.lacks
+            feed.affordable = not lacks or self._policy.affords(
+                feed.record, lacks, feed.remaining, size
+            )
+            dear |= not feed.affordable
+        if dear:
             self._policy.doubt_rows()
 
     def _stream(self, feeds: Items[Feed], decoding: Items[Feed]) -> None:
@@ -179,7 +187,8 @@ class Drafting:
             self._window = _FIRST_WINDOW_BYTES
             feeds = [feed for feed in feeds if feed.wanted][:PROBED]
         for feed in feeds:
-            self._send_bulk(feed)
+            if feed.sender.lags:
+                self._send_bulk(feed)
 
     def _ask(
         self, feeds: Items[Feed], now: float, rested: Collection[int], *, prompts: bool
@@ -236,10 +245,11 @@ class Drafting:
         row_bytes = self._cache.features.shape[1] * self._cache.features.element_size()
         if feed.sender.entries > self.welcome.max_length:
             return
+        rows = max(1, min(_BULK_ROWS, _BULK_BYTES // row_bytes))
         while not (under_way := self._unacknowledged.total()) or (
-            (under_way + _BULK_ROWS) * row_bytes <= self._window
+            (under_way + rows) * row_bytes <= self._window
         ):
-            span = feed.sender.next_bulk(_BULK_ROWS)
+            span = feed.sender.next_bulk(rows)
             if span is None:
                 return
             extend = feed.extend(span)
@@ -265,11 +275,11 @@ class Drafting:
             feed.proposed = None
 
 
-def _probed_first(feeds: Items[Feed]) -> list[int]:
-    """Places of what is fed already, then of what is the least behind, the newest first."""
+def _probed_first(feeds: Items[Feed]) -> Iterator[int]:
+    """Places of what is fed already, then of what is the least behind, the newest first; few."""
 
     def key(place: int) -> tuple[bool, bool, int, int]:
         feed = feeds[place]
         return not feed.affordable, not feed.wanted, feed.lacks, -place
 
-    return sorted(range(len(feeds)), key=key)
+    yield from nsmallest(PROBED, range(len(feeds)), key)

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 
 import torch
 
+from specwire.device import use
 from specwire.draft import DraftEvent, Linked, Unlinked
 from verifier_svc.acceptance import Accept, Accepted
 from verifier_svc.cache import KVCache
-from verifier_svc.charges import charge_step, charge_wait
+from verifier_svc.charges import Times, charge_step, charge_wait
 from verifier_svc.checkpoint import TargetError
+from verifier_svc.clock import clock_of
 from verifier_svc.documents import Capture
 from verifier_svc.drafting import Drafting
 from verifier_svc.features import FeatureRunner
@@ -32,6 +34,7 @@ from verifier_svc.target import Target
 logger = logging.getLogger(__name__)
 
 Outbox = list[tuple[int, Event]]
+Rounds = list[tuple[Sequence, Emitted]]
 
 _NOT_FINITE = "The target's logits are not finite."
 
@@ -86,6 +89,7 @@ class Engine:
         self._deliver = deliver
         self._metrics = metrics
         self._accept_drafts = accept
+        self._clock = clock_of(target.device)
         self._eos = target.eos_token_ids
         # Each message with the time of its arrival, in seconds of perf_counter.
         self._inbox: queue.SimpleQueue[tuple[float, Message]] = queue.SimpleQueue()
@@ -113,12 +117,18 @@ class Engine:
         self._inbox.put((time.perf_counter(), message))
 
     @property
+    def max_model_len(self) -> int:
+        """Prompt and output tokens of a sequence at most."""
+        return self._max_model_len
+
+    @property
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
     @torch.inference_mode()
     def _run(self) -> None:
+        use(self._target.device)
         sys.setswitchinterval(1e-4)
         gc.freeze()
         while not (self._stopped or self._cache.lost):
@@ -135,22 +145,32 @@ class Engine:
 
     def _step(self) -> None:
         """Schedule, run, commit, and ask for the next drafts."""
-        started = time.perf_counter()
+        begun, started = self._clock.mark(), time.perf_counter()
         self._admit(started)
-        self._account_wait(started)
         works = self._scheduler.plan(self._drafting.resting)
         if not works:
+            self._account_wait(started)
             self._drafting.send((), started)
             self._ended = started
             return
         hidden = self._target.run(works, self._cache)
-        ran = time.perf_counter()
-        self._commit(works, hidden)
-        drawn = time.perf_counter()
-        self._account(works, started, ran, drawn)
-        self._retire(drawn)
-        self._drafting.send(self._scheduler.running, drawn)
-        self._ended = drawn
+        ran = self._clock.mark()
+        self._account_wait(started)
+        rounds = self._commit(works, hidden)
+        self._ended = drawn = time.perf_counter()
+        start, stop = self._clock.when(begun), self._clock.when(ran)
+        # Not known of a device that nobody has waited for.
+        times = None if start is None or stop is None else Times(start, stop, drawn)
+        self._learn(works, times)
+        decoded = self._scheduler.running
+        self._forget([sequence.id for sequence in decoded if sequence.finish is not None])
+        try:
+            self._drafting.send(self._scheduler.running, drawn)
+        finally:
+            # What only tells of the step is done while the next drafts are made.
+            self._emit_rounds(rounds)
+            self._account(works, decoded, times)
+            self._finish(decoded, drawn)
 
     def _receive(self) -> None:
         """Take messages: until the next step's drafts are gathered, or for ever while idle."""
@@ -213,7 +233,7 @@ class Engine:
             self._metrics.count_prompt(len(sequence), sequence.computed)
             self._drafting.open(sequence)
 
-    def _commit(self, works: Items[Work], hidden: torch.Tensor) -> None:
+    def _commit(self, works: Items[Work], hidden: torch.Tensor) -> Rounds:
         """Draw the tokens of every sequence that reached its last row, and accept drafts."""
         sequences: list[Sequence] = []
         for work in works:
@@ -222,41 +242,39 @@ class Engine:
             else:
                 work.sequence.computed += len(work.tokens)
         if not sequences:
-            return
-        greedy = [s.sampling.plain_greedy for s in sequences for _ in range(1 + len(s.draft))]
+            return []
+        greedy = [s.greedy for s in sequences for _ in range(1 + len(s.draft))]
         best, logits = self._target.head.score(hidden, greedy)
+        rounds: Rounds = []
         drawn = self._accept_drafts(sequences, best, logits)
         for sequence, accepted in zip(sequences, drawn, strict=True):
             if accepted is None:
                 self._fail(sequence, Failed(_NOT_FINITE, elsewhere=False))
             else:
-                self._accept(sequence, accepted)
-
-    def _accept(self, sequence: Sequence, drawn: Accepted) -> None:
-        """Commit what was drawn for a sequence, and emit it."""
-        proposed, start = len(sequence.draft), len(sequence)
-        accepted = len(drawn.tokens) - 1
-        kept = sequence.commit(drawn.tokens, accepted)
-        # Draft tokens beyond an end token were right and yet are not part of the output.
-        accepted = min(accepted, len(kept))
-        source = sequence.draft_source
-        sequence.usage.count_round(source, proposed, accepted)
-        self._drafting.observe(sequence.id)
-        self._metrics.count_round(source, proposed, accepted, len(kept))
-        logprobs = drawn.logprobs[: len(kept)]
-        self._emit(sequence, Emitted(start, kept, proposed, accepted, source, logprobs))
+                rounds.append((sequence, _commit(sequence, accepted)))
+        return rounds
 
     def _emit(self, sequence: Sequence, event: Event) -> None:
         self._outbox.append((sequence.id, event))
 
-    def _retire(self, now: float) -> None:
-        for sequence in self._scheduler.running:
+    def _emit_rounds(self, rounds: Rounds) -> None:
+        """Emit what was drawn, and learn from the drafts."""
+        self._outbox += [(sequence.id, emitted) for sequence, emitted in rounds]
+        for sequence, emitted in rounds:
+            sequence.usage.count_round(emitted.source, emitted.drafted, emitted.accepted)
+            self._drafting.observe(sequence.id)
+        self._metrics.count_rounds(
+            [(emitted.source, emitted.drafted, emitted.accepted) for _, emitted in rounds],
+            sum(len(emitted.tokens) for _, emitted in rounds),
+        )
+
+    def _finish(self, decoded: Items[Sequence], now: float) -> None:
+        """Emit the end of those that have ended."""
+        for sequence in decoded:
             if sequence.finish is not None:
                 timings = sequence.timings
                 timings.host = max(0.0, now - sequence.first_token - timings.accounted)
-                done = Finished(sequence.finish, sequence.usage, sequence.timings)
-                self._emit(sequence, done)
-                self._forget([sequence.id])
+                self._emit(sequence, Finished(sequence.finish, sequence.usage, timings))
 
     def _forget(self, seqs: Items[int], *, failed: bool = False) -> None:
         for sequence in self._scheduler.remove(seqs, failed=failed):
@@ -278,11 +296,28 @@ class Engine:
             self._policy.observe_draft(request.length, now - request.started)
             self._metrics.missed_deadlines.inc()
 
-    def _account(self, works: Items[Work], started: float, ran: float, drawn: float) -> None:
-        """Charge a step, and learn what it cost."""
+    def _learn(self, works: Items[Work], times: Times | None) -> None:
+        """Learn what a step cost, where that is known."""
+        if times is not None:
+            verified = sum(work.draws for work in works if work.draws == len(work.tokens))
+            rows = sum(len(work.tokens) for work in works)
+            self._policy.step_cost.observe(verified, times.drawn - times.started, rows - verified)
+
+    def _account(self, works: Items[Work], decoded: Items[Sequence], times: Times | None) -> None:
+        """Charge a step to those that decoded, and count it."""
+        if times is not None:
+            charge_step(decoded, works, times)
         rows = sum(len(work.tokens) for work in works)
-        verified = sum(work.draws for work in works if work.draws == len(work.tokens))
-        self._policy.step_cost.observe(verified, drawn - started, rows - verified)
-        charge_step(self._scheduler.running, works, started, ran, drawn)
-        self._metrics.observe_step(rows, ran - started, self._scheduler)
+        seconds = None if times is None else times.ran - times.started
+        self._metrics.observe_step(rows, seconds, self._scheduler)
         self._metrics.cohorts.set(2 if self._drafting.resting else 1)
+
+
+def _commit(sequence: Sequence, drawn: Accepted) -> Emitted:
+    """Commit what was drawn for a sequence; returns what is to be emitted."""
+    proposed, start, source = len(sequence.draft), len(sequence.tokens), sequence.draft_source
+    accepted = len(drawn.tokens) - 1
+    kept = sequence.commit(drawn.tokens, accepted)
+    # Draft tokens beyond an end token were right and yet are not part of the output.
+    accepted = min(accepted, len(kept))
+    return Emitted(start, kept, proposed, accepted, source, drawn.logprobs[: len(kept)])

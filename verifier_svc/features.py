@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from specwire.serving import MAX_SEND_BYTES
+from specwire.limits import MAX_SHORT_BYTES
 from specwire.torch import pack
 from verifier_svc.blocks import BLOCK_SIZE, BlockPool, Extent, blocks_for
 from verifier_svc.cache import KVCache
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 # Rows of a step while generations run: each of them waits for it once.
 BUSY_ROWS = 64
 # Room for the rest of a message.
-_MESSAGE_BYTES = MAX_SEND_BYTES - 1024
+_MESSAGE_BYTES = MAX_SHORT_BYTES - 1024
 
 
 @dataclass(slots=True)

@@ -38,7 +38,7 @@ class Feed:
     @property
     def lacks(self) -> int:
         """Rows, those of its whole prompt, that the drafter must be sent ahead of a round."""
-        rows = len(self.sequence) - 1 - self.sender.sent
+        rows = len(self.sequence.tokens) - 1 - self.sender.sent
         return rows if rows > ROUND_ROWS else 0
 
     @property
@@ -50,15 +50,19 @@ class Feed:
 
     def caps(self, welcome: Welcome, most: int) -> Wish:
         """The longest drafts that the sequence may use now, which are none over `most`."""
+        cap = self._cap(welcome, most)
+        return Wish(cap, cap if welcome.lookup_match else 0)
+
+    def _cap(self, welcome: Welcome, most: int) -> int:
         sequence = self.sequence
         cap = min(
             sequence.generation.max_draft_tokens,
             most,
-            sequence.room_for_draft,
+            # Room for all of them and the bonus token.
+            sequence.limit - len(sequence.tokens) - 1,
             welcome.max_length - sequence.entries,
         )
-        cap = max(0, cap)
-        return Wish(cap, cap if welcome.lookup_match else 0)
+        return max(cap, 0)
 
     def extend(self, span: Span, wish: Wish = NO_WISH) -> Extend:
         """The message of these entries, and of a wish for a draft after them."""
@@ -96,7 +100,7 @@ class Feed:
             self._score(draft)
             return
         self.proposed = fitting
-        length = self.caps(welcome, welcome.max_draft_tokens).chain
+        length = self._cap(welcome, welcome.max_draft_tokens)
         if fitting.confidence:  # that of a chain
             length = min(length, self.record.calibration.kept(fitting.confidence, price))
         self.sequence.draft = fitting.tokens[:length]
@@ -111,7 +115,10 @@ class Feed:
     def _score(self, draft: Draft) -> None:
         """Compare a draft with what was committed in its place, however far that goes."""
         drawn = self.sequence.tokens[draft.base + 1 : draft.base + 1 + len(draft.tokens)]
-        pairs = enumerate(zip(draft.tokens, drawn, strict=False))
-        accepted = next((i for i, (guess, token) in pairs if guess != token), len(drawn))
+        accepted = 0
+        for guess, token in zip(draft.tokens, drawn, strict=False):
+            if guess != token:
+                break
+            accepted += 1
         tried = min(accepted + 1, len(drawn))
         self.record.observe(draft.source, tried, accepted, draft.confidence)

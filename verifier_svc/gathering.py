@@ -52,8 +52,14 @@ class Gathering:
 
     def remaining(self, now: float, resting: Collection[int] = ()) -> float:
         """Seconds to wait for those who do not rest; 0 if their step leaves now."""
+        if not self._unanswered:
+            return 0.0
         deadlines = (self._requests[s].deadline for s in self._unanswered if s not in resting)
         return max(0.0, max(deadlines, default=now) - now)
+
+    def requests(self) -> list[Request]:
+        """All that have a sequence which is not verified yet."""
+        return _distinct(iter(self._requests.values()))
 
     def awaited(self, seq: int) -> Request | None:
         """The request whose answer the sequence waits for, or has waited for."""

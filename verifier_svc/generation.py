@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from specwire.draft import DraftSource
 from verifier_svc.documents import CapturedRows, Read
@@ -83,8 +85,7 @@ class Logprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Emitted:
+class Emitted(NamedTuple):
     """The tokens of one round, the first at absolute index `start`."""
 
     start: int
@@ -102,33 +103,62 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_prompt_tokens: int = 0
-    accepted_draft_tokens: int = 0
-    rejected_draft_tokens: int = 0
-    rounds: int = 0
-    drafted_rounds: int = 0
-    proposed_at: list[int] = field(default_factory=list)
-    accepted_at: list[int] = field(default_factory=list)
-    lookup_proposed_at: list[int] = field(default_factory=list)
-    lookup_accepted_at: list[int] = field(default_factory=list)
+    # Verifications by source, length of the draft, and how much of it was accepted.
+    _counts: Counter[tuple[DraftSource, int, int]] = field(default_factory=Counter)
 
     def count_round(self, source: DraftSource, proposed: int, accepted: int) -> None:
         """Count one verification and its draft."""
-        self.rounds += 1
-        self.drafted_rounds += proposed > 0
-        self.accepted_draft_tokens += accepted
-        self.rejected_draft_tokens += proposed - accepted
-        _count(self.proposed_at, proposed, proposed)
-        _count(self.accepted_at, proposed, accepted)
-        if source is DraftSource.LOOKUP:
-            _count(self.lookup_proposed_at, proposed, proposed)
-            _count(self.lookup_accepted_at, proposed, accepted)
+        self._counts[source, proposed, accepted] += 1
 
+    @property
+    def rounds(self) -> int:
+        """Verifications."""
+        return self._counts.total()
 
-def _count(counts: list[int], positions: int, reached: int) -> None:
-    """Add 1 to the first `reached` of `positions` counts."""
-    counts += [0] * (positions - len(counts))
-    for position in range(reached):
-        counts[position] += 1
+    @property
+    def drafted_rounds(self) -> int:
+        """Those that had a draft."""
+        return sum(n for (_, proposed, _), n in self._counts.items() if proposed)
+
+    @property
+    def accepted_draft_tokens(self) -> int:
+        """Draft tokens accepted."""
+        return sum(n * accepted for (*_, accepted), n in self._counts.items())
+
+    @property
+    def rejected_draft_tokens(self) -> int:
+        """Draft tokens not accepted."""
+        return sum(n * (proposed - accepted) for (_, proposed, accepted), n in self._counts.items())
+
+    @property
+    def proposed_at(self) -> list[int]:
+        """Drafts that had the position."""
+        return self._reached(lambda proposed, _: proposed)
+
+    @property
+    def accepted_at(self) -> list[int]:
+        """Drafts that were accepted so far."""
+        return self._reached(lambda _, accepted: accepted)
+
+    @property
+    def lookup_proposed_at(self) -> list[int]:
+        """Lookups that had the position."""
+        return self._reached(lambda proposed, _: proposed, lookups=True)
+
+    @property
+    def lookup_accepted_at(self) -> list[int]:
+        """Lookups that were accepted so far."""
+        return self._reached(lambda _, accepted: accepted, lookups=True)
+
+    def _reached(self, reach: Callable[[int, int], int], *, lookups: bool = False) -> list[int]:
+        """By position, how many drafts, or lookups alone, reached so far."""
+        wanted = [DraftSource.LOOKUP] if lookups else list(DraftSource)
+        counts = {key: n for key, n in self._counts.items() if key[0] in wanted}
+        reached = [0] * max((proposed for _, proposed, _ in counts), default=0)
+        for (_, proposed, accepted), n in counts.items():
+            for position in range(reach(proposed, accepted)):
+                reached[position] += n
+        return reached
 
 
 @dataclass(slots=True)

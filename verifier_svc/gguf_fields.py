@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
+
+from verifier_svc.gguf_file import check_fields
 
 # Fields that change what is computed, by the name that configurations have for them, if any.
 _TOLD = {
@@ -46,15 +47,16 @@ _FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")
 _FREQUENCIES = "rope_freqs.weight"
 
 
-def scaled(config: Any, file: Path) -> Any:
+def scaled(config: Any, reader: Any) -> Any:
     """The configuration that transformers reads from a file, with RoPE as the file scales it.
 
-    Raises:
-        ValueError: the file says what neither transformers nor this reads.
-    """
-    from gguf import GGUFReader
+    `reader` is the file's GGUFReader.
 
-    reader = GGUFReader(file)
+    Raises:
+        ValueError: the file does not say what is needed, or what neither transformers nor this
+            reads.
+    """
+    check_fields(reader)
     architecture = str(reader.fields["general.architecture"].contents())
     fields = {
         name.removeprefix(f"{architecture}."): field.contents()

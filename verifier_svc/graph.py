@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -10,53 +11,80 @@ import torch
 from specwire.kernels import (
     Reach,
     Record,
-    Recorder,
     Recording,
     Spans,
+    Tensors,
     called,
-    flash_serves,
+    flash_refusal,
     put,
-    span_table,
+    row_table,
 )
+from verifier_svc.attention import Scoring
 from verifier_svc.body import Body, Kept
 from verifier_svc.cache import KVCache
 
 # Rows of batches as they are recorded; others are filled up. What is larger keeps a GPU busy while
 # its operators are being called, so that nothing is gained by recording it.
-_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-# Rows of a sequence at most, in a recorded batch: a draft and the row before it.
-_LONGEST = 16
+_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# Sets of captured layers that are recorded in a cache: a graph's memory is never given back.
+_LAYER_SETS = 4
+
+
+def refusal(
+    like: torch.Tensor, heads: int, kv_heads: int, dim: int, scorings: Sequence[Scoring]
+) -> str | None:
+    """Why a decoder of states like `like` cannot be recorded; None where it can."""
+    # A window that hides nothing is none.
+    forms = {(False, False)}
+    for scoring in scorings:
+        forms.add((scoring.window is not None, scoring.sinks is not None))
+    given = like.device, like.dtype, heads, kv_heads, dim
+    for form in sorted(forms):
+        if reason := flash_refusal(*given, *form):
+            return reason
+    if any(scoring.softcap is not None for scoring in scorings):
+        return "FlashAttention knows no soft cap: sequences attend one by one"
+    return None
 
 
 class _Shape(NamedTuple):
-    """What differs between graphs: rows, those of a sequence at most, and what is captured."""
+    """What differs between graphs: rows, and what is captured."""
 
     size: int
-    longest: int
     layers: tuple[int, ...]
 
 
 class _Graph:
-    """A decoder for batches of one shape, recorded over tensors of its own."""
+    """A decoder for batches of one shape, recorded over tensors of its own.
+
+    Each row is a segment of its own: keys are then shared among all of a GPU, and rows with drafts
+    attend by the same steps as those without.
+    """
 
     def __init__(self, body: Body, width: int, record: Record, shape: _Shape, cache: KVCache):
-        size, self._spare = shape.size, cache.spare
+        size, spare = shape.size, cache.spare
         pool = cache.keys[0]
-        self._device = pool.device
-        self._filling = put([[0], [0], [cache.spare]], pool.device)
-        self._rows = self._filling.repeat(1, size)
-        self._table = put(span_table((), size, size, cache.spare), pool.device, torch.int32)
+        self._device, self._spare = pool.device, spare
+        self._filling = put([[0], [0], [spare]], pool.device)
+        self._rows = rows = self._filling.repeat(1, size)
+        self._table = table = put(row_table((), size, spare), pool.device, torch.int32)
         self._features = pool.new_zeros(size, len(shape.layers) * width)
-        reach = Reach.recorded(size, Spans.of(self._table, shape.longest, cache.spare))
+        starts = torch.arange(size + 1, dtype=torch.int32, device=pool.device)
         places = torch.arange(size, device=pool.device)
         kept = Kept(shape.layers, self._features, places)
-        results, self._replay = record(lambda: (body.run(self._rows, reach, cache, kept),))
+
+        def work() -> Tensors:
+            # New each time: what a reach keeps of an earlier run is not recorded.
+            reach = Reach.recorded(size, Spans(starts, table[0], table[1, :-1], 1, spare))
+            return (body.run(rows, reach, cache, kept),)
+
+        results, self._replay = record(work)
         self._hidden = results[0]
 
     def run(self, rows: torch.Tensor, reach: Reach) -> tuple[torch.Tensor, torch.Tensor]:
         """Final states and captured ones of rows [3, n], until the next run of any graph."""
         size, count = self._rows.shape[1], rows.shape[1]
-        table = span_table(reach.segments, size, size, self._spare)
+        table = row_table(reach.segments, size, self._spare)
         self._table.copy_(put(table, self._device, torch.int32))
         self._rows[:, :count] = rows
         self._rows[:, count:] = self._filling
@@ -65,7 +93,11 @@ class _Graph:
 
 
 class GraphBody:
-    """A decoder on a GPU whose rounds are recorded; prompts run through `body` as they are."""
+    """A decoder on a GPU whose rounds are recorded; prompts run through `body` as they are.
+
+    Graphs live as long as the process. There are as many as `sizes` for each set of captured
+    layers, in each cache that batches without prompts have run in.
+    """
 
     sizes: tuple[int, ...] = _SIZES
 
@@ -76,27 +108,31 @@ class GraphBody:
         self._recording = Recording(record)
         self._graphs: WeakKeyDictionary[KVCache, dict[_Shape, _Graph]] = WeakKeyDictionary()
 
-    @classmethod
-    def of(
-        cls, body: Body, like: torch.Tensor, heads: int, kv_heads: int, dim: int
-    ) -> GraphBody | None:
-        """The form of a decoder of states like `like`; None where it cannot be recorded."""
-        if not flash_serves(like.device, like.dtype, heads, kv_heads, dim):
-            return None
-        return cls(body, like.shape[-1], Recorder())
+    @property
+    def form(self) -> str:
+        """See `Body`."""
+        return "graphs" if self.alive else "layers"
+
+    @property
+    def alive(self) -> bool:
+        """Whether all that was to be recorded has been."""
+        return self._recording.alive
+
+    @property
+    def ended(self) -> str | None:
+        """Why nothing is recorded any more."""
+        return self._recording.ended
 
     def unrecorded(self) -> GraphBody:
         """One that does the same without recording it."""
         return GraphBody(self._body, self._width, called)
 
     def run(self, rows: torch.Tensor, reach: Reach, cache: KVCache, kept: Kept) -> torch.Tensor:
-        """See `Body`. What it returns holds until the next run."""
+        """See `Body`. What it returns holds until the next run, in whatever cache."""
         size = next((size for size in _SIZES if size >= rows.shape[1]), None)
         graph = None
-        if size is not None and reach.longest <= _LONGEST:
-            # Decoding without drafts has an attention of its own.
-            longest = 1 if reach.longest == 1 else _LONGEST
-            graph = self._graph(_Shape(size, longest, kept.layers), cache)
+        if size is not None and not reach.prompts:
+            graph = self._graph(_Shape(size, kept.layers), cache)
         if graph is None:
             return self._body.run(rows, reach, cache, kept)
         hidden, features = graph.run(rows, reach)
@@ -104,10 +140,21 @@ class GraphBody:
             kept.features.index_copy_(0, kept.rows, features)
         return hidden
 
+    def recapture(self, before: tuple[int, ...], layers: tuple[int, ...]) -> None:
+        """Record what captures the layers `before` once more, to capture others."""
+        for cache, graphs in list(self._graphs.items()):
+            sizes = {shape.size for shape in graphs if shape.layers == before}
+            # Large ones first: smaller ones use their memory again.
+            for size in sorted(sizes, reverse=True):
+                self._graph(_Shape(size, layers), cache)
+
     def _graph(self, shape: _Shape, cache: KVCache) -> _Graph | None:
         """The graph of a shape, recorded where it is first needed; None where that fails."""
         graphs = self._graphs.setdefault(cache, {})
         if shape not in graphs:
+            sets = {recorded.layers for recorded in graphs}
+            if shape.layers not in sets and len(sets) == _LAYER_SETS and self.alive:
+                self._recording.end("other layers have been captured too often")
             graph = self._recording.attempt(
                 lambda record: _Graph(self._body, self._width, record, shape, cache)
             )

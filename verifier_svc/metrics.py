@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable
+from functools import cache
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from specwire.draft import DraftSource
@@ -53,6 +57,8 @@ class Metrics:
         self.accepted_at = by_source(
             "num_accepted_tokens_per_pos", "Draft tokens accepted.", "position"
         )
+        # By source, and position: looked up once, which takes longer than to count does.
+        self._child: Callable[..., Counter] = cache(lambda of, *labels: of.labels(*labels))
         self.missed_deadlines = Counter(
             prefix + "draft_deadlines_missed",
             "Rounds that left without all drafts.",
@@ -81,22 +87,29 @@ class Metrics:
         self.prefix_queries.inc(tokens)
         self.prefix_hits.inc(cached)
 
-    def count_round(self, source: DraftSource, proposed: int, accepted: int, emitted: int) -> None:
-        """Count one verification of one sequence, with a draft of `source` or without."""
-        self.rounds.inc()
-        self.generated.inc(emitted)
-        if proposed:
-            self.drafts.labels(source).inc()
-            self.drafted.labels(source).inc(proposed)
-            self.accepted.labels(source).inc(accepted)
-            for position in range(1, min(proposed, accepted + 1) + 1):
-                self.tried_at.labels(source, position).inc()
-            for position in range(1, accepted + 1):
-                self.accepted_at.labels(source, position).inc()
+    def count_rounds(self, rounds: Iterable[tuple[DraftSource, int, int]], emitted: int) -> None:
+        """Count the verifications of a step, which emitted so many tokens in all.
 
-    def observe_step(self, rows: int, seconds: float, scheduler: Scheduler) -> None:
-        """Take one packed forward."""
+        Each is the source of its draft, how many tokens that had, and how many were accepted.
+        """
+        alike = Tally(rounds)
+        self.rounds.inc(alike.total())
+        self.generated.inc(emitted)
+        for (source, proposed, accepted), count in alike.items():
+            if not proposed:
+                continue
+            self._child(self.drafts, source).inc(count)
+            self._child(self.drafted, source).inc(count * proposed)
+            self._child(self.accepted, source).inc(count * accepted)
+            for position in range(1, min(proposed, accepted + 1) + 1):
+                self._child(self.tried_at, source, position).inc(count)
+            for position in range(1, accepted + 1):
+                self._child(self.accepted_at, source, position).inc(count)
+
+    def observe_step(self, rows: int, seconds: float | None, scheduler: Scheduler) -> None:
+        """Take one packed forward; None where its time is not known."""
         self.step_rows.observe(rows)
-        self.step_seconds.observe(seconds)
+        if seconds is not None:
+            self.step_seconds.observe(seconds)
         self.running.set(len(scheduler.running))
         self.waiting.set(scheduler.waiting)

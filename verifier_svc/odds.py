@@ -17,12 +17,12 @@ _RETURN = 0.005
 class Odds:
     """The chance of one thing, learned from outcomes, with forgetting."""
 
-    __slots__ = ("_chance", "_last", "_prior", "hits", "similar", "tries", "weight")
+    __slots__ = ("_chance", "_last", "expected", "hits", "similar", "tries", "weight")
 
     def __init__(self, similar: Odds | None = None, prior: float | None = None) -> None:
         """Take what is assumed before any outcome: a chance, or that of similar things, or 0.5."""
         self.similar = similar
-        self._prior = prior
+        self.expected = prior
         self.weight, self.tries, self.hits = _PRIOR, 0.0, 0.0
         # The outcome of the last ones in a row that were alike, and what chance they had.
         self._last, self._chance = False, 1.0
@@ -30,8 +30,8 @@ class Odds:
     @property
     def prior(self) -> float:
         """What is assumed before any outcome."""
-        if self._prior is not None:
-            return self._prior
+        if self.expected is not None:
+            return self.expected
         return self.similar.rate if self.similar else 0.5
 
     @property
@@ -45,24 +45,30 @@ class Odds:
 
     def expect(self, rate: float | None) -> None:
         """Start anew from this chance; None: nothing is known of it."""
-        self._prior = rate
+        self.expected = rate
         self.weight, self.tries, self.hits, self._chance = _PRIOR, 0.0, 0.0, 1.0
 
-    def observe(self, hit: bool) -> None:
-        """Take one outcome."""
-        rate = self.rate
-        run = self._chance if hit is self._last else 1.0
-        self._last, self._chance = hit, run * (rate if hit else 1 - rate)
-        self._keep(_SURPRISED_MEMORY if self._chance < _SURPRISE else _MEMORY)
-        self.tries += 1
-        self.hits += hit
+    def observe(self, hit: bool, prior: float | None = None) -> float:
+        """Take one outcome; `prior` is what was assumed before any, if the caller has it.
+
+        Returns the chance by now.
+        """
+        if prior is None:
+            prior = self.prior
+        rate = (self.hits + self.weight * prior) / (self.tries + self.weight)
+        chance = rate if hit else 1 - rate
+        if hit is self._last:
+            chance *= self._chance
+        self._last, self._chance = hit, chance
+        memory = _SURPRISED_MEMORY if chance < _SURPRISE else _MEMORY
+        self.weight = weight = self.weight * memory
+        self.tries = tries = self.tries * memory + 1
+        self.hits = hits = self.hits * memory + hit
+        return (hits + weight * prior) / (tries + weight)
 
     def fade(self) -> None:
         """Nothing was tried."""
-        self._keep(1 - _RETURN)
-        self.weight += _RETURN * _PRIOR
-
-    def _keep(self, share: float) -> None:
-        self.weight *= share
-        self.tries *= share
-        self.hits *= share
+        kept = 1 - _RETURN
+        self.weight = self.weight * kept + _RETURN * _PRIOR
+        self.tries *= kept
+        self.hits *= kept

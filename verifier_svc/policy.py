@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
-from dataclasses import replace
-from itertools import takewhile
+from itertools import accumulate, islice, takewhile
+from operator import mul
 
 from specwire.draft import NO_WISH, Wish
 from verifier_svc.cohorts import STAY
@@ -172,7 +173,7 @@ class DraftLengthPolicy:
         self.price = self.step_cost.slope * max(speed, plain_speed)
         self.drafts = self._gain > pays
         if not self.drafts:
-            best = self._stay_plain(plain, size)
+            best = self._stay_plain(caps, ready)
         else:
             self._plain_times = 0
             if not all(ready):
@@ -185,19 +186,21 @@ class DraftLengthPolicy:
         for record, wish in zip(records, best, strict=True):
             if not wish.chain:
                 record.chain.fade()
-        return best if self._owed < 1 else self._trial(best, caps)
+        return best if self._owed < 1 or not self.drafts else self._trial(best, caps)
 
-    def probe(self, wishes: Items[Wish], caps: Items[Wish], order: Items[int]) -> list[Wish]:
+    def probe(self, wishes: Items[Wish], caps: Items[Wish], order: Iterable[int]) -> list[Wish]:
         """What to ask for: what was chosen, and now and then more to keep the records fresh.
 
-        `order` is that in which sequences are taken for it.
+        `order` is that in which sequences are taken for it; only then is it looked at.
         """
         if self._fixed is not None or not wishes:
             return list(wishes)
         least, most = _PROBE_INTERVAL
         step = max(self.step_cost.predict(len(wishes)), 1e-9)
         interval = int(self.expected_draft(PROBE_LENGTH) / (_PROBE_SHARE * step))
-        return self._probes.apply(wishes, caps, min(max(interval, least), most), order[:PROBED])
+        return self._probes.apply(
+            wishes, caps, min(max(interval, least), most), islice(order, PROBED)
+        )
 
     def _keep(self, length: int, caps: Items[Wish]) -> list[Wish]:
         """Wishes of one length, as far as the caps allow."""
@@ -208,15 +211,44 @@ class DraftLengthPolicy:
             self.cohort_gain = self._speed(1, rows, wait, 2) / self._speed(1, rows, wait)
         return wishes
 
-    def _stay_plain(self, plain: list[Wish], size: int) -> list[Wish]:
-        """No drafts, for this round or for some: what they cost is not seen."""
+    def _stay_plain(self, caps: Items[Wish], ready: Items[bool]) -> list[Wish]:
+        """No drafts, for this round or for some: what they cost is seen only in trials."""
+        plain, size = [NO_WISH] * len(caps), len(caps)
         self._gain = 1.0
         self.step_cost.age()
         self._draft.age()
         self._plain_times += 1
         rests = size >= _LARGE and self.cohort_gain < 1
         self._plain_rounds = min(self._plain_times, _LONGEST_REST) if rests else 0
-        return plain
+        if rests or not any(ready):
+            return plain
+        hopeful = self._hopeful(size, sum(ready))
+        if not hopeful:
+            return plain
+        length, longer = hopeful[self._trials % len(hopeful)]
+        self._owed += _TRIAL_LOSS / max(longer, _TRIAL_INTERVAL * _TRIAL_LOSS)
+        if self._owed < 1:
+            return plain
+        self._owed -= 1
+        self._trials += 1
+        self._probes.since_chain = 0
+        caps = [cap if now else NO_WISH for cap, now in zip(caps, ready, strict=True)]
+        return [Wish(min(length, cap.chain)) for cap in caps]
+
+    def _hopeful(self, size: int, tried: int) -> list[tuple[int, float]]:
+        """Chains that would pay if they cost half of what is believed, and how much that is.
+
+        It is for `tried` sequences of `size`, as a share of a plain step.
+        """
+        plain = self._turn(size, 0.0, 1)
+        hopeful: list[tuple[int, float]] = []
+        chances = accumulate(self._shared.chain.rates()[:PROBE_LENGTH], mul)
+        for length, tokens in enumerate(accumulate(chances), 1):
+            turn = self._turn(size + tried * length, self.expected_draft(length), 1)
+            longer = turn / plain - 1
+            if tokens * tried / size > _MARGIN * (1 + longer / 2) - 1:
+                hopeful.append((length, longer))
+        return hopeful
 
     def _trial(self, wishes: Items[Wish], caps: Items[Wish]) -> list[Wish]:
         """What was not chosen, so that it can be compared with."""
@@ -230,7 +262,7 @@ class DraftLengthPolicy:
         """Chains of more than twice the length: what they cost and bring would not be known."""
         pairs = zip(wishes, caps, strict=True)
         return [
-            replace(wish, chain=min(2 * wish.chain + 1, cap.chain)) if wish.chain else wish
+            wish._replace(chain=min(2 * wish.chain + 1, cap.chain)) if wish.chain else wish
             for wish, cap in pairs
         ]
 

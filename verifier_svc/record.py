@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
@@ -35,10 +36,16 @@ class Acceptance:
 
     def observe(self, proposed: int, accepted: int) -> None:
         """Take one draft; a position counts as tried if all before it were accepted."""
-        for i, odds in enumerate(self._odds[: min(proposed, accepted + 1)]):
-            odds.observe(i < accepted)
-        if self._shared is not None:
-            self._shared.observe(proposed, accepted)
+        tried = min(proposed, accepted + 1)
+        # Chances of the position before, by now and before this draft.
+        now = then = 0.5
+        shared = (self._shared or self)._odds
+        for i, (own, odds) in enumerate(zip(self._odds[:tried], shared, strict=False)):
+            hit = i < accepted
+            if own is not odds:
+                then = odds.given(then if odds.expected is None else odds.expected)
+                own.observe(hit, then)
+            now = odds.observe(hit, now if odds.expected is None else odds.expected)
 
     def fade(self) -> None:
         """A round went by without a draft."""
@@ -99,7 +106,7 @@ class Probes:
     since_lookup: int = 0
 
     def apply(
-        self, wishes: Items[Wish], caps: Items[Wish], interval: int, places: Items[int]
+        self, wishes: Items[Wish], caps: Items[Wish], interval: int, places: Iterable[int]
     ) -> list[Wish]:
         """What to ask for in this round, given the wishes and the most that may be asked for.
 

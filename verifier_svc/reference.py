@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from verifier_svc.attention import Unsupported
 from verifier_svc.body import decoder_layers, decoder_of
 from verifier_svc.survey import Survey, attending
+from verifier_svc.weights import some
 
 # Rows of texts, and of the last one where it reaches beyond a window that is as short.
 _LENGTHS, _LONGEST = (2, 19, 11, 32), 160
@@ -51,7 +53,7 @@ class Reference:
         """Run a model whose parts are still its own, and note what enters these `layers`.
 
         Raises:
-            Unsupported: its logits do not come from the states of its decoder.
+            Unsupported: its logits do not come from the states of its decoder, or are not finite.
         """
         vocabulary = model.get_input_embeddings().weight.shape[0]
         texts = tuple(_texts(survey, vocabulary))
@@ -61,7 +63,16 @@ class Reference:
             with _rounded(model):
                 _, moved = _own_states(decoder_of(model), texts[-1], layers)
         inputs, states = (list(each) for each in zip(*runs, last, strict=True))
+        if not all(bool(each.isfinite().all()) for each in (*states, logits)):
+            raise Unsupported(f"its own forward gives values that are not finite{_blamed(model)}")
         return cls(texts, inputs, states, logits, float(far(moved, states[-1]).median()))
+
+
+def _blamed(model: PreTrainedModel) -> str:
+    """Which of a model's tensors are not finite themselves, as the end of a sentence."""
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    names = [name for name, tensor in tensors if not bool(tensor.isfinite().all())]
+    return f" (nor is {some(names)})" if names else ""
 
 
 def _texts(survey: Survey, vocabulary: int) -> Iterator[Text]:

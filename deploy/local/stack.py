@@ -51,17 +51,23 @@ class Stack:
         self._valkey_port, drafter, verifier, *metrics = _free_ports(5)
         self._drafter, self._verifier = f"{LOOPBACK}:{drafter}", f"{LOOPBACK}:{verifier}"
         self._metrics = {
-            name: os.environ.get(f"HOLDCOURSE_{name.upper()}_METRICS_PORT") or port
+            name: port
             for name, port in zip(("drafter", "verifier"), metrics, strict=True)
+            if not os.environ.get(f"HOLDCOURSE_{name.upper()}_METRICS_PORT")
         }
         self._password = secrets.token_urlsafe()
 
     @property
     def parts(self) -> list[Part]:
         """In the order of their start."""
+        drafter, *others = self.services
         own_process = self._checkpoint is not None and not self._settings.drafts_locally
-        drafter = [self._drafter_part()] if own_process else []
-        return [self._valkey_part(), *drafter, self._verifier_part(), self._gateway_part()]
+        return [self._valkey_part(), *([drafter] if own_process else []), *others]
+
+    @property
+    def services(self) -> list[Part]:
+        """Ours, the drafter first, whether it gets a process of its own or not."""
+        return [self._drafter_part(), self._verifier_part(), self._gateway_part()]
 
     @property
     def url(self) -> str:
@@ -104,9 +110,9 @@ class Stack:
             probe=partial(probe.grpc_serving, self._drafter),
             without="Without it answers are the same and come slower.",
             listen=self._drafter,
-            checkpoint=self._checkpoint,
+            checkpoint=self._checkpoint or "off",
             target=self._target,
-            metrics_port=self._metrics["drafter"],
+            metrics_port=self._metrics.get("drafter"),
         )
 
     def _verifier_part(self) -> Part:
@@ -121,7 +127,7 @@ class Stack:
             without="Without it nothing is generated.",
             listen=self._verifier,
             target=self._target,
-            metrics_port=self._metrics["verifier"],
+            metrics_port=self._metrics.get("verifier"),
             **drafter,
         )
 
@@ -147,15 +153,17 @@ class Stack:
         without: str,
         after: tuple[str, ...] = (),
         secrets: dict[str, str] | None = None,  # not as flags, which every user sees
-        **flags: object,
+        **flags: object,  # None leaves one out
     ) -> Part:
         grace = self._settings.drain_grace_s
-        argv = [sys.executable, "-m", module]
+        arguments: list[str] = []
         for flag, value in flags.items():
-            argv += [f"--{flag.replace('_', '-')}", str(value)]
+            if value is not None:
+                arguments += [f"--{flag.replace('_', '-')}", str(value)]
         return Part(
             name=name,
-            argv=tuple(argv),
+            argv=(sys.executable, "-m", module, *arguments),
+            check=(sys.executable, "-m", f"{module}.settings", *arguments),
             log=self._folder / f"{name}.log",
             probe=probe,
             after=after,

@@ -103,7 +103,7 @@ def _shards(index: Path) -> list[Path]:
     try:
         names = set(json.loads(_read(index))["weight_map"].values())
         return [index.with_name(Path(name).name) for name in sorted(names)]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{index} is not an index of shards") from None
 
 

@@ -106,7 +106,8 @@ def _window(section: Section, layers: int, positions: int) -> int | None:
         )
         return None
     require(
-        len(types) >= layers and set(types) <= {"full_attention", "sliding_attention"},
+        len(types) >= layers
+        and all(each in ("full_attention", "sliding_attention") for each in types),
         f"{section.name}: layer_types must name full_attention or sliding_attention for each of "
         f"{layers} layers, got {types!r}",
     )

@@ -92,6 +92,7 @@ class Section:
 
     def _checked(self, key: str, value: Any, kind: type[T]) -> T:
         if kind is float and type(value) is int:
+            require(abs(value) < 1 << 1023, f"{self.name}: {key} is not a finite number")
             value = float(value)
         require(type(value) is kind, f"{self.name}: {key} must be {_KINDS[kind]}, got {value!r}")
         return value  # type: ignore[no-any-return]
@@ -101,7 +102,9 @@ def parse(text: str, name: str) -> Mapping[str, Any]:
     """A JSON object from text."""
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise CheckpointError(f"{name} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise CheckpointError(f"{name} is nested too deeply") from None
     require(isinstance(value, dict), f"{name} must hold one JSON object")
     return value  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ from gateway.model import ServedModel
 from gateway.schema.body import Body
 from gateway.schema.common import NEEDS_STREAM, GenerationBody, check_top_logprobs
 from gateway.schema.fields import Empty, Off, Positive, Text, TopLogprobs, by_type, needs
-from gateway.template import RESERVED
+from specwire.template import RESERVED
 
 # Of a conversation, and texts of a message.
 MAX_MESSAGES = 16_384

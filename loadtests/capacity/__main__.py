@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -18,12 +17,13 @@ from pydantic import field_validator
 from rich.console import Console
 from rich.progress import track
 
-from drafter_svc.load import load_drafter
+from drafter_svc.load import Drafter, load_drafter
 from drafter_svc.local import LocalDrafter
 from drafter_svc.settings import DrafterSettings
 from loadtests.capacity.coin import Coin
 from loadtests.capacity.emulated import Delays
 from loadtests.capacity.kernels import Kernels
+from loadtests.capacity.recorded import check_recorded
 from loadtests.capacity.report import print_summary, summarize
 from loadtests.capacity.shapes import config_of, random_target, save_random_drafter
 from loadtests.capacity.stack import Port, Stack, Wave
@@ -31,9 +31,9 @@ from loadtests.command import INTERRUPTED, UntilInterrupted, run
 from loadtests.document import Document
 from loadtests.settings import ReportSettings
 from loadtests.tables import console
-from specwire import kernels, logs
-from specwire.kernels import Compile
-from specwire.settings import Device, StartError, setting
+from specwire import device, logs
+from specwire.settings import Compile, Device, StartError, setting
+from specwire.version import version
 from verifier_svc.drafter_client import DrafterClient
 from verifier_svc.settings import VerifierSettings
 from verifier_svc.target import Target
@@ -76,7 +76,11 @@ class CapacitySettings(ReportSettings):
 
 
 async def main() -> int:
-    """Run it; returns 130 if it was interrupted."""
+    """Run it; returns 130 if it was interrupted.
+
+    Raises:
+        StartError: see `check_recorded`; figures that were measured are there all the same.
+    """
     settings = CapacitySettings.read(PROGRAM)
     logs.configure("capacity", "warning")
     config = config_of(settings.shape)
@@ -85,7 +89,8 @@ async def main() -> int:
         folder = Path(ends.enter_context(tempfile.TemporaryDirectory()))
         config.save_pretrained(folder)
         verifier = _verifier(settings, folder)
-        kernels.prepare(verifier.compile, verifier.cpu_level)
+        device.prepare(verifier.torch_device, verifier.compile, verifier.cpu_level)
+        device.use(verifier.torch_device)
         target = random_target(config, settings.shape, verifier.torch_dtype, verifier.torch_device)
 
         async def start(name: str, port: Port | None) -> Stack:
@@ -94,7 +99,9 @@ async def main() -> int:
             await stack.start()
             return stack
 
-        local = await start(LOCAL, _local(settings, folder, target))
+        drafter = _drafter(settings, folder, target)
+        local = await start(LOCAL, LocalDrafter(drafter, target.shape))
+        check_recorded(target, drafter)
         delays = await _measure(settings, local)
         save_random_drafter(folder / "stand-in", target, width=_WIDTH)
         address = await ends.enter_async_context(_emulated(folder, delays))
@@ -109,6 +116,7 @@ async def main() -> int:
     summary = summarize(waves, (PLAIN, LOCAL, EMULATED))
     document.finish(summary, complete=not block.interrupted)
     print_summary(console(), summary, _device(target))
+    check_recorded(target, drafter)
     return INTERRUPTED if block.interrupted else 0
 
 
@@ -129,7 +137,7 @@ def _verifier(settings: CapacitySettings, folder: Path) -> VerifierSettings:
     return VerifierSettings.read(PROGRAM, flags, {})
 
 
-def _local(settings: CapacitySettings, folder: Path, target: Target) -> Port:
+def _drafter(settings: CapacitySettings, folder: Path, target: Target) -> Drafter:
     """A drafter of the target's width in this process, on the target's device."""
     save_random_drafter(folder / "drafter", target)
     flags = [
@@ -140,8 +148,7 @@ def _local(settings: CapacitySettings, folder: Path, target: Target) -> Port:
         f"--compile={settings.compile}",
         "--lookup=off",
     ]
-    drafter = load_drafter(DrafterSettings.read(PROGRAM, flags, {}), version("holdcourse"))
-    return LocalDrafter(drafter, target.shape)
+    return load_drafter(DrafterSettings.read(PROGRAM, flags, {}), version())
 
 
 async def _measure(settings: CapacitySettings, local: Stack) -> Delays:

@@ -13,19 +13,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from typing import Self
 
 import numpy as np
 
 from drafter_svc.engine import Deliver, Engine
 from drafter_svc.load import load_drafter
-from drafter_svc.service import NAME, DrafterService
+from drafter_svc.service import DrafterService
 from drafter_svc.settings import DrafterSettings
 from specwire import logs, serving
 from specwire.draft import Ack, DraftSource, Proposals
 from specwire.settings import setting
-from specwire.v1 import drafter_pb2_grpc
+from specwire.version import version
 
 PROGRAM = "loadtests.capacity.emulated"
 DEVICE = "emulated"
@@ -87,16 +86,13 @@ async def main() -> None:
     settings = EmulatedSettings.read(PROGRAM)
     logs.configure(DEVICE, "warning")
     serving.check_bindable(settings.listen)
-    drafter = await asyncio.to_thread(load_drafter, settings, version("holdcourse"))
+    drafter = await asyncio.to_thread(load_drafter, settings, version())
     drafter.description.device = DEVICE
     engine = Delayed(drafter.worker, partial(os._exit, 1), settings.threads)
     engine.delays = Delays.parse(settings.delays)
     engine.start()
     service = DrafterService(engine, drafter.description, same_host=False)
-    server = serving.ServiceServer(
-        NAME, lambda to: drafter_pb2_grpc.add_DrafterServiceServicer_to_server(service, to)
-    )
-    await serving.serve(server, settings.listen, grace=1.0, on_drain=service.drain)
+    await serving.serve(service.server(), settings.listen, grace=1.0, on_drain=service.drain)
     engine.stop()
 
 

@@ -69,8 +69,11 @@ def random_target(config: Any, name: str, dtype: torch.dtype, device: torch.devi
     return Target(model.eval().requires_grad_(False), name)
 
 
-def save_random_drafter(folder: Path, target: Target, *, width: int | None = None) -> None:
-    """Write a checkpoint for `target`, of its own width or of another, with embeddings."""
+def random_drafter(target: Target, *, width: int | None = None) -> EagleDrafter:
+    """A drafter for `target` in fp32 on its device, of its own width or of another.
+
+    It has embeddings, and drafts the first tokens of the vocabulary.
+    """
     config = target.config
     hidden, heads = config.hidden_size, config.num_attention_heads
     made = DrafterConfig(
@@ -94,5 +97,10 @@ def save_random_drafter(folder: Path, target: Target, *, width: int | None = Non
     )
     torch.manual_seed(1)
     with torch.device(target.device):
-        drafter = EagleDrafter(made)
-    save_checkpoint(folder, drafter, torch.arange(made.draft_vocab_size))
+        return EagleDrafter(made)
+
+
+def save_random_drafter(folder: Path, target: Target, *, width: int | None = None) -> None:
+    """Write a checkpoint of a `random_drafter`."""
+    drafter = random_drafter(target, width=width)
+    save_checkpoint(folder, drafter, torch.arange(drafter.config.draft_vocab_size))

@@ -18,6 +18,7 @@ from specwire.draft import (
     Wish,
 )
 from specwire.errors import DataLoss, InvalidRequest
+from specwire.limits import MAX_MESSAGE_BYTES
 from specwire.v1 import drafter_pb2 as pb
 
 #: Draft sources as they travel.
@@ -198,4 +199,5 @@ def decode_welcome(message: pb.DescribeResponse) -> Welcome:
         lookup_match=message.lookup_match,
         expected_acceptance=expected,
         device=message.device,
+        max_round_bytes=message.max_round_bytes or MAX_MESSAGE_BYTES,
     )

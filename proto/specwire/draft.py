@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
+
+from specwire.limits import MAX_ROUND_BYTES
 
 Features = TypeVar("Features", contravariant=True)
 
@@ -42,8 +44,7 @@ class DraftSource(StrEnum):
     LOOKUP = "lookup"
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(NamedTuple):
     """Draft tokens asked for at most: of a lookup where a suffix repeats, else of a chain."""
 
     chain: int = 0
@@ -125,6 +126,7 @@ class Welcome:
     lookup_match: int = 0
     expected_acceptance: tuple[float, ...] = ()
     device: str = ""
+    max_round_bytes: int = MAX_ROUND_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,24 +13,31 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from google.protobuf.message import DecodeError, Message
 
 from specwire.errors import DataLoss
+from specwire.limits import MAX_ROUND_BYTES
 
 _Message = TypeVar("_Message", bound=Message)
 
 # Each message comes after its length in bytes.
 _LENGTH = struct.Struct("<I")
-_MAX_BYTES = 4 << 20
+# What the system holds of messages that are not read yet, if it allows that much: a round that it
+# has no room for waits for a thread.
+_HELD_BYTES = 8 << 20
 
 
 class Frames:
     """Protobuf messages on a stream socket. Any thread may send, one receives."""
 
     def __init__(self, connection: socket.socket) -> None:
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            connection.setsockopt(socket.SOL_SOCKET, option, _HELD_BYTES)
         self._socket = connection
+        # What was received last: to touch new memory takes longer than to fill it.
+        self._received = bytearray()
         self._sending = threading.Lock()
         # Frames, or what is left of one, that the socket had no room for.
         self._behind: deque[memoryview] = deque()
@@ -38,14 +45,12 @@ class Frames:
     def send(self, message: Message) -> None:
         """Send without waiting. If the other end is gone, `receive` says so and this does not."""
         body = message.SerializeToString()
-        frame = memoryview(_LENGTH.pack(len(body)) + body)
+        parts = [memoryview(_LENGTH.pack(len(body))), memoryview(body)]
         with self._sending:
-            if not self._behind:
-                frame = frame[self._put(frame) :]
-            if frame:
-                self._behind.append(frame)
-                if len(self._behind) == 1:
-                    threading.Thread(target=self._catch_up, daemon=True).start()
+            behind = bool(self._behind)
+            self._behind += parts if behind else self._put(parts)
+            if self._behind and not behind:
+                threading.Thread(target=self._catch_up, daemon=True).start()
 
     def receive(self, kind: type[_Message]) -> _Message | None:
         """Wait for the next message; None once either end has closed.
@@ -57,13 +62,13 @@ class Frames:
         if head is None:
             return None
         (length,) = _LENGTH.unpack(head)
-        if length > _MAX_BYTES:
-            raise DataLoss(f"a message has {length} bytes, at most {_MAX_BYTES}.")
+        if length > MAX_ROUND_BYTES:
+            raise DataLoss(f"a message has {length} bytes, at most {MAX_ROUND_BYTES}.")
         body = self._read(length)
         if body is None:
             return None
         try:
-            return kind.FromString(body)
+            return kind.FromString(cast("bytes", body))  # any buffer will do
         except DecodeError:
             raise DataLoss("a message could not be decoded.") from None
 
@@ -74,14 +79,20 @@ class Frames:
         with self._sending:
             self._socket.close()
 
-    def _put(self, frame: memoryview) -> int:
-        """Bytes of `frame` that need no more sending."""
+    def _put(self, parts: list[memoryview]) -> list[memoryview]:
+        """Send what there is room for; returns what needs more sending."""
         try:
-            return self._socket.send(frame, socket.MSG_DONTWAIT)
+            sent = self._socket.sendmsg(parts, (), socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return 0
+            return parts
         except OSError:
-            return len(frame)
+            return []
+        rest: list[memoryview] = []
+        for part in parts:
+            if sent < len(part):
+                rest.append(part[sent:])
+            sent = max(0, sent - len(part))
+        return rest
 
     def _catch_up(self) -> None:
         """Send what is behind, until nothing is."""
@@ -93,13 +104,16 @@ class Frames:
                 if not self._behind:
                     return
 
-    def _read(self, count: int) -> bytes | None:
-        data = bytearray(count)
-        rest = memoryview(data)
+    def _read(self, count: int) -> memoryview | None:
+        """The next bytes, until the next call; None where there are not as many."""
+        if len(self._received) < count:
+            self._received = bytearray(count)
+        data = memoryview(self._received)[:count]
+        rest = data
         with contextlib.suppress(OSError):
-            while rest and (read := self._socket.recv_into(rest)):
+            while rest and (read := self._socket.recv_into(rest, 0, socket.MSG_WAITALL)):
                 rest = rest[read:]
-        return None if rest else bytes(data)
+        return None if rest else data
 
 
 def serve(name: str, take: Callable[[Frames], None]) -> socket.socket:

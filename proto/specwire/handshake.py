@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from specwire.draft import Welcome
 from specwire.errors import Incompatible
+from specwire.limits import MAX_ROUND_BYTES
 
 # Metadata that names the request in the logs of every service.
 REQUEST_ID_KEY = "x-request-id"
@@ -43,4 +44,20 @@ def check(target: Shape, drafter: Shape) -> None:
         raise Incompatible(
             "The drafter was made for another target: fingerprint "
             f"{drafter.fingerprint[:12]} there, {target.fingerprint[:12]} here."
+        )
+
+
+def check_room(welcome: Welcome, rows: int) -> None:
+    """Refuse a drafter to which not even one sequence could be sent, its features in fp32.
+
+    Raises:
+        Incompatible: a message of `rows` rows may have more bytes than either end takes.
+    """
+    width = len(welcome.aux_layer_ids) * welcome.target_hidden_size
+    # Tokens, and an opening with all biases that it may have.
+    needed = 4 * rows * width + (32 << 10)
+    most = min(welcome.max_round_bytes, MAX_ROUND_BYTES)
+    if needed > most:
+        raise Incompatible(
+            f"The drafter takes rounds of {most} bytes, one sequence's may have {needed}."
         )

@@ -1,4 +1,4 @@
-"""Limits of what a request may ask for. The gateway and the verifier both enforce them.
+"""Limits of what a request may ask for, and of messages. All services enforce the same ones.
 
 With a penalty, a bias and a temperature inside them, fp32 scores stay finite for every logit of
 up to `MAX_LOGIT`, whichever way they are combined.
@@ -35,6 +35,12 @@ PRESENCE_PENALTY = Range(-2, 2)
 FREQUENCY_PENALTY = Range(-2, 2)
 LOGIT_BIAS = Range(-100, 100)
 
+#: Bytes of a message: of any, of what should not make others wait for long, and of a round between
+#: a verifier and a drafter. 64 sequences send an 8B's features of their last prompt rows in 48 MiB.
+MAX_MESSAGE_BYTES = 4 << 20
+MAX_SHORT_BYTES = 1 << 20
+MAX_ROUND_BYTES = 64 << 20
+
 #: Of a request.
 MAX_BIASES = 1024
 MAX_STOP_TOKENS = 64
@@ -46,6 +52,11 @@ LEAST_TEMPERATURE = 1e-5
 LEAST_FP32 = 2.0**-126
 #: Largest absolute value that a target may be expected to give.
 MAX_LOGIT = 1e30
+
+
+def message_limits(most: int) -> list[tuple[str, int]]:
+    """The options by which either end of gRPC takes and sends messages of so many bytes."""
+    return [(f"grpc.max_{way}_message_length", most) for way in ("receive", "send")]
 
 
 def as_fp32(value: float) -> float:

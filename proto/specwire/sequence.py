@@ -59,9 +59,14 @@ class SequenceSender:
         return self._outstanding is not None
 
     @property
+    def lags(self) -> bool:
+        """Whether there are entries that a round does not carry."""
+        return self._entries - self._sent > self._round_rows or self._sent < self._bulk_stop
+
+    @property
     def ready(self) -> bool:
         """Whether a draft request may be made now."""
-        if self.outstanding or not self._entries:
+        if self._outstanding is not None or not self._entries:
             return False
         lag = self._entries - self._sent
         return lag <= self._round_rows and min(self._sent, self._held) >= self._bulk_stop

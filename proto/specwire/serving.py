@@ -19,16 +19,11 @@ from grpc_reflection.v1alpha import reflection
 
 from specwire import cpus, logs
 from specwire.guard import Guard
+from specwire.limits import MAX_MESSAGE_BYTES, message_limits
 from specwire.settings import StartError
-
-MAX_RECEIVE_BYTES = 4 << 20
-# What either end puts into one message, so that other messages need not wait for long.
-MAX_SEND_BYTES = 1 << 20
 
 _PING_INTERVAL_MS = 5_000
 OPTIONS: list[tuple[str, Any]] = [
-    ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
-    ("grpc.max_send_message_length", MAX_RECEIVE_BYTES),
     ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 4 * _PING_INTERVAL_MS),
     ("grpc.keepalive_timeout_ms", 2 * _PING_INTERVAL_MS),
@@ -44,11 +39,18 @@ _log = logs.get(__name__)
 class ServiceServer:
     """One gRPC service with health and reflection. Must be made inside a running event loop."""
 
-    def __init__(self, name: str, register: Callable[[grpc.aio.Server], None]) -> None:
-        """Take the full name of the service, and what adds its servicer to a server."""
+    def __init__(
+        self,
+        name: str,
+        register: Callable[[grpc.aio.Server], None],
+        *,
+        max_bytes: int = MAX_MESSAGE_BYTES,
+    ) -> None:
+        """Take a service's full name, what adds its servicer, and the most that a message has."""
         self._name = name
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=OPTIONS, interceptors=[Guard()])
+        options = [*OPTIONS, *message_limits(max_bytes)]
+        self._server = grpc.aio.server(options=options, interceptors=[Guard()])
         register(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (name, health.SERVICE_NAME, reflection.SERVICE_NAME)

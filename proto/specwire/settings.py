@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NoReturn, Self, get_args
+from typing import Annotated, Any, Literal, NoReturn, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -39,14 +49,35 @@ def check_address(text: str) -> str:
     return text
 
 
+def _none_for_auto(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
 # HOST:PORT; port 0 takes a free one.
 Address = Annotated[str, AfterValidator(check_address)]
 # TCP port; 0 switches the listener off.
 Port = Annotated[int, Field(ge=0, lt=1 << 16)]
+
+
+def _check_device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise ValueError("must be auto, cpu, cuda or one of several GPUs such as cuda:1")
+    return text
+
+
 # A device as torch names them, or `auto`: see `specwire.torch.pick_device`.
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+Device = Annotated[str, AfterValidator(_check_device)]
+#: A level of CPU instructions, each of which has what those before it have.
+Level = Literal["plain", "avx2", "avx512", "avx512_bf16", "amx"]
+#: A level, or the fastest one that the CPU has.
+CpuLevel = Literal["auto", Level]
+#: Whether to compile kernels: if it works, or fail if it does not, or not at all.
+Compile = Literal["auto", "on", "off"]
 # Bytes, also as 512MiB or 4GB.
 Size = ByteSize
+# A number or a size, or None for `auto`: the machine decides.
+AutoInt = Annotated[int | None, BeforeValidator(_none_for_auto)]
+AutoSize = Annotated[ByteSize | None, BeforeValidator(_none_for_auto)]
 
 
 class Settings(BaseModel):
@@ -55,7 +86,9 @@ class Settings(BaseModel):
     Field `kv_memory` is the flag `--kv-memory`. A boolean flag stands for `on` without a value.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
     @classmethod
     def read(
@@ -89,6 +122,28 @@ class Settings(BaseModel):
             raise StartError(f"{_flag(name)} or {variable} is required.")
         source = variable if name in variables and name not in flags else _flag(name)
         raise StartError(f"{source}: {_reason(first)}, {first['input']!r} was given.")
+
+    @classmethod
+    def variables(cls) -> set[str]:
+        """The names of the environment variables that are read."""
+        return {_variable(name, field) for name, field in cls.model_fields.items()}
+
+
+def check(program: str, settings: type[Settings]) -> int:
+    """Try the process's flags and environment, for who is about to start the service with them.
+
+    Prints the variables that the service reads, or the sentence that it would refuse to start with.
+
+    Returns:
+        The exit status, 2 for a refusal.
+    """
+    try:
+        settings.read(program)
+    except StartError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(*sorted(settings.variables()), sep="\n")
+    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -140,4 +195,4 @@ def _reason(error: ErrorDetails) -> str:
             return "must be a size such as 512MiB"
         case _:
             message = error["msg"].removeprefix("Value error, ")
-            return message.rstrip(".").replace("Input should", "must")
+            return re.sub("^(Input|String) should", "must", message.rstrip("."))

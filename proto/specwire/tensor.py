@@ -25,6 +25,15 @@ def check(message: tensor_pb2.Tensor, field: str) -> tuple[int, ...]:
     """Return the shape of `message`, after checking that its bytes fill it exactly.
 
     Raises:
+        InvalidRequest: see `checked`.
+    """
+    return checked(message, field)[0]
+
+
+def checked(message: tensor_pb2.Tensor, field: str) -> tuple[tuple[int, ...], bytes]:
+    """Return shape and bytes of `message`, which fill it exactly. To look at them copies them.
+
+    Raises:
         InvalidRequest: unknown dtype, too many dimensions or elements, or a byte count
             that does not match dtype and shape.
     """
@@ -38,11 +47,12 @@ def check(message: tensor_pb2.Tensor, field: str) -> tuple[int, ...]:
     # A shape without elements may still have a dimension that no array can have.
     if max(count, *shape, 0) > MAX_ELEMENTS:
         raise InvalidRequest(f"{field}: shape {list(shape)} has over {MAX_ELEMENTS} elements.")
-    if count * size != len(message.data):
+    data = message.data
+    if count * size != len(data):
         raise InvalidRequest(
-            f"{field}: shape {list(shape)} takes {count * size} bytes, {len(message.data)} came."
+            f"{field}: shape {list(shape)} takes {count * size} bytes, {len(data)} came."
         )
-    return shape
+    return shape, data
 
 
 def pack_floats(
@@ -63,7 +73,7 @@ def unpack_floats(message: tensor_pb2.Tensor, field: str) -> npt.NDArray[np.floa
     Raises:
         InvalidRequest: as `check`, or another dtype than fp32.
     """
-    shape = check(message, field)
+    shape, data = checked(message, field)
     if message.dtype != tensor_pb2.D_TYPE_FLOAT32:
         raise InvalidRequest(f"{field}: dtype must be float32.")
-    return np.frombuffer(message.data, dtype="<f4").reshape(shape)
+    return np.frombuffer(data, dtype="<f4").reshape(shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import socket
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,14 +25,17 @@ _TO_WIRE: dict[torch.dtype, tensor_pb2.DType.ValueType] = {
 _FROM_WIRE: dict[tensor_pb2.DType.ValueType, torch.dtype] = {
     wire: dtype for dtype, wire in _TO_WIRE.items()
 }
+# torch takes bytes for memory that others read; those of a message are a copy of our own.
+warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
 # Names a running kernel, and so its host: containers have it too, and names of their own.
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def pack(*values: torch.Tensor) -> tensor_pb2.Tensor:
+def pack(*values: torch.Tensor, into: tensor_pb2.Tensor | None = None) -> tensor_pb2.Tensor:
     """Encode a floating tensor of any device, dtype fp32, bf16 or fp16.
 
     Several of one dtype, which differ in their first dimension at most, are joined along it.
+    `into` is an empty message that has its place already: to put one there would copy it.
 
     Raises:
         InvalidRequest: another dtype.
@@ -45,13 +49,13 @@ def pack(*values: torch.Tensor) -> tensor_pb2.Tensor:
         shape[0] = sum(map(len, values))
         if deferred(first.device):
             values = (torch.cat(values),)  # A device is waited for once.
-    return tensor_pb2.Tensor(dtype=dtype, shape=shape, data=b"".join(map(_bytes, values)))
-
-
-def _bytes(value: torch.Tensor) -> bytes:
-    # A copy by address: in a round each call of an operator would cost more than the rows do.
-    held = value.cpu().contiguous()
-    return ctypes.string_at(held.data_ptr(), held.nbytes)
+    held = [value.cpu().contiguous() for value in values]
+    message = tensor_pb2.Tensor() if into is None else into
+    message.dtype = dtype
+    message.shape.extend(shape)
+    # By address: in a round each call of an operator would cost more than the rows do.
+    message.data = b"".join([(ctypes.c_char * v.nbytes).from_address(v.data_ptr()) for v in held])
+    return message
 
 
 def unpack(message: tensor_pb2.Tensor, field: str) -> torch.Tensor:
@@ -60,11 +64,11 @@ def unpack(message: tensor_pb2.Tensor, field: str) -> torch.Tensor:
     Raises:
         InvalidRequest: see `specwire.tensor.check`.
     """
-    shape = tensor.check(message, field)
+    shape, data = tensor.checked(message, field)
     dtype = _FROM_WIRE[message.dtype]
-    if not message.data:
+    if not data:
         return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(bytearray(message.data), dtype=dtype).reshape(shape)
+    return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
 
 def target_fingerprint(model: torch.nn.Module) -> str:
@@ -132,14 +136,18 @@ def _exponential(word: torch.Tensor) -> torch.Tensor:
     return -torch.log1p(-(word.double() + 0.5) * 2.0**-32)
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, *, last: bool = False) -> torch.device:
     """The device of that name; `auto` is a GPU that is there, or else the CPU.
+
+    Of several it is the first, or the `last`, so that two services do not share one.
 
     Raises:
         StartError: torch sees no such GPU.
     """
     count = torch.cuda.device_count()
     if name == "auto":
+        if last and count > 1:
+            return torch.device("cuda", count - 1)
         return torch.device("cuda" if count else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= count:

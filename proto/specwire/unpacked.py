@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _RECORD = "holdcourse.json"
-_FORMAT = 2
+_FORMAT = 3
 _SAMPLE = 1 << 20
 
 

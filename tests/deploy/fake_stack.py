@@ -1,6 +1,7 @@
 """The stack's command, run in a folder of fake services with the real Valkey."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from tests.support.ports import free_port
+from tests.support.process import ROOT
 
 # Stands for verifier and drafter: notes how it was started, serves gRPC health, drains on SIGTERM.
 GRPC_SERVICE = """
@@ -72,6 +74,7 @@ class Stack:
             (folder / name).mkdir()
             (folder / name / "__init__.py").touch()
             (folder / name / "__main__.py").write_text(program)
+            shutil.copy(ROOT / name / "settings.py", folder / name)
         (folder / "target.gguf").touch()
         (folder / "checkpoint").mkdir()
         self.environment = {

@@ -1,17 +1,25 @@
 """`python -m deploy.local` as a person runs it, with fake services and the real Valkey."""
 
+import hashlib
 import signal
 import socket
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from deploy.local.model import SMOLLM2
+from deploy.local.preflight import misspelled
 from deploy.local.settings import SHIPPED_DRAFTER, StackSettings
+from specwire.settings import StartError
 from tests.deploy.fake_stack import PARTS, Stack
+
+NO_TARGET = "must be a Hugging Face id, or a folder or .gguf file that is there"
+NO_DRAFTER = "must be a folder that is there, local, local:FOLDER, or off for none"
 
 
 @pytest.fixture
@@ -25,6 +33,8 @@ def test_it_starts_everything_and_ctrl_c_leaves_nothing(stack: Stack) -> None:
         assert children.keys() == PARTS
         url = f"http://127.0.0.1:{stack.port}"
         assert f"curl -s {url}/v1/chat/completions" in stack.output
+        assert f"{url}/docs describes its API" in stack.output
+        assert '"max_tokens": 100}' in stack.output
         assert urllib.request.urlopen(f"{url}/readyz").status == 200
 
         drafter, verifier = stack.told("drafter_svc", "flags"), stack.told("verifier_svc", "flags")
@@ -37,6 +47,7 @@ def test_it_starts_everything_and_ctrl_c_leaves_nothing(stack: Stack) -> None:
 
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
+        assert "may finish within 30 s." in stack.output
     assert not any(child.is_running() for child in children.values())
     ended = [line.split()[0] for line in stack.output.splitlines() if line.endswith("stopped")]
     assert ended == ["gateway", "verifier", "drafter", "valkey"]
@@ -141,6 +152,71 @@ def test_a_bad_setting_of_a_service_stops_the_start_with_its_sentence(stack: Sta
     assert "valkey    stopped" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("HOLDCOURSE_DRAFT_LENGTH", "banana", "must be auto or a number from 0 to 16"),
+        ("HOLDCOURSE_VERIFIER_METRICS_PORT", "banana", "must be a valid integer"),
+        ("HOLDCOURSE_LOOKUP", "99", "must match pattern"),
+    ],
+)
+def test_a_bad_variable_of_any_service_is_named_before_anything_starts(
+    stack: Stack, variable: str, value: str, sentence: str
+) -> None:
+    stack.environment[variable] = value
+    result = stack.run()
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"holdcourse: {variable}: {sentence}")
+    assert result.stderr.endswith(f", {value!r} was given.\n")
+    assert not list(stack.folder.glob("*.flags"))
+
+
+@pytest.mark.parametrize("name", ["target", "drafter"])
+def test_a_bad_variable_of_the_stack_is_named_as_it_was_given(name: str) -> None:
+    variable = f"HOLDCOURSE_{name.upper()}"
+    with pytest.raises(StartError, match=f"^{variable}: must be .*, './no.gguf' was given.$"):
+        StackSettings.read("holdcourse", [], {variable: "./no.gguf"})
+
+
+def test_a_misspelled_variable_is_said_with_the_one_that_is_near(stack: Stack) -> None:
+    stack.environment["HOLDCOURSE_DRAFT_LENGHT"] = "4"
+    stack.environment["HOLDCOURSE_LOOKUP"] = "3"
+    with stack.running():
+        [told] = [line for line in stack.output.splitlines() if "is no setting" in line]
+    assert told == (
+        "HOLDCOURSE_DRAFT_LENGHT is no setting of the stack and does nothing: "
+        "is HOLDCOURSE_DRAFT_LENGTH meant?"
+    )
+
+
+def test_what_nobody_reads_is_said() -> None:
+    known = {"HOLDCOURSE_PORT", "HOLDCOURSE_DRAFTER"}
+    assert misspelled({"HOLDCOURSE_PORT": "1", "OTHER": "2"}, known) == []
+    near, far = misspelled({"HOLDCOURSE_DRAFTR": "", "HOLDCOURSE_": ""}, known)[::-1]
+    assert near.endswith(": is HOLDCOURSE_DRAFTER meant?")
+    assert far.startswith("HOLDCOURSE_ is no setting")
+
+
+def test_another_target_has_no_drafter_and_says_why(stack: Stack) -> None:
+    del stack.environment["HOLDCOURSE_DRAFTER"]
+    with stack.running():
+        assert stack.children().keys() == PARTS - {"drafter_svc"}
+        assert "the shipped drafter fits SmolLM2-135M-Instruct" in stack.output
+
+
+def test_the_default_models_own_file_has_the_shipped_drafter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, other = tmp_path / "copy.gguf", tmp_path / "other.gguf"
+    file.write_bytes(b"weights")
+    other.write_bytes(b"Weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    monkeypatch.setattr("deploy.local.settings.SMOLLM2", replace(SMOLLM2, size=7, sha256=digest))
+    assert StackSettings(target=str(file)).checkpoint == SHIPPED_DRAFTER
+    assert StackSettings(target=str(other)).checkpoint is None
+    assert StackSettings(target=str(file), drafter="off").checkpoint is None
+
+
 def test_a_crash_at_the_start_shows_the_end_of_the_log(stack: Stack) -> None:
     (stack.folder / "gateway" / "__main__.py").write_text("raise RuntimeError('no luck')")
     result = stack.run()
@@ -155,7 +231,8 @@ def test_a_port_in_use_is_said_before_anything_starts(stack: Stack) -> None:
         result = stack.run()
     assert result.returncode == 2
     assert result.stderr == (
-        f"holdcourse: Cannot listen on 127.0.0.1:{stack.port}: Address already in use.\n"
+        f"holdcourse: Cannot listen on 127.0.0.1:{stack.port}: Address already in use. "
+        "Set HOLDCOURSE_PORT to another.\n"
     )
     assert result.stdout == ""
     assert not (stack.folder / "cache").exists()
@@ -187,15 +264,9 @@ def test_a_second_start_on_the_same_port_is_refused(stack: Stack) -> None:
     [
         (["--port", "0"], "--port: must be greater than or equal to 1, '0' was given."),
         (["--prot", "1"], "unrecognized arguments: --prot 1; see --help."),
-        (["--target", "no.gguf"], "--target: there is no file no.gguf."),
-        (
-            ["--drafter", "/no/where"],
-            "--drafter: /no/where is not a folder; `off` runs without a drafter.",
-        ),
-        (
-            ["--drafter", "local:/no/where"],
-            "--drafter: /no/where is not a folder; `off` runs without a drafter.",
-        ),
+        (["--target", "no.gguf"], f"--target: {NO_TARGET}, 'no.gguf' was given."),
+        (["--drafter", "/no/where"], f"--drafter: {NO_DRAFTER}, '/no/where' was given."),
+        (["--drafter", "local:/no/x"], f"--drafter: {NO_DRAFTER}, 'local:/no/x' was given."),
     ],
 )
 def test_a_bad_setting_is_one_sentence(stack: Stack, flags: list[str], sentence: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drafter_svc.cache import KvCache
+from drafter_svc.cache import KvCache, Slot
 from drafter_svc.chain import Chain
 from drafter_svc.drawing import DraftVocabulary
 from drafter_svc.eagle import EagleDrafter
@@ -59,6 +59,11 @@ class Parts:
         self.chain = Chain(fused, self.vocabulary, self.cache, self.record)
         sequences = Sequences(8, MAX_LENGTH, lookup_match)
         self.worker = Worker(self.chain, self.cache, sequences, 16)
+
+    def state(self, slot: Slot) -> Tensor:
+        """What a chain of the slot starts from."""
+        assert slot.ready
+        return self.chain._states.rows[slot.number]
 
     def slow_draft(self, text: "Text", base: int, length: int, choose: Choose) -> "Slow":
         """Recomputes every row in every step. `choose(logits, guesses)` gives a draft id."""

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from drafter_svc.engine import Engine
-from drafter_svc.service import NAME, DrafterService
+from drafter_svc.projection import ProjectionWeights
+from drafter_svc.service import DrafterService
 from specwire import codec
 from specwire.draft import Draft, Extend, Proposals
 from specwire.frames import Frames, connect
-from specwire.serving import ServiceServer
 from specwire.torch import pack
 from specwire.v1 import drafter_pb2 as pb
 from specwire.v1 import drafter_pb2_grpc
@@ -33,6 +33,7 @@ class Running:
     parts: Parts
     service: DrafterService
     channel: grpc.aio.Channel
+    port: int
     same_host: bool
 
     def stub(self) -> Any:
@@ -42,7 +43,7 @@ class Running:
         verifier = Verifier(self, link, self.stub().Draft())
         await verifier.call.write(pb.DraftRequest(hello=hello(link_id=link)))
         first = await verifier.call.read()
-        assert without_name(first.welcome) == DESCRIPTION
+        assert without_service(first.welcome) == DESCRIPTION
         if self.same_host:
             verifier.frames = connect(first.welcome.same_host)
             await verifier.write(pb.DraftRequest(hello=hello(link_id=link)))
@@ -65,10 +66,13 @@ class Verifier:
         else:
             self.frames.send(request)
 
-    async def send(self, *sent: Sent, closes: Sequence[int] = ()) -> None:
+    async def send(self, *sent: Sent, closes: Sequence[int] = (), projected: bool = False) -> None:
         self.number += 1
         message = pb.Round(
-            number=self.number, extends=[codec.encode_extend(e) for e, _ in sent], closes=closes
+            number=self.number,
+            extends=[codec.encode_extend(e) for e, _ in sent],
+            closes=closes,
+            projected=projected,
         )
         if sent:
             message.features.CopyFrom(pack(torch.cat([rows for _, rows in sent])))
@@ -82,22 +86,24 @@ class Verifier:
         assert isinstance(message, pb.DraftResponse), message
         return codec.decode_proposals(message.proposals, 128)
 
-    async def ask(self, *sent: Sent) -> Proposals:
-        await self.send(*sent)
+    async def ask(self, *sent: Sent, projected: bool = False) -> Proposals:
+        await self.send(*sent, projected=projected)
         return await self.receive()
 
     async def bulk(self) -> Any:
         call = self.running.stub().Bulk()
         await call.write(pb.BulkRequest(hello=hello(link_id=self.link)))
-        assert without_name((await call.read()).welcome) == DESCRIPTION
+        assert without_service((await call.read()).welcome) == DESCRIPTION
         return call
 
 
-def without_name(welcome: pb.DescribeResponse) -> pb.DescribeResponse:
-    """What a drafter announces, but for the socket's name, which is its own."""
+def without_service(welcome: pb.DescribeResponse) -> pb.DescribeResponse:
+    """What a drafter announces, but for what its service adds."""
     plain = pb.DescribeResponse()
     plain.CopyFrom(welcome)
     plain.ClearField("same_host")
+    plain.ClearField("max_round_bytes")
+    plain.ClearField("projected_width")
     return plain
 
 
@@ -131,13 +137,13 @@ class Servers:
     async def __aenter__(self) -> "Servers":
         return self
 
-    async def start(self, parts: Parts) -> Running:
+    async def start(self, parts: Parts, projection: ProjectionWeights | None = None) -> Running:
         engine = Engine(parts.worker, on_failure=lambda: pytest.fail("engine failed"))
         engine.start()
-        service = DrafterService(engine, DESCRIPTION, same_host=self._same_host)
-        server = ServiceServer(
-            NAME, lambda to: drafter_pb2_grpc.add_DrafterServiceServicer_to_server(service, to)
+        service = DrafterService(
+            engine, DESCRIPTION, same_host=self._same_host, projection=projection
         )
+        server = service.server()
         port = await server.start("127.0.0.1:0")
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
 
@@ -148,7 +154,7 @@ class Servers:
             engine.stop()
 
         self._stops.append(stop)
-        return Running(parts, service, channel, self._same_host)
+        return Running(parts, service, channel, port, self._same_host)
 
     async def __aexit__(self, *_: object) -> None:
         for stop in self._stops:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from drafter_svc.cache import Slot
-from drafter_svc.chain import ChainRequest, Guess, Rows
+from drafter_svc.chain import Guess
+from drafter_svc.entries import Rows
+from drafter_svc.runner import ChainRequest
 from specwire import kernels
 from specwire.draft import Opening
 from specwire.noise import signed64
@@ -26,8 +28,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def append(parts: Parts, text: Text, slot: Slot, start: int, stop: int) -> Rows:
-    rows = Rows(slot, start, text.tokens[start + 1 : stop + 1], text.features[start:stop])
-    parts.chain.append([rows])
+    rows = Rows(slot, start, text.tokens[start + 1 : stop + 1])
+    parts.chain.append([rows], [text.features[start:stop]])
     return rows
 
 
@@ -40,7 +42,7 @@ def prepared(parts: Parts, text: Text, base: int, seq: int = 0) -> Slot:
 def request(
     parts: Parts, text: Text, slot: Slot, base: int, length: int, opening: Opening
 ) -> ChainRequest:
-    penalties = parts.chain.penalties(opening)
+    penalties = parts.chain.open_penalties(opening)
     if penalties is not None:
         penalties.extend(text.tokens[1 : base + 1])
     return ChainRequest(slot, base, length, opening, penalties)
@@ -182,14 +184,35 @@ def test_rows_of_many_sequences_in_one_pass_equal_rows_alone() -> None:
     # The same sequence may come twice, in order.
     pieces = [(0, 0, 12), (1, 0, 1), (0, 12, 30), (2, 0, 7), (1, 1, 2)]
     parts.chain.append(
-        [
-            Rows(slots[i], a, texts[i].tokens[a + 1 : b + 1], texts[i].features[a:b])
-            for i, a, b in pieces
-        ]
+        [Rows(slots[i], a, texts[i].tokens[a + 1 : b + 1]) for i, a, b in pieces],
+        [texts[i].features[a:b] for i, a, b in pieces],
     )
     for i, base in [(0, 30), (1, 2), (2, 7)]:
         asked = request(parts, texts[i], slots[i], base, 4, GREEDY)
         check(parts, parts.chain.draft([asked])[0], texts[i], base, 4, greedy)
+
+
+@pytest.mark.parametrize(
+    "toggles",
+    [{}, {"num_hidden_layers": 3, "qk_norm": True}, {"mtp_head": True, "aux_layers": (4,)}],
+    ids=str,
+)
+def test_keys_and_values_alone_are_those_of_a_whole_run(toggles: dict[str, Any]) -> None:
+    text, pools = random_text(41, 4), []
+    for keys_only in (False, True):
+        parts = Parts(**toggles)
+        for pool in (*parts.cache.keys, *parts.cache.values):
+            pool.zero_()
+        slot, _ = parts.cache.reserve((0, 0), 64, set())
+        width = 16 * len(parts.config.aux_layers)
+        for start, stop in ((0, 36), (36, 40)):
+            rows = Rows(slot, start, text.tokens[start + 1 : stop + 1])
+            parts.chain.append([rows], [text.features[start:stop, :width]], keys_only=keys_only)
+        assert slot.ready != keys_only
+        pools.append([pool[:40] for pool in (*parts.cache.keys, *parts.cache.values)])
+    assert pools[0][0].any()
+    for whole, alone in zip(*pools, strict=True):
+        torch.testing.assert_close(alone, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_real_entries_replace_guesses() -> None:
@@ -207,8 +230,7 @@ def test_a_state_that_is_not_finite_drafts_the_first_token_without_confidence() 
     parts = Parts()
     texts = [random_text(30, seed) for seed in (5, 6)]
     slots = [prepared(parts, text, 10, seq) for seq, text in enumerate(texts)]
-    assert slots[0].hidden is not None
-    slots[0].hidden = torch.full_like(slots[0].hidden, torch.nan)
+    parts.state(slots[0]).fill_(torch.nan)
     asked = [
         request(parts, text, slot, 10, length, GREEDY)
         for text, slot, length in zip(texts, slots, (2, 3), strict=True)
@@ -272,9 +294,7 @@ def test_draws_follow_the_draft_distribution() -> None:
         ChainRequest(slot, 9, 1, Opening(3, 6, seed=seed, temperature=0.9)) for seed in range(4000)
     ]
     drawn = torch.tensor([guess.tokens[0] for guess in parts.chain.draft(requests)])
-    hidden = slot.hidden
-    assert hidden is not None
-    expected = (parts.module.logits(hidden) / (0.7 * 0.9)).softmax(-1)
+    expected = (parts.module.logits(parts.state(slot)) / (0.7 * 0.9)).softmax(-1)
     observed = (drawn[:, None] == parts.target_ids).float().mean(0)
     # Four standard deviations of each frequency.
     assert ((observed - expected).abs() < 4 * (expected / 4000).sqrt() + 1e-3).all()

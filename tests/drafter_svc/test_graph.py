@@ -1,19 +1,26 @@
 """Chains as on a GPU: recorded for each shape of a batch, tried, and never waiting for a device."""
 
+import gc
+import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import structlog
 import torch
+from torch.overrides import TorchFunctionMode
 
+from drafter_svc import chain
 from drafter_svc.cache import KvCache
-from drafter_svc.chain import Chain, ChainRequest, Guess
+from drafter_svc.chain import Chain, Guess
 from drafter_svc.drawing import DraftVocabulary
 from drafter_svc.fused import FusedDrafter
-from drafter_svc.graph import Chains
+from drafter_svc.messages import RoundMessage
+from drafter_svc.runner import ChainRequest, _Shape
+from specwire import kernels
 from specwire.draft import Opening
-from specwire.kernels import Noise, called
+from specwire.kernels import called
 from specwire.kernels.graph import Replay, Tensors, Work
 from tests.drafter_svc.parts import GREEDY, Parts, random_text
 from tests.drafter_svc.test_chain import prepared
@@ -24,14 +31,21 @@ DRAWN = Opening(3, 6, seed=7, temperature=0.9)
 
 
 class Counting:
-    """A recorder that keeps the shapes it recorded: draft tokens at most, and chains."""
+    """A recorder that keeps what it recorded: draft tokens at most and chains; rows of entries."""
 
-    def __init__(self) -> None:
+    def __init__(self, fails_after: int | None = None) -> None:
         self.shapes: list[tuple[int, ...]] = []
+        self.rows: list[int] = []
+        self._fails_after = fails_after
 
     def __call__(self, work: Work) -> tuple[Tensors, Replay]:
         results, replay = called(work)
-        self.shapes.append(tuple(results[0].shape))
+        if len(self.shapes) + len(self.rows) == self._fails_after:
+            raise RuntimeError("operation not permitted when stream is capturing\nat ...")
+        if results[0].dtype == torch.int64:
+            self.shapes.append(tuple(results[0].shape))
+        else:
+            self.rows.append(len(results[0]))
         return results, replay
 
 
@@ -67,11 +81,12 @@ def test_shapes_are_recorded_once_and_filled_up(
     monkeypatch: pytest.MonkeyPatch, opening: Opening
 ) -> None:
     record = Counting()
-    batches = [[3], [3], [2, 5, 5], [5, 1, 4, 2], [1], [4] * 9, [5, 4, 3]]
+    batches = [[3], [3], [2, 5, 5], [5, 1, 4, 2], [1], [4] * 9, [5, 4, 3], [7, 2], [8, 8]]
     wanted, _ = drafts(monkeypatch, None, batches, opening)
     got, _ = drafts(monkeypatch, record, batches, opening)
     alike(got, wanted)
-    assert record.shapes == [(3, 1), (5, 4), (1, 1), (4, 16)]
+    assert record.shapes == [(3, 1), (5, 4), (1, 1), (4, 16), (8, 2)]
+    assert record.rows == [32]
 
 
 def test_a_chain_that_ends_early_writes_nothing_behind_its_slab(
@@ -98,29 +113,54 @@ def test_a_chain_that_ends_early_writes_nothing_behind_its_slab(
 def test_a_state_that_is_not_finite_ends_no_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     _, parts = drafts(monkeypatch, called, [], GREEDY)
     slots = [parts.cache.reserve((0, i), 1, set())[0] for i in (0, 1)]
-    assert slots[0].hidden is not None
-    slots[0].hidden = torch.full_like(slots[0].hidden, torch.nan)
+    parts.state(slots[0]).fill_(torch.nan)
     with structlog.testing.capture_logs() as logs:
         parts.chain.draft([ChainRequest(slot, 18 + i, 3, GREEDY) for i, slot in enumerate(slots)])
     assert not logs
 
 
 @pytest.mark.parametrize("wrong", ["stale", "fails"])
-def test_a_graph_that_draws_something_else_is_not_used(
+def test_a_graph_that_gives_something_else_is_kept_but_not_used(
     monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
+    """Dropped, it would take memory along that other graphs were recorded in."""
+    replays: list[weakref.ref[Replay]] = []
+
     def record(work: Work) -> tuple[Tensors, Replay]:
         if wrong == "fails":
             raise RuntimeError("operation not permitted when stream is capturing\nat ...")
-        return work(), lambda: None
+        results = work()
+
+        def replay() -> None:
+            assert results
+
+        replays.append(weakref.ref(replay))
+        return results, replay
 
     batches = [[3, 2], [4]]
     wanted, _ = drafts(monkeypatch, None, batches, DRAWN)
     with structlog.testing.capture_logs() as logs:
-        got, _ = drafts(monkeypatch, record, batches, DRAWN)
+        got, parts = drafts(monkeypatch, record, batches, DRAWN)
     alike(got, wanted)
     assert len(logs) == 1
     assert "\n" not in logs[0]["reason"]
+    assert not parts.chain.alive
+    assert parts.chain.form == "step by step: recording has failed"
+    gc.collect()
+    assert all(replay() is not None for replay in replays)
+    assert len(replays) == (wrong == "stale")
+
+
+def test_what_was_recorded_before_a_failure_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Counting(fails_after=2)
+    batches = [[3, 2], [4], [3, 3], [1] * 5]
+    wanted, _ = drafts(monkeypatch, None, batches, DRAWN)
+    with structlog.testing.capture_logs() as logs:
+        got, parts = drafts(monkeypatch, record, batches, DRAWN)
+    alike(got, wanted)
+    assert (record.rows, record.shapes) == ([32], [(3, 2)])
+    assert len(logs) == 1
+    assert not parts.chain.alive
 
 
 def test_penalties_and_many_chains_are_drafted_operator_by_operator(
@@ -129,10 +169,91 @@ def test_penalties_and_many_chains_are_drafted_operator_by_operator(
     record = Counting()
     _, parts = drafts(monkeypatch, record, [], GREEDY)
     slot, opening = prepared(parts, random_text(20, 0), 18), Opening(3, 6, presence_penalty=1.0)
-    penalties = parts.chain.penalties(opening)
-    parts.chain.draft([ChainRequest(slot, 18, 3, opening, penalties)])
+    penalties = parts.chain.open_penalties(opening)
+    asked = ChainRequest(slot, 18, 3, opening, penalties)
+    (alone,) = parts.chain.draft([asked])
     parts.chain.draft([ChainRequest(slot, 18, 3, GREEDY)] * 65)
     assert not record.shapes
+    # Others in their batch are none the slower for them.
+    others = [parts.cache.reserve((0, i), 1, set())[0] for i in range(1, 4)]
+    plain = [ChainRequest(other, 18 + i, 4, GREEDY) for i, other in enumerate(others, 1)]
+    first, *rest, last = parts.chain.draft([plain[0], asked, *plain[1:]])
+    assert record.shapes == [(4, 4)]
+    assert rest[0].tokens == alone.tokens
+    alike([[first, *rest[1:], last]], [parts.chain.draft(plain)])
+
+
+def test_a_warm_drafter_has_recorded_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Counting()
+    _, parts = drafts(monkeypatch, record, [], GREEDY)
+    record.rows.clear()
+    with structlog.testing.capture_logs() as logs:
+        parts.worker.warm_up()
+    assert parts.chain.alive
+    assert [entry["chains"] for entry in logs] == ["126 recorded graphs, 7 of entries"]
+    assert sorted(record.rows) == [4, 8, 16, 64, 128, 256]
+    assert len(set(record.shapes)) == 63
+    recorded = len(record.shapes)
+    for count, length in ((1, 16), (3, 7), (33, 11)):
+        slot, _ = parts.cache.reserve((0, 1), 1, set())
+        parts.chain.draft([ChainRequest(slot, 19, length, DRAWN)] * count)
+    assert len(record.shapes) == recorded
+
+
+class Still(Counting):
+    """A recorder whose graphs stop to do anything."""
+
+    still = False
+
+    def __call__(self, work: Work) -> tuple[Tensors, Replay]:
+        results, replay = super().__call__(work)
+        return results, lambda: None if self.still else replay()
+
+
+class Waits(TorchFunctionMode):
+    """Hears of what needs to know what a tensor holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in {"tolist", "item", "nonzero", "__bool__", "__int__", "__float__", "equal"}:
+            self.heard.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_a_round_waits_for_its_device_once(monkeypatch: pytest.MonkeyPatch, penalty: float) -> None:
+    record, waits = Still(), Waits()
+    _, parts = drafts(monkeypatch, record, [], GREEDY)
+    parts.worker.open_link(1)
+    text, opening = random_text(30, 1), Opening(3, 6, seed=7, temperature=0.9)
+
+    def serve(start: int, stop: int) -> None:
+        """A round of a sequence without and of one with a penalty."""
+        openings = opening, replace(opening, presence_penalty=penalty)
+        sent = [text.extend(seq, start, stop, 3, each) for seq, each in enumerate(openings, 5)]
+        features = torch.cat([rows for _, rows in sent])
+        message = RoundMessage(1, tuple(extend for extend, _ in sent), features, (), 0.0)
+        answers = parts.worker.serve([message])
+        assert [len(draft.tokens) for draft in answers[1].drafts] == [3, 3]
+
+    def fetched(*tensors: torch.Tensor) -> list[torch.Tensor]:
+        waits.heard.append("fetch")
+        return kernels.fetch(*tensors)
+
+    monkeypatch.setattr(chain, "fetch", fetched)
+    for start, stop in ((0, 4), (4, 8)):
+        serve(start, stop)
+    record.still = True
+    monkeypatch.setattr(kernels, "attend", lambda query, *_: query.contiguous())
+    waits.heard.clear()
+    with waits:
+        serve(8, 12)
+    assert waits.heard[0] == "fetch"
+    assert waits.heard.count("fetch") == 1
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -146,10 +267,14 @@ def test_chains_neither_wait_for_their_device_nor_mix_it_with_others(window: int
     vocabulary = DraftVocabulary(torch.arange(40), 128)
     vocabulary.target_ids = vocabulary.target_ids.to(device)
     row = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-    chain = Chain(fused, vocabulary, KvCache(*row, torch.float32, device, 1 << 20), called)
+    made = Chain(fused, vocabulary, KvCache(*row, torch.float32, device, 1 << 20), called)
     numbers = torch.zeros(3, 5, dtype=torch.int64, device=device)
-    noise = Noise(numbers[0], numbers[1], numbers[2], torch.zeros(5, device=device))
-    chains = Chains(torch.zeros(5, config.hidden_size, device=device), numbers, 4, noise)
-    winners, shares = chain._on_device(chains)
+    hidden, temperatures = torch.zeros(5, 16, device=device), torch.zeros(5, device=device)
+    winners, shares = made._runner._recorded(
+        _Shape(5, 4, True), (hidden, numbers, numbers, temperatures)
+    )
     assert winners.is_meta
     assert winners.shape == shares.shape == (4, 5)
+    states, sums = made._entries._on_device((5, 48), (torch.zeros(5, 48, device=device), numbers))
+    assert states.is_meta
+    assert (states.shape, sums.shape) == ((5, 16), (5,))

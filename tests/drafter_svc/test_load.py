@@ -15,7 +15,8 @@ from prometheus_client import REGISTRY
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from drafter_svc.checkpoint import save_checkpoint
+from drafter_svc import load
+from drafter_svc.checkpoint import LoadedDrafter, load_checkpoint, save_checkpoint
 from drafter_svc.eagle import EagleDrafter
 from drafter_svc.embedding import load_embedding, load_head
 from drafter_svc.load import load_drafter
@@ -122,6 +123,32 @@ def test_memory_for_kv_bounds_the_length(tmp_path: Path, tiny_llama: Path) -> No
     assert load_drafter(small, "").description.max_length == 100 - 16
     with pytest.raises(StartError, match="--kv-memory"):
         load_drafter(small.model_copy(update={"kv_memory": 16 * row_bytes}), "")
+
+
+def test_a_gpu_gives_a_sixteenth_of_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (124 << 30, 140 << 30))
+    # An 8B's drafter: two of 8 heads of 128 elements; the target has at most 800,000 tokens.
+    assert load._automatic(torch.device("cuda", 3)) // (2 * 8 * 128 * 2) > 2 * 800_000
+    assert load._automatic(torch.device("cpu")) == 512 << 20
+
+
+def test_the_loading_thread_has_the_last_gpu_and_its_memory(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 20, 140 << 30))
+
+    def loaded(*given: object, device: torch.device, **others: object) -> LoadedDrafter:
+        assert device == torch.device("cuda", 3)
+        return load_checkpoint(*given, device=torch.device("cpu"), **others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(load, "load_checkpoint", loaded)
+    given = settings(checkpoint(tmp_path), tiny_llama, dtype="float32", kv_memory=8 << 20)
+    with pytest.raises(StartError, match=r"^The drafter's --kv-memory: 8 MiB were asked for on cu"):
+        load_drafter(given.model_copy(update={"device": "auto"}), "")
+    assert used == [torch.device("cuda", 3)]
 
 
 @pytest.mark.parametrize(("field", "value"), [("vocab_size", 98), ("hidden_size", 16)])

@@ -24,7 +24,7 @@ from tests.drafter_svc.served import (
     check,
     hello,
     refusal,
-    without_name,
+    without_service,
 )
 
 Serve = Callable[[Parts], Awaitable[Running]]
@@ -43,7 +43,7 @@ async def running(serve: Serve) -> Running:
 
 async def test_describe(running: Running) -> None:
     described = await running.stub().Describe(pb.DescribeRequest())
-    assert without_name(described) == DESCRIPTION
+    assert without_service(described) == DESCRIPTION
     assert bool(described.same_host) == running.same_host
 
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from drafter_svc.cache import KvCache
-from drafter_svc.chain import Chain, ChainRequest, Guess, Rows
+from drafter_svc.chain import Chain, Guess
 from drafter_svc.drawing import DraftVocabulary
+from drafter_svc.entries import Rows
 from drafter_svc.fused import FusedDrafter
+from drafter_svc.runner import ChainRequest
 from specwire import kernels
 from specwire.draft import Opening
 from tests.drafter_svc.tiny import tiny_config, tiny_drafter
@@ -72,9 +74,15 @@ class Side:
         if not whole:
             fused.whole = lambda target_ids: None  # type: ignore[method-assign]
         self.chain = Chain(fused, vocabulary, self.cache)
+        self.fuse = fused.fuse
 
     def run(
-        self, shapes: list[tuple[int, int]], temperature: float, *, keys_only: bool = False
+        self,
+        shapes: list[tuple[int, int]],
+        temperature: float,
+        *,
+        keys_only: bool = False,
+        projected: bool = False,
     ) -> list[Guess]:
         """Append entries in two batches of all sequences, then run their chains.
 
@@ -83,15 +91,17 @@ class Side:
         generator = torch.Generator().manual_seed(2)
         slots = [self.cache.reserve((0, i), 128, set())[0] for i in range(len(shapes))]
         for part in range(2):
-            batch = []
+            batch, pieces = [], []
             for slot, (base, _) in zip(slots, shapes, strict=True):
                 start, stop = part * (base // 2), base if part else base // 2
                 if start < stop:
                     tokens = torch.randint(128, (stop - start,), generator=generator).tolist()
                     width = 64 * len(self.config.aux_layers)
                     features = torch.randn(stop - start, width, generator=generator)
-                    batch.append(Rows(slot, start, tokens, features.bfloat16()))
-            self.chain.append(batch, keys_only=keys_only and not part)
+                    batch.append(Rows(slot, start, tokens))
+                    rows = features.bfloat16()
+                    pieces.append(self.fuse(rows) if projected else rows)
+            self.chain.append(batch, pieces, keys_only=keys_only and not part)
         requests = [
             ChainRequest(slot, base, length, Opening(3, 6, seed=i, temperature=temperature))
             for i, (slot, (base, length)) in enumerate(zip(slots, shapes, strict=True))
@@ -108,6 +118,15 @@ def test_kernels_take_the_steps_of_operators(toggles: dict[str, Any], temperatur
     assert quick.run(shapes, temperature) == plain.run(shapes, temperature)
     assert torch.equal(quick.cache.keys[0], plain.cache.keys[0])
     assert torch.equal(quick.cache.values[0], plain.cache.values[0])
+
+
+@pytest.mark.parametrize("toggles", SERVED, ids=str)
+def test_rows_that_come_projected_are_run_as_captured_ones(toggles: dict[str, Any]) -> None:
+    captured, projected = (Side(whole=True, **toggles) for _ in range(2))
+    shapes = [(1, 3), (50, 6), (9, 6), (5, 1)] + [(7, 2)] * 14
+    assert projected.run(shapes, 0.0, projected=True) == captured.run(shapes, 0.0)
+    assert torch.equal(projected.cache.keys[0], captured.cache.keys[0])
+    assert torch.equal(projected.cache.values[0], captured.cache.values[0])
 
 
 @pytest.mark.parametrize("toggles", SERVED, ids=str)
@@ -132,7 +151,7 @@ def test_other_drafters_are_left_to_operators(toggles: dict[str, Any]) -> None:
 def test_a_row_that_is_not_a_number_has_no_confidence() -> None:
     side = Side(whole=True)
     slot, _ = side.cache.reserve((0, 0), 64, set())
-    slot.hidden = torch.full((64,), torch.nan).bfloat16()
+    side.chain._states.rows[slot.number] = torch.nan
     guess = side.chain.draft([ChainRequest(slot, 4, 3, Opening(3, 1))])[0]
     assert guess.confidence == (0.0, 0.0, 0.0)
     assert all(0 <= token < 128 for token in guess.tokens)

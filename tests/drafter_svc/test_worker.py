@@ -2,12 +2,15 @@ import math
 from dataclasses import replace
 
 import pytest
+import structlog
 import torch
 
-from drafter_svc import metrics
+from drafter_svc import metrics, worker
 from drafter_svc.messages import Answers, BulkMessage, RoundMessage
+from specwire import kernels
 from specwire.draft import Ack, Draft, DraftSource, Extend, Need, Opening
 from tests.drafter_svc.parts import GREEDY, MAX_LENGTH, Parts, Text, greedy, random_text
+from tests.support.flash import serve_flash
 
 
 @pytest.fixture
@@ -182,13 +185,21 @@ def test_a_lost_link_frees_its_sequences(parts: Parts) -> None:
     assert serve(parts, round_of(text.extend(5, 6, 7, 2))) == Answers()
 
 
+@pytest.mark.parametrize("way", ["operators", "graphs"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_features_that_are_not_finite_refuse_their_sequence_only(
-    parts: Parts, value: float
+    monkeypatch: pytest.MonkeyPatch, value: float, way: str
 ) -> None:
+    if way == "graphs":
+        serve_flash(monkeypatch)
+        monkeypatch.setattr(Parts, "record", staticmethod(kernels.called))
+    parts = Parts()
+    parts.worker.open_link(1)
     good, bad = random_text(12, 9), random_text(12, 10)
     bad.features[3, 7] = value
-    answers = serve(parts, round_of(bad.extend(5, 0, 6, 2), good.extend(6, 0, 6, 2)))
+    with structlog.testing.capture_logs() as logs:
+        answers = serve(parts, round_of(bad.extend(5, 0, 6, 2), good.extend(6, 0, 6, 2)))
+    assert [entry["reason"] for entry in logs] == ["its features are not finite"]
     assert answers.drafts[0] == Draft(5, 6, ())
     check(parts, answers.drafts[1], good, 6, 2)
     # It stays refused: an empty draft settles every further request.
@@ -196,6 +207,42 @@ def test_features_that_are_not_finite_refuse_their_sequence_only(
     assert parts.worker.fill([bulk_of(bad.extend(5, 8, 11))]) == [Ack(5, 11, 11, 3)]
     serve(parts, round_of(closes=(5,)))
     check(parts, only(serve(parts, round_of(good.extend(5, 0, 6, 2)))), good, 6, 2)
+    assert len(parts.cache) == 2
+
+
+def test_bulk_rows_that_are_not_finite_refuse_their_sequence_only(parts: Parts) -> None:
+    good, bad = random_text(12, 9), random_text(12, 10)
+    bad.features[3, 7] = math.nan
+    pieces = [bulk_of(text.extend(seq, 0, 6)) for seq, text in ((5, bad), (6, good))]
+    assert parts.worker.fill(pieces) == [Ack(5, 6, 6, 6), Ack(6, 6, 6, 6)]
+    assert only(serve(parts, round_of(bad.extend(5, 6, 8, 4)))) == Draft(5, 8, ())
+    check(parts, only(serve(parts, round_of(good.extend(6, 6, 8, 4)))), good, 8, 4)
+
+
+def test_nobody_inherits_from_a_sequence_that_the_same_batch_refuses(parts: Parts) -> None:
+    text = random_text(40, 16)
+    bad = Text(text.tokens, text.features.clone())
+    bad.features[25, 7] = math.nan
+    answers = serve(parts, round_of(bad.extend(5, 0, 30, 2), heir(text, 20, 33, 4)))
+    assert answers == Answers([Draft(5, 30, ())], [Need(6, 0, 33)])
+    check(parts, only(serve(parts, round_of(heir(text, 0, 33, 4)))), text, 33, 4)
+
+
+def test_more_sequences_than_states_were_kept_for(parts: Parts) -> None:
+    """Slots' numbers go beyond the first rows of the table, and are used again."""
+    texts = [random_text(12, seed) for seed in range(70)]
+    parts = Parts(rows=70 * 64)
+    for link in range(9):
+        parts.worker.open_link(link)
+    for seq, text in enumerate(texts):
+        sent = text.extend(seq, 0, 6, 2)
+        check(
+            parts, only(parts.worker.serve([round_of(sent, link=seq // 8)])[seq // 8]), text, 6, 2
+        )
+    for seq in (3, 69, 64):
+        sent = texts[seq].extend(seq, 6, 6, 2)
+        served = parts.worker.serve([round_of(sent, link=seq // 8)])
+        check(parts, only(served[seq // 8]), texts[seq], 6, 2)
 
 
 def test_too_long_refuses_the_sequence_only(parts: Parts) -> None:
@@ -364,3 +411,12 @@ def test_lookups_are_counted(looking: Parts) -> None:
     ]
     looking.worker.count(served)
     assert [b - a for a, b in zip(before, counts(), strict=True)] == [1, 1, 6, 7]
+
+
+def test_the_thread_that_warms_up_has_the_device_for_its_own(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[torch.device] = []
+    monkeypatch.setattr(worker, "use", used.append)
+    parts.worker.warm_up()
+    assert used == [parts.chain.device] == [torch.device("cpu")]

@@ -348,6 +348,17 @@ async def test_template_that_refuses(serve: Serve, verifier: FakeVerifier) -> No
     assert "Roles must alternate" in answer.json()["error"]["message"]
 
 
+async def test_a_template_that_repeats_what_it_refuses(
+    serve: Serve, verifier: FakeVerifier
+) -> None:
+    verifier.files["chat_template.jinja"] = b"{{ raise_exception(messages[0].content) }}"
+    async with serve(verifier) as gateway:
+        body = {"messages": [{"role": "user", "content": "x" * 100_000}]}
+        answer = await gateway.http.post(CHAT, json=body)
+    assert answer.status_code == 400
+    assert len(answer.text) < 600
+
+
 async def test_model_without_a_template(serve: Serve, verifier: FakeVerifier) -> None:
     del verifier.files["tokenizer_config.json"]
     verifier.model.tokenizer_files.remove("tokenizer_config.json")

@@ -94,7 +94,7 @@ async def test_a_large_request_holds_up_nobody(
 ) -> None:
     path, body, status, words = CASES[case]
     raw, headers = body.encode(), {"content-type": "application/json"}
-    worst = []
+    worst: list[float] = []
     async with serve(verifier) as gateway:
         # Another process may have taken the CPU the first time.
         while len(worst) < 3 and min(worst, default=BOUND) >= BOUND:

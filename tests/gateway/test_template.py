@@ -13,9 +13,9 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from gateway import template
-from gateway.template import ChatTemplate, TemplateError
 from gateway.tokenizer import TextTokenizer
+from specwire import template
+from specwire.template import ChatTemplate, TemplateError
 
 # Reads cases from stdin, writes what transformers makes of them to stdout.
 REFERENCE = """

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -17,10 +19,13 @@ from drafter_svc.engine import Engine
 from loadtests.capacity.coin import Coin
 from loadtests.capacity.emulated import Delayed, Delays
 from loadtests.capacity.kernels import Kernels
+from loadtests.capacity.recorded import check_recorded
 from loadtests.capacity.report import summarize
 from loadtests.capacity.stack import Wave
 from specwire.draft import Ack, Draft, DraftCost, DraftSource, Proposals
+from specwire.settings import StartError
 from verifier_svc.generation import Generation, Sampling
+from verifier_svc.graph import GraphBody
 from verifier_svc.sequence import Sequence
 
 NAMES = ("plain", "here", "there")
@@ -131,6 +136,34 @@ def test_arms_are_compared_wave_by_wave() -> None:
     assert [arm.tokens_per_second for arm in level.arms] == [75, 112.5, 135]
     (bare,) = summarize(waves[:1], NAMES).levels
     assert bare.over_kernels is None
+
+
+@pytest.mark.parametrize(
+    ("device", "form", "chains", "missing"),
+    [
+        ("cpu", "layers", False, None),
+        ("cuda", "graphs", True, None),
+        ("cuda", "layers", True, "rounds of the target"),
+        ("cuda", "graphs", False, "chains of the drafter"),
+    ],
+)
+def test_figures_of_a_gpu_that_records_nothing_are_refused(
+    device: str, form: str, chains: bool, missing: str | None
+) -> None:
+    target: Any = SimpleNamespace(device=torch.device(device), form=form)
+    drafter: Any = SimpleNamespace(worker=SimpleNamespace(alive=chains))
+    with pytest.raises(StartError, match=missing) if missing else nullcontext():
+        check_recorded(target, drafter)
+
+
+def test_recording_that_has_failed_is_dead() -> None:
+    def fails(_: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    graphs = GraphBody(cast("Any", None), 64, fails)
+    assert graphs.form == "graphs"
+    graphs._recording.attempt(lambda record: record(lambda: ()))
+    assert graphs.form == "layers"
 
 
 def capacity(*arguments: str) -> subprocess.CompletedProcess[str]:

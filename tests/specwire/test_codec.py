@@ -203,6 +203,7 @@ def test_what_a_drafter_announces_is_read_field_by_field() -> None:
         lookup_match=3,
         expected_acceptance=[0.5, 0.25],
         device="cuda:7",
+        max_round_bytes=1 << 23,
     )
     assert codec.decode_welcome(message) == Welcome(
         checkpoint_hash="c",
@@ -216,7 +217,10 @@ def test_what_a_drafter_announces_is_read_field_by_field() -> None:
         lookup_match=3,
         expected_acceptance=(0.5, 0.25),
         device="cuda:7",
+        max_round_bytes=1 << 23,
     )
+    message.ClearField("max_round_bytes")
+    assert codec.decode_welcome(message).max_round_bytes == 4 << 20
 
 
 @pytest.mark.parametrize("chance", [-0.5, 1.5, math.nan])

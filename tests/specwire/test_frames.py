@@ -50,10 +50,11 @@ def test_messages_arrive_as_they_were_sent(ends: tuple[Frames, Frames]) -> None:
 
 
 def test_who_does_not_read_holds_nobody_up_and_misses_nothing(ends: tuple[Frames, Frames]) -> None:
-    for number in range(40):  # far more than the socket takes
-        ends[0].send(round_(number, 200_000))
-    for number in range(40):
-        assert ends[1].receive(pb.DraftRequest) == round_(number, 200_000)
+    sizes = [200_000, 3, 20_000_000, 0, *[1_000_000] * 20]  # far more than the socket takes
+    for number, size in enumerate(sizes):
+        ends[0].send(round_(number, size))
+    for number, size in enumerate(sizes):
+        assert ends[1].receive(pb.DraftRequest) == round_(number, size)
     ends[0].send(round_(40))
     assert ends[1].receive(pb.DraftRequest) == round_(40)
 
@@ -104,7 +105,7 @@ def test_what_was_held_back_for_an_end_that_closes_is_dropped(ends: tuple[Frames
 
 @pytest.mark.parametrize(
     ("data", "word"),
-    [(struct.pack("<I", 1 << 31), "bytes"), (struct.pack("<I", 3) + b"\xff" * 3, "decoded")],
+    [(struct.pack("<I", (64 << 20) + 1), "bytes"), (struct.pack("<I", 3) + b"\xff" * 3, "decoded")],
 )
 def test_what_is_no_message_is_data_loss(
     raw: tuple[socket.socket, Frames], data: bytes, word: str

@@ -9,10 +9,10 @@ import pytest
 from specwire import kernels
 from specwire.kernels import levels
 from specwire.kernels.levels import INSTRUCTIONS, LEVELS, fastest_first, levels_here
-from specwire.settings import StartError
+from specwire.settings import Level, StartError
 
 
-def on_cpu(monkeypatch: pytest.MonkeyPatch, level: levels.Level, vendor: str) -> None:
+def on_cpu(monkeypatch: pytest.MonkeyPatch, level: Level, vendor: str) -> None:
     flags = INSTRUCTIONS[level].flags | {"fpu", "sse2"}
     told = {"flags": flags, "vendor_id": frozenset([vendor])}
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
@@ -21,7 +21,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch, level: levels.Level, vendor: str) ->
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_cpu_has_a_level_and_those_before_it(
-    monkeypatch: pytest.MonkeyPatch, level: levels.Level
+    monkeypatch: pytest.MonkeyPatch, level: Level
 ) -> None:
     on_cpu(monkeypatch, level, "AuthenticAMD")
     assert levels_here() == LEVELS[: LEVELS.index(level) + 1]

@@ -43,6 +43,17 @@ def test_the_fused_race_has_the_same_winners() -> None:
         assert torch.equal(drawing._fused()(*race, ids), wanted)
 
 
+def warnings_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    warned: list[str] = []
+    log = SimpleNamespace(warning=lambda event, reason: warned.append(reason))
+    monkeypatch.setattr(drawing, "_log", log)
+    return warned
+
+
+def drawn(race: Race) -> torch.Tensor:
+    return drawing._fused()(*race, torch.arange(race[0].shape[1]))
+
+
 @pytest.mark.parametrize("wrong", ["no compiler", "it draws something else"])
 def test_where_it_cannot_be_fused_torchs_operators_serve(
     monkeypatch: pytest.MonkeyPatch, wrong: str
@@ -50,17 +61,74 @@ def test_where_it_cannot_be_fused_torchs_operators_serve(
     def broken(*_: Any, **__: Any) -> Any:
         def fail(*race: torch.Tensor) -> torch.Tensor:
             if wrong == "no compiler":
-                raise RuntimeError(wrong)
+                raise RuntimeError(f"{wrong}\nat ...")
             return drawing._winners(*race) + 1
 
         return fail
 
-    warned: list[str] = []
-    log = SimpleNamespace(warning=lambda event, reason: warned.append(reason))
-    monkeypatch.setattr(drawing, "_log", log)
+    warned = warnings_of(monkeypatch)
     monkeypatch.setattr(torch, "compile", broken)
     race = race_of(4, 50, 0)
     for _ in range(2):
-        winners = drawing._fused()(*race, torch.arange(50))
-        assert torch.equal(winners, drawing._winners(*race, None))
-    assert warned == [wrong]
+        assert torch.equal(drawn(race), drawing._winners(*race, None))
+    assert len(warned) == 1
+    assert warned[0].endswith(wrong)
+
+
+def test_each_shape_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variant for other shapes may draw something else though the first one does not."""
+    tried: list[tuple[int, ...]] = []
+
+    def wrong_from_six_rows(*_: Any, **__: Any) -> Any:
+        return lambda *race: drawing._winners(*race) + (len(race[0]) > 5)
+
+    def counted(*race: torch.Tensor) -> torch.Tensor:
+        tried.append(tuple(race[0].shape))
+        return drawing._winners(*race)
+
+    warned = warnings_of(monkeypatch)
+    monkeypatch.setattr(torch, "compile", wrong_from_six_rows)
+    monkeypatch.setattr(drawing, "_in_chunks", counted)
+    for rows in (4, 1, 4, 1):
+        race = race_of(rows, 50, 0)
+        assert torch.equal(drawn(race), drawing._winners(*race, None))
+    assert tried == [(4, 50), (1, 50)]
+    assert not warned
+    for rows in (6, 4):
+        race = race_of(rows, 50, 0)
+        assert torch.equal(drawn(race), drawing._winners(*race, None))
+    assert warned == ["it draws something else"]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_operators_race_a_bounded_number_of_logits_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    raced: list[int] = []
+    plain = drawing._winners
+
+    def counted(*race: torch.Tensor) -> torch.Tensor:
+        raced.append(race[0].numel())
+        return plain(*race)
+
+    race = race_of(11, 60, 3)
+    ids = torch.arange(60)
+    ids = torch.stack([ids + row for row in range(11)]) if own else ids
+    wanted = plain(*race, ids)
+    monkeypatch.setattr(drawing, "_winners", counted)
+    monkeypatch.setattr(drawing, "_RACED", 200)
+    assert torch.equal(drawing._in_chunks(*race, ids), wanted)
+    assert raced == [180, 180, 180, 120]
+
+
+@pytest.mark.slow
+def test_more_variants_than_the_compiler_keeps_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler here")
+    warned = warnings_of(monkeypatch)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    for rows in (3, 1):
+        race = race_of(rows, 97, 0)
+        assert torch.equal(drawn(race), drawing._winners(*race, None))
+    assert len(warned) == 1
+    assert "Limit" in warned[0]

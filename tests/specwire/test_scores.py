@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from specwire import kernels
 from specwire.kernels import Reach, Segment, attention
+from specwire.settings import Compile, Level
 from tests.specwire.test_flash import segments_of
 from tests.support.flash import serve_flash
 
@@ -95,7 +96,7 @@ def test_rows_attend_by_the_rule(
     [(None, 2.0, False), (None, None, True), (1, None, False), (70, 0.5, True), (130, None, True)],
 )
 def test_kernels_attend_by_the_rule(
-    window: int | None, softcap: float | None, sunk: bool, level: kernels.Level, dtype: torch.dtype
+    window: int | None, softcap: float | None, sunk: bool, level: Level, dtype: torch.dtype
 ) -> None:
     """Prompts, rows of drafts and single ones, some within one block of keys, some beyond many."""
     kernels.prepare("auto", level)
@@ -114,7 +115,7 @@ def test_kernels_attend_by_the_rule(
 
 
 @pytest.mark.parametrize("compile", ["auto", "off"])
-def test_a_window_that_hides_nothing_changes_no_bit(compile: kernels.Compile) -> None:
+def test_a_window_that_hides_nothing_changes_no_bit(compile: Compile) -> None:
     kernels.prepare(compile)
     segments = [Segment(0, 4, 0, 17), Segment(4, 1, 64, 20)]
     query, keys, values = rows_of(segments)

@@ -17,7 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from specwire import serving
+from specwire import limits, serving
 from specwire.errors import Incompatible, Overloaded
 from specwire.settings import StartError
 from specwire.v1 import drafter_pb2 as pb
@@ -62,6 +62,11 @@ class Servicer(drafter_pb2_grpc.DrafterServiceServicer):
         async for request in requests:
             await context.write(pb.BulkResponse(ack=pb.BulkAck(seq=request.extend.extend.seq)))
             raise Incompatible("Once is enough.")
+
+    async def Projection(  # noqa: N802
+        self, request: Any, context: Any
+    ) -> AsyncIterator[pb.ProjectionResponse]:
+        yield pb.ProjectionResponse()
 
 
 class Served:
@@ -146,7 +151,7 @@ async def test_unknown_methods_stay_unimplemented() -> None:
 async def test_messages_over_the_limit_are_refused() -> None:
     async with Served(Servicer()) as served:
         unary: Any = served.channel.unary_unary(f"/{NAME}/Describe")
-        data = bytes(serving.MAX_RECEIVE_BYTES + 1)
+        data = bytes(limits.MAX_MESSAGE_BYTES + 1)
         assert (await refusal(unary(data)))[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

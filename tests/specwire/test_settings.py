@@ -2,7 +2,16 @@ from typing import Literal
 
 import pytest
 
-from specwire.settings import Address, Port, Settings, Size, StartError, setting
+from specwire.settings import (
+    Address,
+    AutoInt,
+    AutoSize,
+    Port,
+    Settings,
+    Size,
+    StartError,
+    setting,
+)
 
 
 class Example(Settings):
@@ -15,6 +24,8 @@ class Example(Settings):
     limit: int | None = setting(None, "Limit.", ge=1, le=9)
     dtype: Literal["auto", "float32"] = setting("auto", "Type.")
     metrics_port: Port = setting(0, "Port.")
+    own_memory: AutoSize = setting("auto", "Memory.", gt=0)
+    rows: AutoInt = setting("auto", "Rows.", ge=2)
 
 
 def read(*flags: str, **variables: str) -> Example:
@@ -46,6 +57,15 @@ def test_a_flag_wins_over_its_variable_and_that_over_the_default() -> None:
 @pytest.mark.parametrize(("text", "size"), [("1000", 1000), ("2GiB", 2 << 30), ("3 MB", 3_000_000)])
 def test_sizes(text: str, size: int) -> None:
     assert read("--kv-memory", text).kv_memory == size
+
+
+def test_what_the_machine_decides_on_is_none() -> None:
+    for settings in (read(), read("--own-memory", "auto", HOLDCOURSE_ROWS="auto")):
+        assert (settings.own_memory, settings.rows) == (None, None)
+    settings = read("--own-memory", "3MiB", HOLDCOURSE_ROWS="4")
+    assert (settings.own_memory, settings.rows) == (3 << 20, 4)
+    assert sentence("--rows", "1").startswith("--rows: must be greater than or equal to 2")
+    assert sentence("--own-memory", "0").startswith("--own-memory: must be greater than 0")
 
 
 @pytest.mark.parametrize("word", ["off", "false", "0"])

@@ -142,6 +142,17 @@ def test_devices_by_name(
     assert str(pick_device(name)) == device
 
 
+@pytest.mark.parametrize(
+    ("gpus", "name", "device"),
+    [(0, "auto", "cpu"), (1, "auto", "cuda"), (4, "auto", "cuda:3"), (4, "cuda:1", "cuda:1")],
+)
+def test_the_last_of_several_gpus_is_not_the_first(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, name: str, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert str(pick_device(name, last=True)) == device
+
+
 @pytest.mark.parametrize(("gpus", "name"), [(0, "cuda"), (0, "cuda:0"), (2, "cuda:2")])
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch, gpus: int, name: str) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)

@@ -75,7 +75,7 @@ async def served_verifier(folder: Path, *flags: str) -> AsyncIterator[Served]:
     servicer = VerifierServicer(
         engine=engine,
         dispatcher=dispatcher,
-        model=describe(settings, target, sorted(files)),
+        model=describe(settings, target, sorted(files), engine.max_model_len),
         tokenizer_files=files,
         max_waiting=settings.max_waiting,
         max_document_len=document_length(settings, target),

@@ -62,10 +62,14 @@ class Recorder:
 
 
 def drafting_with(
-    port: DraftPort[torch.Tensor], policy: DraftLengthPolicy, device: str = "here"
+    port: DraftPort[torch.Tensor],
+    policy: DraftLengthPolicy,
+    device: str = "here",
+    feature_width: int = 8,
 ) -> Drafting:
     cache = KVCache(
-        blocks=100, layers=1, kv_heads=1, head_dim=4, feature_width=8, dtype=torch.float32,
+        blocks=100, layers=1, kv_heads=1, head_dim=4, feature_width=feature_width,
+        dtype=torch.float32,
         device=torch.device("cpu"),
     )  # fmt: skip
     return Drafting(port, policy, cache, deadline=0.1, devices=[device])

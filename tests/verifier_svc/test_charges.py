@@ -6,7 +6,7 @@ import pytest
 
 from specwire.draft import DraftCost
 from tests.verifier_svc.drafting_parts import decoding
-from verifier_svc.charges import charge_step, charge_wait
+from verifier_svc.charges import Times, charge_step, charge_wait
 from verifier_svc.gathering import Gathering, Request
 from verifier_svc.scheduler import Work
 from verifier_svc.sequence import Sequence
@@ -20,7 +20,7 @@ def test_a_step_is_charged_to_all_who_decode_and_ends_prefills() -> None:
     runs, rests, new, prompt = (decoding(5, seq) for seq in (1, 2, 3, 4))
     runs.first_token = rests.first_token = 0.5
     new.admitted = 0.6
-    charge_step([runs, rests, new, prompt], [work(runs), work(new)], 1.0, 1.4, 1.5)
+    charge_step([runs, rests, new, prompt], [work(runs), work(new)], Times(1.0, 1.4, 1.5))
     for one in (runs, rests):
         assert (one.timings.target, one.timings.draw) == pytest.approx((0.4, 0.1))
     assert (new.first_token, new.timings.prefill) == pytest.approx((1.5, 0.9))

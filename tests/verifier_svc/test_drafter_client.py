@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -26,7 +28,7 @@ from specwire.draft import (
 )
 from specwire.frames import Frames
 from specwire.handshake import Shape
-from specwire.torch import unpack
+from specwire.torch import pack, unpack
 from specwire.v1 import drafter_pb2 as pb
 from specwire.v1.drafter_pb2_grpc import (
     DrafterServiceServicer,
@@ -35,6 +37,7 @@ from specwire.v1.drafter_pb2_grpc import (
 from tests.support.ports import free_port
 from verifier_svc import drafter_client
 from verifier_svc.drafter_client import DrafterClient
+from verifier_svc.projection import Projector
 
 SHAPE = Shape("f" * 64, 97, 32)
 WELCOME = pb.DescribeResponse(
@@ -54,6 +57,7 @@ class Drafter(DrafterServiceServicer):
         self.sockets: list[Frames] = []
         self.bulks: list[pb.BulkExtend] = []
         self.silent = False
+        self.projection: list[pb.ProjectionResponse] = []
         self.proposals: Callable[[int], pb.DraftResponse] = lambda number: codec.encode_proposals(
             number, [Draft(1, 4, (5, 6), (0.5, 0.25))], [], DraftCost(1, 2)
         )
@@ -96,6 +100,12 @@ class Drafter(DrafterServiceServicer):
             extend = request.extend.extend
             stop = extend.start + len(extend.tokens)
             yield codec.encode_ack(Ack(extend.seq, stop, stop, len(extend.tokens)))
+
+    async def Projection(  # noqa: N802
+        self, request: pb.ProjectionRequest, context: Any
+    ) -> AsyncIterator[pb.ProjectionResponse]:
+        for message in self.projection:
+            yield message
 
 
 class Events:
@@ -142,7 +152,7 @@ async def serving(drafter: Drafter, port: int) -> AsyncIterator[grpc.aio.Server]
         await server.stop(0)
 
 
-Connect = Callable[[int], AbstractAsyncContextManager[tuple[DrafterClient, Events]]]
+Connect = Callable[..., AbstractAsyncContextManager[tuple[DrafterClient, Events]]]
 
 
 @pytest.fixture
@@ -151,8 +161,10 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
     monkeypatch.setattr(drafter_client, "_REFUSED_RETRY_SECONDS", 0.05)
 
     @asynccontextmanager
-    async def connected(port: int) -> AsyncIterator[tuple[DrafterClient, Events]]:
-        client, events = DrafterClient(f"127.0.0.1:{port}", SHAPE), Events()
+    async def connected(
+        port: int, projector: Projector | None = None
+    ) -> AsyncIterator[tuple[DrafterClient, Events]]:
+        client, events = DrafterClient(f"127.0.0.1:{port}", SHAPE, projector=projector), Events()
         client.start(events.post)
         try:
             yield client, events
@@ -197,6 +209,59 @@ async def test_rounds_bulk_rows_and_their_answers_travel(
         client.round(linked.link, (), (), (45,))
         await until(lambda: len(drafter.rounds) == 2)
         assert drafter.rounds[1].number == 2
+
+
+def project_by(drafter: Drafter, weight: torch.Tensor) -> None:
+    """Announce a projection [H, 64] without norms, and serve it."""
+    drafter.welcome.projected_width = len(weight)
+    rows = pack(weight)
+    drafter.projection = [
+        pb.ProjectionResponse(form=pb.ProjectionForm(eps=1e-5)),
+        pb.ProjectionResponse(rows=rows),
+        pb.ProjectionResponse(digest=hashlib.sha256(rows.data).digest()),
+    ]
+
+
+@pytest.mark.parametrize("projects", [True, False])
+async def test_every_message_says_whether_its_rows_are_projected(
+    connect: Connect, drafter: Drafter, projects: bool
+) -> None:
+    port, weight, rows = free_port(), torch.randn(32, 64), torch.randn(3, 64)
+    project_by(drafter, weight)
+    projector = Projector(torch.device("cpu")) if projects else None
+    async with serving(drafter, port), connect(port, projector) as (client, events):
+        linked = await events.next(Linked)
+        extends = Extend(1, 4, (7, 8), Wish(3, 5)), Extend(2, 9, (6,), Wish(1))
+        client.round(linked.link, extends, [rows[:2], rows[2:]], [])
+        assert await events.next(Proposals)
+        client.bulk(linked.link, Extend(1, 6, (1, 2, 3)), rows)
+        assert await events.next(Ack)
+        client.round(linked.link, (), (), (45,))
+        await until(lambda: len(drafter.rounds) == 2)
+    expected = rows @ weight.T if projects else rows
+    for message in (drafter.rounds[0], drafter.bulks[0]):
+        assert message.projected is projects
+        torch.testing.assert_close(unpack(message.features, "features"), expected)
+    assert not drafter.rounds[1].projected, "it has no rows"
+
+
+async def test_a_projection_that_is_damaged_ends_the_link_and_a_new_one_is_made(
+    connect: Connect, drafter: Drafter
+) -> None:
+    port = free_port()
+    project_by(drafter, torch.randn(32, 64))
+    projection, drafter.projection = drafter.projection, drafter.projection[:2]
+    async with (
+        serving(drafter, port),
+        connect(port, Projector(torch.device("cpu"))) as (client, events),
+    ):
+        reason = (await events.next(Unlinked)).reason
+        assert reason == "projection: the weights that came are not those that were sent."
+        drafter.projection = projection
+        linked = await events.next(Linked)
+        client.round(linked.link, [Extend(1, 4, (7,), Wish(3))], [torch.randn(1, 64)], [])
+        assert await events.next(Proposals)
+        assert drafter.rounds[0].projected
 
 
 async def test_what_is_meant_for_an_earlier_link_is_dropped(
@@ -333,3 +398,23 @@ async def test_what_is_no_drafter_is_no_drafter(connect: Connect) -> None:
     async with server, connect(port) as (_, events):
         reasons = {(await events.next(Unlinked)).reason for _ in range(2)}
         assert all(reasons)
+
+
+@pytest.mark.parametrize(
+    ("device", "target", "said"),
+    [("cuda:a", "cuda:a", True), ("cuda:a", "cuda:b", False), ("cpu:h", "cpu:h", False)],
+)
+async def test_two_services_on_one_gpu_are_told_of(
+    drafter: Drafter, caplog: pytest.LogCaptureFixture, device: str, target: str, said: bool
+) -> None:
+    caplog.set_level(logging.INFO)
+    drafter.welcome.device = device
+    port = free_port()
+    async with serving(drafter, port):
+        events = Events()
+        client = DrafterClient(f"127.0.0.1:{port}", SHAPE, [target])
+        client.start(events.post)
+        await events.next(Linked)
+        await client.close()
+    assert ("they take turns" in caplog.text) is said
+    assert "drafter linked by" in caplog.text

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 
 from specwire.local import LocalSetup
 from specwire.settings import StartError
 from tests.support.running_engine import settings_for, target_of
-from verifier_svc import drafters
+from verifier_svc import drafters, settings
 from verifier_svc.drafter_client import DrafterClient
 from verifier_svc.drafters import drafter_port
 
@@ -50,6 +51,29 @@ async def test_an_address_is_a_drafter_over_grpc(tiny_llama: Path) -> None:
     assert isinstance(port(tiny_llama, "--drafter", "localhost:50052"), DrafterClient)
     assert port(tiny_llama) is None
     assert port(tiny_llama, "--drafter", "localhost:1", "--speculation", "off") is None
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "projects"),
+    [
+        ("auto", "cpu", False),
+        ("auto", "cuda", True),
+        ("on", "cpu", True),
+        ("on", "cuda", True),
+        ("off", "cuda", False),
+    ],
+)
+def test_features_are_projected_where_that_costs_nothing(
+    given: str, device: str, projects: bool, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "pick_device", lambda name: torch.device(device))
+    flags = ["--drafter", "localhost:1", "--project-features", given]
+    assert settings_for(tiny_llama, *flags).projects is projects
+
+
+def test_features_stay_where_they_are_for_a_local_drafter(tiny_llama: Path) -> None:
+    with pytest.raises(StartError, match="--project-features is for a drafter in another process"):
+        settings_for(tiny_llama, "--drafter", "local:x", "--project-features", "on")
 
 
 def test_a_local_one_gets_what_the_verifier_knows(

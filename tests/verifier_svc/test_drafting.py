@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from specwire.draft import Draft, DraftCost, DraftSource, Linked, Proposals, Unlinked, Wish
+from specwire.draft import Ack, Draft, DraftCost, DraftSource, Linked, Proposals, Unlinked, Wish
 from tests.verifier_svc.drafting_parts import (
     LINK,
     WELCOME,
@@ -253,3 +253,20 @@ def test_the_other_cohorts_drafts_are_no_part_of_what_drafts_cost(
         drafting.receive(Proposals(tuple(drafts), (), cost), 1.06)
         pair[0].commit([50], 0)
     assert seen == pytest.approx([0.06, 0.03])
+
+
+@pytest.mark.parametrize(("width", "most"), [(8, 64), (6144, 42), (400_000, 1)])
+def test_a_bulk_message_stays_below_a_mebibyte(width: int, most: int, port: Recorder) -> None:
+    """Rows of fp32; 6144 of them are the 24 KiB of an 8B's."""
+    drafting = drafting_with(port, DraftLengthPolicy(8, 3), feature_width=width)
+    drafting.receive(Linked(LINK, WELCOME), 0.0)
+    one = decoding(200)
+    drafting.open(one)
+    drafting.send([one], 1.0)
+    assert len(port.bulks[0].tokens) == most
+    assert most == 1 or most * width * 4 + (16 << 10) <= 1 << 20
+    sent = len(port.bulks)
+    drafting.receive(Ack(1, most, most, sum(len(bulk.tokens) for bulk in port.bulks)), 1.1)
+    drafting.send([one], 1.2)
+    assert len(port.bulks) > sent or not one.entries - sum(len(b.tokens) for b in port.bulks)
+    assert max(len(bulk.tokens) for bulk in port.bulks) == most

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.verifier_svc.engine_parts import (
     check_usage,
     prompt_of,
 )
+from verifier_svc import engine as engine_module
 from verifier_svc.generation import FinishReason
 
 
@@ -194,3 +196,15 @@ def test_generations_that_want_no_drafts_get_none(
     assert results[0].finished.usage.drafted_rounds == 0
     assert len(results[1].finished.usage.proposed_at) == 2
     assert plain not in port.seen
+
+
+def test_the_engines_thread_has_the_targets_device_for_its_own(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(
+        engine_module, "use", lambda device: used.append((threading.current_thread().name, device))
+    )
+    with RunningEngine(tiny_llama):
+        pass
+    assert used == [("engine", torch.device("cpu"))]

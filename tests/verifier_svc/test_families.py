@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
 from tests.families.walk import Outcome, outcome
+from verifier_svc.families import positions_of, why_not
 
 _LONG = {
     "rope_type": "longrope",
@@ -66,3 +68,38 @@ def test_others_are_refused_by_their_reason(family: str, reason: str) -> None:
     assert result.sentence.startswith("target: ")
     assert reason in result.sentence
     assert "\n" not in result.sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0; between 1 and 1024 can be served"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000; between 1 and 1024 can"),
+        ({"hidden_act": "zork"}, "hidden_act is 'zork', which transformers does not know"),
+        (
+            {"rope_parameters": {"rope_type": "zork", "rope_theta": 1e4}},
+            "rope_type is 'zork', which transformers does not know",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 0}},
+            "rope_theta is 0; it must be positive",
+        ),
+        ({"head_dim": 1}, "head_dim is 1; RoPE turns pairs of elements, so it must be even"),
+        (
+            {"num_key_value_heads": 3},
+            "num_attention_heads is 4, no multiple of num_key_value_heads (3)",
+        ),
+    ],
+)
+def test_what_no_model_computes_is_refused_by_its_setting(
+    changes: dict[str, Any], sentence: str
+) -> None:
+    assert why_not(LlamaConfig(num_attention_heads=4, num_key_value_heads=2)) is None
+    config = LlamaConfig(**{"num_attention_heads": 4, "num_key_value_heads": 2, **changes})
+    assert str(why_not(config)).startswith(sentence)
+
+
+def test_positions_have_a_limit() -> None:
+    """Tables are built of each of them before a sequence is seen."""
+    assert positions_of(LlamaConfig(max_position_embeddings=10**9)) == 1 << 20
+    assert positions_of(LlamaConfig(max_position_embeddings=1 << 20)) == 1 << 20

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import structlog
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, LlamaConfig, Qwen3Config
 
 from specwire.kernels import Reach, Segment, called
+from specwire.kernels import flash as kernel
 from specwire.kernels.graph import Replay, Tensors, Work
 from tests.families.tiny import tiny_config, write_tiny
 from tests.families.walk import load
@@ -20,7 +25,7 @@ from tests.support.scripted_drafter import ScriptedDrafter, good, welcome_for
 from tests.support.tiny_llama import write_tiny_llama
 from tests.verifier_svc.engine_parts import LENGTH, PROMPTS, generate_all
 from tests.verifier_svc.test_fuse import HEADS
-from verifier_svc.attention import NAME
+from verifier_svc.attention import NAME, Scoring
 from verifier_svc.bodies import body_of
 from verifier_svc.body import Kept, ModuleBody
 from verifier_svc.build import build_target, find_target
@@ -28,6 +33,7 @@ from verifier_svc.cache import KVCache
 from verifier_svc.fuse import fuse
 from verifier_svc.fused import FusedAttention, FusedNorm
 from verifier_svc.graph import GraphBody
+from verifier_svc.waits import NoWaits
 
 
 class Counting:
@@ -62,7 +68,7 @@ def decoder(config: Any) -> Any:
 
 def cache_of(device: str = "cpu", dtype: torch.dtype = torch.float32) -> KVCache:
     return KVCache(
-        blocks=40, layers=3, kv_heads=2, head_dim=32, feature_width=2 * 64, dtype=dtype,
+        blocks=80, layers=3, kv_heads=2, head_dim=32, feature_width=2 * 64, dtype=dtype,
         device=torch.device(device),
     )  # fmt: skip
 
@@ -75,9 +81,18 @@ def batch(counts: list[int], past: int = 5) -> tuple[torch.Tensor, list[Segment]
     return torch.stack([tokens, slots % 32, slots]), segments
 
 
-def run(body: Any, cache: KVCache, counts: list[int]) -> torch.Tensor:
+def run(
+    body: Any,
+    cache: KVCache,
+    counts: list[int],
+    *,
+    layers: tuple[int, ...] = (0, 2),
+    prompts: Collection[int] = (),
+) -> torch.Tensor:
+    """Final states of sequences of so many rows, those of `prompts` as of a prompt."""
     rows, segments = batch(counts)
-    kept = Kept((0, 2), cache.features, rows[2])
+    segments = [replace(s, prompt=index in prompts) for index, s in enumerate(segments)]
+    kept = Kept(layers, cache.features, rows[2])
     hidden: torch.Tensor = body.run(rows, Reach(segments, block=16), cache, kept)
     return hidden.clone()
 
@@ -97,18 +112,72 @@ def test_batches_are_filled_up_to_sizes_that_are_recorded_once(module: Any) -> N
             for one, other in pairs:
                 spare = caches[0].spare
                 torch.testing.assert_close(one[:spare], other[:spare], rtol=1e-4, atol=1e-5)
-    # Rows that decode without drafts attend in another way than others: 1 and 16 came twice.
-    assert record.sizes == [1, 8, 2, 16, 16]
+    # With drafts or without them.
+    assert record.sizes == [1, 8, 2, 16]
+
+
+@torch.inference_mode()
+def test_each_row_of_a_recorded_batch_is_a_segment_of_its_own(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys are then split, and rows with drafts and without take the same kernel."""
+    seen: list[tuple[int, int]] = []
+    served = kernel._forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        seen.append((args[5], len(kwargs["seqused_k"])))
+        return served(*args, **kwargs)
+
+    monkeypatch.setattr(kernel, "_forward", forward)
+    graphs, cache = GraphBody(ModuleBody(module, 3), 64, called), cache_of()
+    for counts in ([3, 1, 2], [1] * 6):
+        run(graphs, cache, counts)
+    assert set(seen) == {(1, 8)}
 
 
 @torch.inference_mode()
 def test_prompts_and_large_batches_run_as_they_are(module: Any) -> None:
     parts, record = ModuleBody(module, 3), Counting()
     graphs, cache = GraphBody(parts, 64, record), cache_of()
-    for counts in ([17], [1, 20, 1], [13] * 20):
-        wanted, got = run(parts, cache_of(), counts), run(graphs, cache, counts)
-        assert torch.equal(got, wanted)
+    for counts, prompts in (([1], {0}), ([1, 20, 1], {1}), ([13] * 40, set())):
+        wanted = run(parts, cache_of(), counts, prompts=prompts)
+        assert torch.equal(run(graphs, cache, counts, prompts=prompts), wanted)
     assert not record.sizes
+
+
+@torch.inference_mode()
+def test_other_layers_are_recorded_before_they_are_asked_for(module: Any) -> None:
+    record = Counting()
+    graphs, caches = GraphBody(ModuleBody(module, 3), 64, record), (cache_of(), cache_of())
+    for counts in ([1], [7]):
+        run(graphs, caches[0], counts)
+    graphs.recapture((0, 2), (1, 3))
+    assert record.sizes == [1, 8, 8, 1]
+    for cache, counts in zip(caches, ([1], [7]), strict=True):
+        wanted, got = (
+            run(body, cache, counts, layers=(1, 3)) for body in (ModuleBody(module, 3), graphs)
+        )
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    # A cache that nothing was recorded in records what it needs.
+    assert record.sizes == [1, 8, 8, 1, 8]
+
+
+@torch.inference_mode()
+def test_layers_that_change_again_and_again_are_not_recorded_for_ever(module: Any) -> None:
+    record = Counting()
+    parts = ModuleBody(module, 3)
+    graphs, cache = GraphBody(parts, 64, record), cache_of()
+    sets: list[tuple[int, ...]] = [(0, 2), (1, 2), (2, 3), (0, 3), (0, 1)]
+    with structlog.testing.capture_logs() as logs:
+        for layers in sets:
+            wanted = run(parts, cache_of(), [2], layers=layers)
+            torch.testing.assert_close(run(graphs, cache, [2], layers=layers), wanted)
+    assert record.sizes == [2] * 4
+    assert [log["reason"] for log in logs] == ["other layers have been captured too often"]
+    assert not graphs.alive
+    # Those that are there still serve.
+    run(graphs, cache, [2])
+    assert record.sizes == [2] * 4
 
 
 @torch.inference_mode()
@@ -122,19 +191,80 @@ def test_what_cannot_be_recorded_runs_as_it_is(module: Any) -> None:
         for _ in range(2):
             assert torch.equal(run(graphs, cache, [2, 1]), run(parts, cache_of(), [2, 1]))
     assert [log["reason"] for log in logs] == ["operation not permitted when stream is capturing"]
+    assert (graphs.alive, graphs.form) == (False, "layers")
 
 
 def test_graphs_that_give_something_else_are_not_used(
     module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert isinstance(body_of(module, 3, 2, 32), GraphBody)
-    assert isinstance(body_of(module, 3, 2, 32, record=False), ModuleBody)
-
     def stale(work: Work) -> tuple[Tensors, Replay]:
         return work(), lambda: None
 
-    monkeypatch.setattr("verifier_svc.graph.Recorder", lambda: stale)
-    assert isinstance(body_of(module, 3, 2, 32), ModuleBody)
+    def fails(_: Work) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nat ...")
+
+    assert started(module) == ("graphs", None)
+    assert started(module, ranks=2) == (
+        "layers",
+        "several ranks are not recorded: what one GPU holds may be faster on one",
+    )
+    capped = [Scoring(1.0), Scoring(1.0, softcap=30.0)]
+    assert started(module, scorings=capped) == (
+        "layers",
+        "FlashAttention knows no soft cap: sequences attend one by one",
+    )
+    monkeypatch.setattr("verifier_svc.bodies.Recorder", lambda _: stale)
+    assert started(module) == ("layers", "as graphs it gives something else")
+    monkeypatch.setattr("verifier_svc.bodies.Recorder", lambda _: fails)
+    assert started(module) == ("layers", "operation not permitted when stream is capturing")
+    monkeypatch.undo()
+    assert started(module) == ("layers", "FlashAttention is for GPUs, in bfloat16 or float16")
+
+
+def started(module: Any, **asked: Any) -> tuple[str, str | None]:
+    """The form of a decoder, and why it is no faster one, as the log says them."""
+    with structlog.testing.capture_logs() as logs:
+        body = body_of(module, 3, 2, 32, **asked)
+    (line,) = [log for log in logs if log["event"] == "decoder"]
+    assert (line["log_level"], line["form"]) == ("info", body.form)
+    assert line.get("sizes") == (len(body.sizes) if body.form == "graphs" else None)
+    no_kernel, _, reason = line.get("reason", "").partition("; ")
+    assert no_kernel == ("" if body.form == "graphs" else "no kernel takes it as a whole")
+    return body.form, reason or None
+
+
+@pytest.mark.parametrize(
+    ("work", "waits"),
+    [
+        (lambda rows: rows[rows > 0], True),
+        (lambda rows: rows.nonzero(), True),
+        (lambda rows: rows.sum().item(), True),
+        (lambda rows: torch.nn.functional.one_hot(rows.long()), True),
+        (lambda rows: rows.index_put_((rows > 0,), rows.sum()), True),
+        (lambda rows: rows[rows.long()] + rows.cumsum(0), False),
+    ],
+)
+@torch.inference_mode()
+def test_what_waits_for_its_device_is_found_before_it_is_recorded(work: Any, waits: bool) -> None:
+    rows = torch.ones(3)
+    with NoWaits():  # type: ignore[no-untyped-call]
+        if waits:
+            with pytest.raises(RuntimeError, match="waits for the device, and cannot be recorded"):
+                work(rows)
+        else:
+            work(rows)
+
+
+def test_a_decoder_that_waits_is_not_recorded(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Counting()
+    monkeypatch.setattr("verifier_svc.bodies.Recorder", lambda _: record)
+    module.norm.register_forward_pre_hook(lambda _, args: (args[0] * float(args[0].max() > -1),))
+    form, reason = started(module)
+    assert (form, reason) == (
+        "layers",
+        "aten.item.default waits for the device, and cannot be recorded",
+    )
+    assert not record.sizes
 
 
 @pytest.mark.parametrize("config", [LlamaConfig(**HEADS), Qwen3Config(**HEADS)])
@@ -186,10 +316,57 @@ def test_graphs_change_no_token(tmp_path: Path, length: str) -> None:
     assert (drafted > 0) == (length != "0")
 
 
-@pytest.mark.parametrize(("family", "kind"), [("mistral", GraphBody), ("gpt_oss", ModuleBody)])
-def test_windows_are_recorded_and_sinks_are_not(
-    family: str, kind: type[Any], tmp_path: Path
+@pytest.mark.parametrize(
+    ("family", "form"), [("mistral", "graphs"), ("gpt_oss", "graphs"), ("gemma2", "layers")]
+)
+def test_windows_and_sinks_are_recorded_and_soft_caps_are_not(
+    family: str, form: str, tmp_path: Path
 ) -> None:
-    """Either proves as it is loaded that it attends within its windows."""
+    """Each proves as it is loaded that it attends as its own forward does."""
     target = load(write_tiny(tiny_config(family), tmp_path))
-    assert isinstance(target._body, kind)
+    assert target.form == form
+
+
+def test_a_target_that_captures_other_layers_is_recorded_again(tmp_path: Path) -> None:
+    target = load(write_tiny_llama(tmp_path))
+    body, cache = target._body, target.reserve(4, target.feature_width)
+    assert isinstance(body, GraphBody)
+    parts = [_Rows(0, 0, (5, 6, 7)), _Rows(32, 0, (8,))]
+    target.states(parts, cache, target.aux_layers)
+    shapes = set(body._graphs[cache])
+    assert {shape.layers for shape in shapes} == {target.aux_layers}
+    target.capture((0, target.num_layers))
+    assert {shape._replace(layers=target.aux_layers) for shape in shapes} < set(body._graphs[cache])
+
+
+class _Rows(NamedTuple):
+    slot: int
+    position: int
+    tokens: tuple[int, ...]
+    prompt: bool = False
+
+
+@torch.inference_mode()
+def test_layers_take_the_tables_of_rope_as_they_are(module: Any) -> None:
+    """On a GPU the rows of a table would be gathered again by every layer."""
+    module = to_meta(module)
+    cache, counted = cache_of("meta"), _Counted()
+    rows, segments = batch([3, 1, 5])
+    rows = rows.to("meta")
+    kept = Kept((), cache.features, rows[2])
+    with counted:
+        ModuleBody(module, 3).run(rows, Reach(segments), cache, kept)
+    assert counted.calls["aten::_flash_attention_forward"] == 3
+    assert not counted.calls["aten::index"]
+
+
+class _Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operators by name."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))

@@ -11,9 +11,8 @@ from verifier_svc.metrics import Metrics
 def test_drafts_are_counted_by_source() -> None:
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    metrics.count_round(DraftSource.CHAIN, 5, 2, 3)
-    metrics.count_round(DraftSource.LOOKUP, 8, 8, 9)
-    metrics.count_round(DraftSource.CHAIN, 0, 0, 1)
+    chain, lookup = DraftSource.CHAIN, DraftSource.LOOKUP
+    metrics.count_rounds([(chain, 5, 2), (lookup, 8, 8), (chain, 0, 0)], 13)
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(f"holdcourse_verifier_{name}_total", labels)
@@ -30,3 +29,20 @@ def test_drafts_are_counted_by_source() -> None:
     assert value("spec_decode_num_accepted_tokens_per_pos", **at) is None
     at["position"] = "4"
     assert value("spec_decode_num_tried_tokens_per_pos", **at) is None
+
+
+def test_rounds_that_are_alike_count_as_often_as_they_come() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    for _ in range(2):
+        metrics.count_rounds([(DraftSource.CHAIN, 3, 1)] * 5 + [(DraftSource.CHAIN, 3, 3)], 14)
+    counts = [
+        registry.get_sample_value(
+            f"holdcourse_verifier_spec_decode_{name}_tokens_per_pos_total",
+            {"source": "chain", "position": position},
+        )
+        for name in ("num_tried", "num_accepted")
+        for position in "123"
+    ]
+    assert counts == [12, 12, 2, 12, 2, 2]
+    assert registry.get_sample_value("holdcourse_verifier_rounds_total") == 12

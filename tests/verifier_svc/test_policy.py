@@ -207,20 +207,45 @@ def test_without_sequences_nothing_is_chosen_and_nothing_forgotten() -> None:
 
 
 @pytest.mark.parametrize(("late", "wrong"), [(0.0, 4), (0.030, 0)])
-@pytest.mark.parametrize("seed", range(8))
-def test_an_unlucky_start_does_not_end_drafting(seed: int, late: float, wrong: int) -> None:
+def test_an_unlucky_start_does_not_end_drafting(late: float, wrong: int) -> None:
     """A middling drafter on the machine that the defaults are for: short requests in turn."""
     world = World(0.020, 0.0003, 0.006, 0.0011, acceptance=0.5, late=late)
-    simulation = Simulation(world, seed=seed)
-    for _ in range(wrong):
-        simulation.policy.new_record().observe(CHAIN, 4, 0)
     drafted = 0
-    for _ in range(3):
-        simulation.records = [simulation.policy.new_record()]
-        simulation.wishes.clear()
-        simulation.run(60)
-        drafted += sum(length > 0 for length in simulation.lengths)
-    assert drafted > 120
+    for seed in range(12):
+        simulation = Simulation(world, seed=seed)
+        for _ in range(wrong):
+            simulation.policy.new_record().observe(CHAIN, 4, 0)
+        for _ in range(3):
+            simulation.records = [simulation.policy.new_record()]
+            simulation.wishes.clear()
+            simulation.run(60)
+            drafted += sum(length > 0 for length in simulation.lengths)
+    assert drafted > 12 * 140
+
+
+@pytest.mark.parametrize("what", ["drafts", "rows"])
+def test_costs_that_are_believed_too_high_are_tried_again(what: str) -> None:
+    """A drafter whose drafts pay, on a machine that was seen at its worst."""
+    policy = DraftLengthPolicy(8)
+    records = [policy.new_record()]
+    for _ in range(60):
+        records[0].observe(CHAIN, 4, 3)
+        policy.step_cost.observe(1, 0.015)
+    for _ in range(20):
+        policy.step_cost.observe(9, 0.200 if what == "rows" else 0.018)
+        policy.observe_draft(8, 0.100 if what == "drafts" else 0.012)
+        policy.step_cost.observe(1, 0.015)
+    assert policy.choose(records, [Wish(8)], [True]) == [Wish(0)]
+    lengths: list[int] = []
+    for _ in range(400):
+        length = policy.choose(records, [Wish(8)], [True])[0].chain
+        lengths.append(length)
+        policy.step_cost.observe(1 + length, 0.015 + 0.0004 * length)
+        if length:
+            policy.observe_draft(length, 0.002 + 0.001 * length)
+            records[0].observe(CHAIN, length, min(length, 3))
+    assert sum(length > 0 for length in lengths[-50:]) > 40
+    assert sum(length > 0 for length in lengths[:20]) < 5
 
 
 @pytest.mark.parametrize(("sequences", "least", "most"), [(4, 40, 40), (16, 4, 5)])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from specwire import kernels
 from tests.families.tiny import tiny_config, write_tiny
@@ -132,4 +133,17 @@ def test_a_best_token_that_is_not_the_best_is_refused(
     real = Head.argmax
     monkeypatch.setattr(Head, "argmax", lambda self, hidden: (real(self, hidden) + 1) % 97)
     with pytest.raises(TargetError, match="its best tokens are not those of the largest logits"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_with_their_weight(
+    value: float, tmp_path: Path
+) -> None:
+    file = write_tiny(tiny_config("llama"), tmp_path) / "model.safetensors"
+    tensors, name = load_file(file), "model.layers.0.mlp.up_proj.weight"
+    tensors[name][3, 5] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    sentence = rf"its own forward gives values that are not finite \(nor is {name}\)"
+    with pytest.raises(TargetError, match=sentence):
         load(tmp_path)

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from specwire import kernels
-from specwire.settings import StartError
+from specwire.settings import Compile, StartError
 from specwire.target import TargetSource
 from specwire.torch import target_fingerprint
 from tests.families.tiny import tiny_config, write_tiny
@@ -265,9 +265,7 @@ def test_bf16_logits_of_one_row_do_not_tie(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compile", ["on", "off"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_that_are_not_finite_have_no_argmax(
-    dtype: torch.dtype, compile: kernels.Compile
-) -> None:
+def test_rows_that_are_not_finite_have_no_argmax(dtype: torch.dtype, compile: Compile) -> None:
     if compile == "on" and shutil.which("g++") is None:
         pytest.skip("no C++ compiler here")
     kernels.prepare(compile)
@@ -372,6 +370,28 @@ def test_a_target_without_a_tokenizer_is_refused(family: str, tmp_path: Path) ->
     """Of some families transformers makes a tokenizer without any file."""
     folder = write_tiny(tiny_config(family), tmp_path)
     settings = settings_for(folder)
-    with pytest.raises(StartError, match=r"^target: .*tokenizer") as error:
+    with pytest.raises(StartError, match=r"^target: there is no tokenizer.json, nor"):
         tokenizer_files(settings, find_target(settings))
+
+
+def test_what_is_no_model_is_not_said_to_lack_a_tokenizer(tmp_path: Path) -> None:
+    settings = settings_for(tmp_path)
+    with pytest.raises(StartError, match=r"^target: .* cannot be loaded: "):
+        tokenizer_files(settings, find_target(settings))
+
+
+def test_a_chat_template_that_gateways_cannot_read_is_refused(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path)
+    settings = settings_for(folder)
+    assert "chat_template.jinja" in tokenizer_files(settings, find_target(settings))
+    (folder / "chat_template.jinja").write_text("{% for x in %}")
+    with pytest.raises(StartError, match=r"^target: the model's chat template is broken: Expected"):
+        tokenizer_files(settings, find_target(settings))
+
+
+def test_all_lines_of_a_reason_are_told(tmp_path: Path) -> None:
+    config = write_tiny_llama(tmp_path) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_size": "32"}))
+    with pytest.raises(TargetError, match=r"'hidden_size' expected int, got str") as error:
+        load(tmp_path)
     assert "\n" not in str(error.value)

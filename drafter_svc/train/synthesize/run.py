@@ -17,6 +17,7 @@ from drafter_svc.train.synthesize.prompts import Plan, open_prompts
 from drafter_svc.train.synthesize.quality import DUPLICATE_RULE, LOOP_RULE, NearDuplicates
 from drafter_svc.train.synthesize.settings import SynthesizeSettings
 from specwire.v1 import verifier_pb2 as pb
+from specwire.version import version as own_version
 
 # Conversations begun, for each that runs: one that takes long must not hold up the rest, which
 # are kept in memory until it is their turn.
@@ -57,7 +58,7 @@ def origin(settings: SynthesizeSettings, model: pb.Model, plan: Plan) -> dict[st
         "prompts": [{"source": name, "count": count} for name, count in plan.sources()],
         "rules": {"loop": LOOP_RULE, "near-duplicate": DUPLICATE_RULE},
         "versions": {
-            "holdcourse": version("holdcourse"),
+            "holdcourse": own_version(),
             "verifier": model.version,
             "transformers": version("transformers"),
             "python": platform.python_version(),

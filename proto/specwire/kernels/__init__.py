@@ -7,11 +7,11 @@ from specwire.kernels.attention import Reach, attend
 from specwire.kernels.decoder import Decoder, DecoderMemory, DecoderWeights, LayerWeights
 from specwire.kernels.drafter import Drafter, DrafterWeights
 from specwire.kernels.drawing import Noise, draw, shares
-from specwire.kernels.flash import Spans, flash_serves, span_table
-from specwire.kernels.graph import Record, Recorder, Recording, called
+from specwire.kernels.flash import Spans, flash_refusal, flash_serves, row_table
+from specwire.kernels.graph import Record, Recorder, Recording, Tensors, called
 from specwire.kernels.layer import add_norm, gate, join, norm, rotate
-from specwire.kernels.levels import LEVELS, Level, levels_here
-from specwire.kernels.library import Compile, CpuLevel, default_dtype, level, prepare
+from specwire.kernels.levels import LEVELS, levels_here
+from specwire.kernels.library import default_dtype, level, prepare
 from specwire.kernels.linear import ROUNDING, Product, best, linear, tileable, tiled
 from specwire.kernels.segment import Segment
 from specwire.kernels.transfer import fetch, finish, put
@@ -19,15 +19,12 @@ from specwire.kernels.transfer import fetch, finish, put
 __all__ = [
     "LEVELS",
     "ROUNDING",
-    "Compile",
-    "CpuLevel",
     "Decoder",
     "DecoderMemory",
     "DecoderWeights",
     "Drafter",
     "DrafterWeights",
     "LayerWeights",
-    "Level",
     "Noise",
     "Product",
     "Reach",
@@ -36,6 +33,7 @@ __all__ = [
     "Recording",
     "Segment",
     "Spans",
+    "Tensors",
     "add_norm",
     "attend",
     "best",
@@ -44,6 +42,7 @@ __all__ = [
     "draw",
     "fetch",
     "finish",
+    "flash_refusal",
     "flash_serves",
     "gate",
     "join",
@@ -54,8 +53,8 @@ __all__ = [
     "prepare",
     "put",
     "rotate",
+    "row_table",
     "shares",
-    "span_table",
     "tileable",
     "tiled",
 ]

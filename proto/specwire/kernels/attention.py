@@ -39,26 +39,28 @@ class Reach:
         self.furthest: int | None = max((s.length + s.count - 1 for s in segments), default=0)
         self._block = block
         self._masks: dict[tuple[Segment, int, int | None], torch.Tensor | None] = {}
-        self._spans: Spans | None = None
+        # By window.
+        self._spans: dict[int | None, Spans] = {}
 
     @classmethod
     def recorded(cls, rows: int, spans: Spans) -> Reach:
         """That of `rows` rows whose segments are read from the device as they are by then."""
         reach = cls(())
-        reach.rows, reach.furthest, reach._spans = rows, None, spans
+        reach.rows, reach.furthest, reach._spans = rows, None, {None: spans}
         return reach
 
     def hides(self, window: int | None) -> bool:
         """Whether a window of so many keys, a row's own among them, hides any from a row."""
         return window is not None and (self.furthest is None or window < self.furthest)
 
-    def spans(self, device: torch.device) -> Spans:
-        """The segments on a GPU."""
-        if self._spans is None:
-            table = span_table(self.segments, self.rows, len(self.segments), 0)
-            table_there = put(table, device, torch.int32)
-            self._spans = Spans.of(table_there, self.longest, self.furthest or 0)
-        return self._spans
+    def spans(self, device: torch.device, window: int | None = None) -> Spans:
+        """The segments on a GPU, whose rows see the last `window` of their keys at most."""
+        if None not in self._spans:
+            table = put(span_table(self.segments), device, torch.int32)
+            self._spans[None] = Spans.of(table, self.longest, self.furthest or 0)
+        if window is not None and window not in self._spans:
+            self._spans[window] = self._spans[None].within(window)
+        return self._spans[window]
 
     def columns(self, part: Segment, window: int | None) -> range:
         """The keys of a segment that are read, those that all its rows must not see left out."""
@@ -132,9 +134,12 @@ def attend(
     device = query.device
     if not reach.hides(window):
         window = None
-    scored = softcap is not None or sinks is not None
-    if not scored and flash_serves(device, query.dtype, heads, keys.shape[1], d):
-        return flash_attend(query, keys, values, reach.spans(device), scale, window)
+    windowed, sunk = window is not None, sinks is not None
+    # It knows no soft cap.
+    if softcap is None and flash_serves(
+        device, query.dtype, heads, keys.shape[1], d, windowed, sunk
+    ):
+        return flash_attend(query, keys, values, reach.spans(device, window), scale, sinks)
     assert reach.segments or not reach.rows, "without FlashAttention, segments must be known"
     out = query.new_empty(reach.rows, heads, d)
     sinks = None if sinks is None else sinks.float().contiguous()
@@ -142,7 +147,7 @@ def attend(
         rows, read = slice(part.row, part.row + part.count), reach.columns(part, window)
         slots = slice(part.start + read.start, part.start + read.stop)
         asked, pair = query[rows], (keys[slots], values[slots])
-        if scored:
+        if sunk or softcap is not None:
             out[rows] = _attend_scored(asked, *pair, part, read, scale, window, softcap, sinks)
         else:
             mask = reach.mask(part, heads // keys.shape[1], query, window)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from specwire import logs
 from specwire.cache import cache_folder
-from specwire.kernels.levels import INSTRUCTIONS, Level
+from specwire.kernels.levels import INSTRUCTIONS
+from specwire.settings import Level
 
 _FOLDER = Path(__file__).parent
 # GCC 12 warns of its own AVX-512 intrinsics, hence -w.

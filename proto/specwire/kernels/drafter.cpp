@@ -19,13 +19,14 @@ struct Drafter {
   int recycle_normed, residual_normed;
 };
 
-// As `_Entries` in drafter.py: features [rows, captured * hidden], and what leaves the layer; where
-// `hidden` is null only keys and values are made.
+// As `_Entries` in drafter.py: features [rows, captured * hidden], or [rows, hidden] where they are
+// projected, and what leaves the layer; where `hidden` is null only keys and values are made.
 struct Entries {
   Places places;
   const int64_t* tokens;
   const bf16* features;
   bf16 *hidden, *keys, *values, *room;
+  int projected;
 };
 
 // As `_Chains` in drafter.py: longer chains come first. `positions` are those of the last real
@@ -49,12 +50,10 @@ void join_row(const Drafter& drafter, int64_t token, const bf16* from, bf16* sta
   if (drafter.residual_normed) std::memcpy(state, pair + width, width * sizeof(bf16));
 }
 
-// Runs real entries by the team of the enclosing parallel region.
-void run_entries(const Drafter& drafter, const Entries& entries) {
+// Makes states of features; `normed` is room for as many.
+void project(const Drafter& drafter, const Entries& entries, bf16* normed, bf16* state) {
   const Layer& layer = drafter.layer;
   const int64_t rows = entries.places.rows, width = layer.hidden, wide = drafter.captured * width;
-  bf16 *normed = entries.room, *state = normed + rows * wide, *pair = state + rows * width;
-  const Scratch scratch(pair + 2 * rows * width, layer, rows);
   if (drafter.fuse_norm) {
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; r++)
@@ -64,6 +63,22 @@ void run_entries(const Drafter& drafter, const Entries& entries) {
   }
   linear_all(drafter.fuse_norm ? normed : entries.features, drafter.fuse, nullptr, state, rows,
              width, wide);
+}
+
+// Runs real entries by the team of the enclosing parallel region.
+void run_entries(const Drafter& drafter, const Entries& entries) {
+  const Layer& layer = drafter.layer;
+  const int64_t rows = entries.places.rows, width = layer.hidden;
+  bf16 *normed = entries.room, *state = normed + rows * drafter.captured * width;
+  bf16* pair = state + rows * width;
+  const Scratch scratch(pair + 2 * rows * width, layer, rows);
+  if (entries.projected) {
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; r++)
+      std::memcpy(state + r * width, entries.features + r * width, width * sizeof(bf16));
+  } else {
+    project(drafter, entries, normed, state);
+  }
 #pragma omp for schedule(static)
   for (int64_t r = 0; r < rows; r++)
     join_row(drafter, entries.tokens[r], state + r * width, state + r * width,

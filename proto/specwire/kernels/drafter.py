@@ -35,6 +35,7 @@ class _Entries(ctypes.Structure):
     _fields_ = (
         ("places", Places),
         *((name, _POINTER) for name in ("tokens", "features", "hidden", "keys", "values", "room")),
+        ("projected", _INT),
     )
 
 
@@ -106,7 +107,7 @@ class Drafter:
         values: torch.Tensor,
         hidden: torch.Tensor | None,
     ) -> bool:
-        """Run real entries with features [n, captured * H].
+        """Run real entries with features [n, captured * H], or what `fuse` makes of them [n, H].
 
         Args:
             features: of the entries.
@@ -135,6 +136,7 @@ class Drafter:
             *(tensor.data_ptr() for tensor in (rows[0], features)),
             None if hidden is None else hidden.data_ptr(),
             *(tensor.data_ptr() for tensor in (keys, values, room)),
+            features.shape[1] != w.fuse.inputs,
         )
         done = kernels.hc_entries(ctypes.byref(self._drafter), ctypes.byref(entries), threads())
         return bool(done)

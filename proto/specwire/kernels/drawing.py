@@ -16,6 +16,9 @@ _log = logs.get(__name__)
 
 _Winners = Callable[..., torch.Tensor]
 
+# Logits that operators race at a time on a device where their memory is short.
+_RACED = 1 << 21
+
 
 @dataclass(frozen=True, slots=True)
 class Noise:
@@ -125,28 +128,50 @@ def _race(logits: torch.Tensor, noise: Noise, ids: torch.Tensor | None) -> torch
 def _fused() -> _Winners:
     """`_winners` as few kernels, for devices on which every operator is one.
 
-    Its first draw is compared with what the operators draw.
+    The first draw of each shape is compared with what the operators draw.
     """
-    compiled: _Winners | None = torch.compile(_winners, dynamic=True)
-    tried = False
+    # What is whole raises, instead of calling operators, where there are too many variants of it.
+    compiled: _Winners | None = torch.compile(_winners, dynamic=True, fullgraph=True)
+    tried: set[tuple[int, ...]] = set()
 
-    def winners(*tensors: torch.Tensor) -> torch.Tensor:
-        nonlocal compiled, tried
+    def winners(*race: torch.Tensor) -> torch.Tensor:
+        nonlocal compiled
         if compiled is None:
-            return _winners(*tensors)
+            return _in_chunks(*race)
+        scaled, ids = race[0], race[-1]
+        shape = (*scaled.shape, ids.dim())
         try:
-            found = compiled(*tensors)
-            tried = tried or torch.equal(found, _winners(*tensors))
-            if tried:
+            found = compiled(*race)
+            if shape in tried or torch.equal(found, _in_chunks(*race)):
+                tried.add(shape)
                 return found
             reason = "it draws something else"
         except Exception as error:
-            reason = str(error)
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         _log.warning("the race cannot be fused; torch's operators are used", reason=reason)
         compiled = None
-        return _winners(*tensors)
+        return _in_chunks(*race)
 
     return winners
+
+
+def _in_chunks(
+    scaled: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+    choices: torch.Tensor,
+    ids: torch.Tensor,
+) -> torch.Tensor:
+    """`_winners` by operators, which need a hundred bytes for each token of a row they race."""
+    step = max(1, _RACED // scaled.shape[-1])
+    chunks = [slice(first, first + step) for first in range(0, len(scaled), step)]
+    found = [
+        _winners(
+            scaled[at], seeds[at], positions[at], choices[at], ids if ids.dim() == 1 else ids[at]
+        )
+        for at in chunks
+    ]
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _winners(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -15,6 +14,9 @@ from specwire.kernels.segment import Segment
 
 _log = logs.get(__name__)
 
+# The operator below torch's own functions: it is alike in all versions from 2.11 on.
+_forward = torch.ops.aten._flash_attention_forward.default
+
 
 @dataclass(frozen=True, slots=True)
 class Spans:
@@ -23,7 +25,8 @@ class Spans:
     `starts` [segments + 1] is where the rows of each begin, and the number of rows; `slots`
     [segments + 1] where its keys do (the last one has no meaning); `lengths` [segments] counts the
     keys that its last row attends to. No segment has more rows than `rows` or more keys than
-    `keys`.
+    `keys`; where `rows` is 1, each has one. A row sees the last `window` of its keys at most, its
+    own among them.
     """
 
     starts: torch.Tensor
@@ -31,28 +34,48 @@ class Spans:
     lengths: torch.Tensor
     rows: int
     keys: int
+    window: int | None = None
 
     @classmethod
     def of(cls, table: torch.Tensor, rows: int, keys: int) -> Spans:
         """Views of `span_table`'s rows; `rows` and `keys` are the most of any segment."""
         return cls(table[0], table[1], table[2, :-1], rows, keys)
 
+    def within(self, window: int) -> Spans:
+        """The same rows, which see the last `window` of their keys at most.
 
-def span_table(segments: Sequence[Segment], rows: int, count: int, spare: int) -> list[list[int]]:
-    """The fields of `Spans`, [3, count + 1], filled up to `rows` rows and `count` segments.
+        A single row's window is a shorter segment: FlashAttention shares its keys among more of
+        the device where it is told of none.
+        """
+        if self.rows > 1:
+            return replace(self, window=window)
+        hidden = F.pad((self.lengths - window).clamp(min=0), (0, 1))
+        lengths = self.lengths.clamp(max=window)
+        return Spans(self.starts, self.slots + hidden, lengths, 1, min(self.keys, window))
 
-    Rows that no segment has attend to the slot `spare` alone, each as a segment of its own; the
-    segments that are then left have no rows.
+
+def span_table(segments: Sequence[Segment]) -> list[list[int]]:
+    """The fields of `Spans`, [3, segments + 1]."""
+    rows = segments[-1].row + segments[-1].count if segments else 0
+    return [
+        [*(segment.row for segment in segments), rows],
+        [*(segment.start for segment in segments), 0],
+        [*(segment.length + segment.count - 1 for segment in segments), 0],
+    ]
+
+
+def row_table(segments: Sequence[Segment], rows: int, spare: int) -> list[list[int]]:
+    """Slots and lengths of `Spans` [2, rows + 1] in which each row is a segment of its own.
+
+    Rows that no segment has attend to the slot `spare` alone.
     """
-    starts = [segment.row for segment in segments]
-    slots = [segment.start for segment in segments]
-    lengths = [segment.length + segment.count - 1 for segment in segments]
-    filling = range(segments[-1].row + segments[-1].count if segments else 0, rows)
-    empty = count + 1 - len(segments) - len(filling)
-    starts += [*filling, *[rows] * empty]
-    slots += [spare] * (len(filling) + empty)
-    lengths += [*[1] * len(filling), *[0] * empty]
-    return [starts, slots, lengths]
+    slots: list[int] = []
+    lengths: list[int] = []
+    for segment in segments:
+        slots += [segment.start] * segment.count
+        lengths += range(segment.length, segment.length + segment.count)
+    filling = rows + 1 - len(slots)
+    return [slots + [spare] * filling, lengths + [1] * filling]
 
 
 def flash_attend(
@@ -61,22 +84,17 @@ def flash_attend(
     values: torch.Tensor,
     spans: Spans,
     scale: float,
-    window: int | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend packed rows [rows, heads, d] to pools [slots, kv_heads, d]: [rows, heads, d].
 
-    A row sees the last `window` of its keys at most, its own among them. The keys of a segment lie
-    side by side in the pool, wherever those of the others do. Where no segment has more than one
-    row, each has one.
+    `sinks` [heads] are scores beside those of the keys, of no value. The keys of a segment lie
+    side by side in the pool, wherever those of the others do.
     """
-    # Imported here since it brings torch's compiler with it, which takes seconds.
-    from torch.nn.attention.varlen import varlen_attn
-
-    # A single row sees all keys, and FlashAttention shares them among more of the device.
-    seen = (-1, 0) if spans.rows > 1 else (-1, -1)
-    if window is not None:
-        seen = window - 1, 0
-    out: Any = varlen_attn(
+    # A single row sees all its keys, and its heads are grouped where nothing is said to be hidden.
+    causal = spans.rows > 1
+    out: torch.Tensor
+    out, sums, *_ = _forward(
         query,
         keys,
         values,
@@ -84,56 +102,109 @@ def flash_attend(
         spans.slots,
         spans.rows,
         spans.keys,
+        0.0,
+        causal,
+        False,
         scale=scale,
-        window_size=seen,
-        enable_gqa=query.shape[1] > keys.shape[1],
+        window_size_left=-1 if spans.window is None else spans.window - 1,
+        window_size_right=0 if causal else -1,
         seqused_k=spans.lengths,
     )
-    attended: torch.Tensor = out
-    return attended
+    if sinks is not None:
+        # `sums` [heads, rows] are logarithms of the sums that the sinks were left out of.
+        shares = torch.sigmoid(sums.T - sinks.float())
+        out = (out.float() * shares[..., None]).to(out.dtype)
+    return out.contiguous()
+
+
+def flash_serves(
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    windowed: bool = False,
+    sinks: bool = False,
+) -> bool:
+    """Whether FlashAttention attends on this device as is wanted, which is tried."""
+    return flash_refusal(device, dtype, heads, kv_heads, dim, windowed, sinks) is None
 
 
 @cache
-def flash_serves(
-    device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int
-) -> bool:
-    """Whether FlashAttention attends on this device as is wanted, which is tried."""
+def flash_refusal(
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    windowed: bool = False,
+    sinks: bool = False,
+) -> str | None:
+    """Why FlashAttention does not attend on this device as is wanted; None where it does.
+
+    Rows are tried within a window where they are `windowed`, and beside `sinks`.
+    """
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return False
+        return "FlashAttention is for GPUs, in bfloat16 or float16"
     try:
-        same = _tried(device, dtype, heads, kv_heads, dim)
-        reason = "it attends otherwise than wanted"
-    except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        same, reason = False, str(error).partition("\n")[0]
-    if not same:
-        _log.warning("no FlashAttention; sequences attend one by one", reason=reason)
-    return same
+        same = _tried(device, dtype, heads, kv_heads, dim, windowed, sinks)
+        reason = "FlashAttention attends otherwise than wanted"
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        first, *_ = str(error).partition("\n")
+        same, reason = False, f"FlashAttention fails: {first}"
+    if same:
+        return None
+    _log.warning("sequences attend one by one", reason=reason)
+    return reason
 
 
-def _tried(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, dim: int) -> bool:
-    """Whether segments in no order of their slots, filled up, get what plain attention gives."""
+def _tried(
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    windowed: bool,
+    sinks: bool,
+) -> bool:
+    """Whether segments in no order of their slots get what plain attention gives."""
     generator = torch.Generator().manual_seed(0)
-    shape = kv_heads, dim
-    query = torch.randn(5, heads, dim, generator=generator).to(device, dtype)
-    keys, values = (torch.randn(96, *shape, generator=generator).to(device, dtype) for _ in "kv")
-    drafts, single = [Segment(0, 3, 64, 18), Segment(3, 1, 8, 33)], [Segment(0, 1, 64, 18)]
-    for segments, reaches, window in (
-        (drafts, [(64, 18), (64, 19), (64, 20), (8, 33), (0, 1)], None),
-        (single, [(64, 18), (0, 1)], None),
-        (drafts, [(77, 5), (78, 5), (79, 5), (36, 5), (0, 1)], 5),
-        (single, [(77, 5), (0, 1)], 5),
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    query, keys, values = drawn(5, heads, dim), drawn(96, kv_heads, dim), drawn(96, kv_heads, dim)
+    beside = drawn(heads) if sinks else None
+    for segments in (
+        [Segment(0, 3, 64, 18), Segment(3, 1, 8, 33), Segment(4, 1, 0, 1)],
+        [Segment(0, 1, 64, 18), Segment(1, 1, 8, 33), Segment(2, 1, 0, 1)],
     ):
-        rows = len(reaches)
-        table = torch.tensor(span_table(segments, rows, rows, 0), dtype=torch.int32, device=device)
-        spans = Spans.of(table, segments[0].count, 96)
-        got = flash_attend(query[:rows], keys, values, spans, dim**-0.5, window).float()
+        table = torch.tensor(span_table(segments), dtype=torch.int32, device=device)
+        spans = Spans.of(table, segments[0].count, 33)
+        if windowed:
+            spans = spans.within(5)
+        rows = segments[-1].row + 1
+        got = flash_attend(query[:rows], keys, values, spans, dim**-0.5, beside).float()
         wanted = torch.empty_like(got)
-        for row, (start, length) in enumerate(reaches):
-            read = slice(start, start + length)
-            key, value = (pool[read].float().transpose(0, 1) for pool in (keys, values))
-            asked = query[row, :, None].float()
-            wanted[row] = F.scaled_dot_product_attention(asked, key, value, enable_gqa=True)[:, 0]
+        for segment in segments:
+            for row in range(segment.row, segment.row + segment.count):
+                last = segment.start + segment.length + row - segment.row
+                read = slice(max(segment.start, last - 5) if windowed else segment.start, last)
+                wanted[row] = _plain(query[row], keys[read], values[read], beside)
         far = F.mse_loss(got, wanted).sqrt()
-        if far > 2 * torch.finfo(dtype).eps * wanted.square().mean().sqrt():
+        if not far <= 2 * torch.finfo(dtype).eps * wanted.square().mean().sqrt():
             return False
     return True
+
+
+def _plain(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sinks: torch.Tensor | None
+) -> torch.Tensor:
+    """What a row [heads, d] gets of keys and values [n, kv_heads, d], in fp32."""
+    heads, dim = query.shape
+    pools = (pool.float().repeat_interleave(heads // keys.shape[1], 1) for pool in (keys, values))
+    key, value = pools
+    scores = torch.einsum("hd,nhd->hn", query.float(), key) * dim**-0.5
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float()[:, None]], -1)
+    return torch.einsum("hn,nhd->hd", scores.softmax(-1)[:, : len(key)], value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -24,30 +25,68 @@ Replay = Callable[[], None]
 #: Does work for the first time; returns its results with what renews them.
 Record = Callable[[Work], tuple[Tensors, Replay]]
 
+# A capture begins by a wait for the whole device, which ends any other that is under way.
+_capturing = threading.Lock()
+
+# All graphs of the process, also those that failed or are not used. Of a pool whose graphs are all
+# gone nothing can be captured any more (torch 2.11: its workspace outlives them); a graph that goes
+# takes the workspace of all others of its stream with it (2.12 and 2.13); and after a capture that
+# failed the allocator still asks the graph about it (2.11).
+_graphs: list[torch.cuda.CUDAGraph] = []
+
 
 class Recorder:
-    """Records CUDA graphs, which share their memory: results hold until the next replay of any."""
+    """Records CUDA graphs, which share their memory: results hold until the next replay of any.
 
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+    Warm-up and capture run on one stream. The workspace of matrix products belongs to a stream: it
+    is then there before the first capture, outside of the memory that graphs share.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Take the device that all the work is for."""
+        self._device = device
+        with torch.cuda.device(device):
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
+        self._failed = False
 
     def __call__(self, work: Work) -> tuple[Tensors, Replay]:
-        """See `Record`; `work` is called several times.
+        """See `Record`; `work` is called several times. The caller's stream stays as it is.
 
         Raises:
-            RuntimeError: it does what cannot be recorded, such as waiting for the device.
+            RuntimeError: it does what cannot be recorded, such as waiting for the device. What
+                graphs share is then in no known state: nothing further is recorded into it.
         """
-        # What libraries set up in a first call cannot be recorded.
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):
-                work()
-        torch.cuda.current_stream().wait_stream(aside)
+        with _capturing, torch.cuda.device(self._device):
+            if self._failed:
+                raise RuntimeError("an earlier capture has failed")
+            caller = torch.cuda.current_stream()
+            # A capture that fails to end leaves its own stream behind as the current one.
+            with torch.cuda.stream(caller):
+                self._stream.wait_stream(caller)
+                with torch.cuda.stream(self._stream):
+                    # What libraries set up in a first call cannot be recorded.
+                    for _ in range(2):
+                        work()
+                caller.wait_stream(self._stream)
+                return self._captured(work)
+
+    def _captured(self, work: Work) -> tuple[Tensors, Replay]:
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            results = work()
+        _graphs.append(graph)
+        try:
+            # Other threads may use the device meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                results = work()
+        except RuntimeError as error:
+            self._failed = True
+            # What broke the capture tells more than that it could not end.
+            raise RuntimeError(str(error.__context__ or error)) from error
+        except BaseException:
+            self._failed = True
+            raise
         return results, graph.replay
 
 
@@ -55,19 +94,29 @@ class Recording:
     """Records for as long as that works."""
 
     def __init__(self, record: Record) -> None:
-        self._record: Record | None = record
+        self._record = record
+        #: Why nothing is recorded any more.
+        self.ended: str | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has worked so far."""
+        return self.ended is None
 
     def attempt(self, make: Callable[[Record], _Graph]) -> _Graph | None:
         """What `make` records; None from the first time on that it fails."""
-        if self._record is None:
+        if not self.alive:
             return None
         try:
             return make(self._record)
         except RuntimeError as error:
-            self._record = None
-            reason = str(error).partition("\n")[0]
-            _log.warning("no further graph can be recorded", reason=reason)
+            self.end(str(error).partition("\n")[0])
             return None
+
+    def end(self, reason: str) -> None:
+        """Record nothing from now on."""
+        self.ended = reason
+        _log.warning("no further graph is recorded", reason=reason)
 
 
 def called(work: Work) -> tuple[Tensors, Replay]:

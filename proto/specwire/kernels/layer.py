@@ -88,19 +88,25 @@ def norm(rows: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def rotate(
-    heads: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, positions: torch.Tensor
+    heads: torch.Tensor,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+    positions: torch.Tensor | None,
 ) -> None:
     """Apply RoPE to heads [T, n, d] in place, rows of any stride.
 
-    Tables are [positions, 1, d], the first half of the sines negated; positions int64 [T].
+    Tables are [positions, 1, d], the first half of the sines negated; positions int64 [T]. Without
+    positions, which kernels ask for, the tables are those of the rows.
     """
     rows, count, width = heads.shape
     kernels = kernels_for(heads, cosines, sines)
     fits = width % (2 * _LANES) == 0 and heads.stride(1) == width
-    if kernels is None or not fits or not _whole(cosines, sines, positions):
+    if kernels is None or positions is None or not fits or not _whole(cosines, sines, positions):
+        if positions is not None:
+            cosines, sines = cosines[positions], sines[positions]
         first, second = heads.chunk(2, dim=-1)
         swapped = torch.cat([second, first], dim=-1)
-        torch.addcmul(heads * cosines[positions], swapped, sines[positions], out=heads)
+        torch.addcmul(heads * cosines, swapped, sines, out=heads)
         return
     kernels.hc_rotate(
         heads.dtype == torch.bfloat16,

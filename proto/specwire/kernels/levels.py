@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
-#: A level, each of which has what those before it have.
-Level = Literal["plain", "avx2", "avx512", "avx512_bf16", "amx"]
+from specwire.settings import Level
+
 LEVELS: tuple[Level, ...] = get_args(Level)
 
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from specwire import logs
 from specwire.kernels.build import KernelError, load
-from specwire.kernels.levels import Level, fastest_first
-from specwire.settings import StartError
-
-#: Whether to compile: if it works, or fail if it does not, or not at all.
-Compile = Literal["auto", "on", "off"]
-#: A level, or the fastest one that the CPU has.
-CpuLevel = Literal["auto", Level]
+from specwire.kernels.levels import fastest_first
+from specwire.settings import Compile, CpuLevel, Level, StartError
 
 _log = logs.get(__name__)
 

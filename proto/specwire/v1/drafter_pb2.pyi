@@ -82,6 +82,8 @@ class DescribeResponse(_message.Message):
     EXPECTED_ACCEPTANCE_FIELD_NUMBER: _builtins.int
     SAME_HOST_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    MAX_ROUND_BYTES_FIELD_NUMBER: _builtins.int
+    PROJECTED_WIDTH_FIELD_NUMBER: _builtins.int
     checkpoint_hash: _builtins.str
     """sha256 of the checkpoint's weights and configuration."""
     target_fingerprint: _builtins.str
@@ -110,6 +112,12 @@ class DescribeResponse(_message.Message):
     device: _builtins.str
     """Names the device that it runs on so that no other has the name: a GPU, or all cores of a host.
     Empty if it does not say. Where the target runs on another, drafts are made beside its steps.
+    """
+    max_round_bytes: _builtins.int
+    """The largest message of rounds that it takes, in bytes; 0 stands for 4 MiB."""
+    projected_width: _builtins.int
+    """Elements of a row of features that its verifier has projected; fewer than those of the captured
+    states. 0: they are taken as captured only.
     """
     @_builtins.property
     def aux_layer_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -145,10 +153,12 @@ class DescribeResponse(_message.Message):
         expected_acceptance: _abc.Iterable[_builtins.float] | None = ...,
         same_host: _builtins.str = ...,
         device: _builtins.str = ...,
+        max_round_bytes: _builtins.int = ...,
+        projected_width: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_layer_ids", b"aux_layer_ids", "checkpoint_hash", b"checkpoint_hash", "device", b"device", "draft_temperature", b"draft_temperature", "draft_vocab_size", b"draft_vocab_size", "dtype", b"dtype", "expected_acceptance", b"expected_acceptance", "fc_norm", b"fc_norm", "hidden_size", b"hidden_size", "lookup_match", b"lookup_match", "max_draft_tokens", b"max_draft_tokens", "max_length", b"max_length", "norm_before_residual", b"norm_before_residual", "norm_output", b"norm_output", "same_host", b"same_host", "target_fingerprint", b"target_fingerprint", "target_hidden_size", b"target_hidden_size", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aux_layer_ids", b"aux_layer_ids", "checkpoint_hash", b"checkpoint_hash", "device", b"device", "draft_temperature", b"draft_temperature", "draft_vocab_size", b"draft_vocab_size", "dtype", b"dtype", "expected_acceptance", b"expected_acceptance", "fc_norm", b"fc_norm", "hidden_size", b"hidden_size", "lookup_match", b"lookup_match", "max_draft_tokens", b"max_draft_tokens", "max_length", b"max_length", "max_round_bytes", b"max_round_bytes", "norm_before_residual", b"norm_before_residual", "norm_output", b"norm_output", "projected_width", b"projected_width", "same_host", b"same_host", "target_fingerprint", b"target_fingerprint", "target_hidden_size", b"target_hidden_size", "version", b"version", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -219,8 +229,11 @@ class Round(_message.Message):
     EXTENDS_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     CLOSES_FIELD_NUMBER: _builtins.int
+    PROJECTED_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """1, 2, 3, ... within the stream; a gap is data loss."""
+    projected: _builtins.bool
+    """Whether the rows of `features` are projected, and so [total rows, projected_width]."""
     @_builtins.property
     def extends(self) -> _containers.RepeatedCompositeFieldContainer[Global___Extend]: ...
     @_builtins.property
@@ -240,10 +253,11 @@ class Round(_message.Message):
         extends: _abc.Iterable[Global___Extend] | None = ...,
         features: _tensor_pb2.Tensor | None = ...,
         closes: _abc.Iterable[_builtins.int] | None = ...,
+        projected: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["features", b"features"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["closes", b"closes", "extends", b"extends", "features", b"features", "number", b"number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["closes", b"closes", "extends", b"extends", "features", b"features", "number", b"number", "projected", b"projected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -549,6 +563,9 @@ class BulkExtend(_message.Message):
 
     EXTEND_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
+    PROJECTED_FIELD_NUMBER: _builtins.int
+    projected: _builtins.bool
+    """As of a Round."""
     @_builtins.property
     def extend(self) -> Global___Extend:
         """`draft_tokens` and `lookup_tokens` are 0."""
@@ -562,10 +579,11 @@ class BulkExtend(_message.Message):
         *,
         extend: Global___Extend | None = ...,
         features: _tensor_pb2.Tensor | None = ...,
+        projected: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["extend", b"extend", "features", b"features"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["extend", b"extend", "features", b"features"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extend", b"extend", "features", b"features", "projected", b"projected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -631,3 +649,85 @@ class BulkAck(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BulkAck: _TypeAlias = BulkAck  # noqa: Y015
+
+@_typing.final
+class ProjectionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINT_HASH_FIELD_NUMBER: _builtins.int
+    checkpoint_hash: _builtins.str
+    """Of the drafter that is meant; one of another checkpoint refuses."""
+    def __init__(
+        self,
+        *,
+        checkpoint_hash: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_hash", b"checkpoint_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProjectionRequest: _TypeAlias = ProjectionRequest  # noqa: Y015
+
+@_typing.final
+class ProjectionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORM_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """sha256 of the data of all rows."""
+    @_builtins.property
+    def form(self) -> Global___ProjectionForm: ...
+    @_builtins.property
+    def rows(self) -> _tensor_pb2.Tensor:
+        """Rows [n, aux layers * target_hidden_size] of all weights below each other: that of the norms,
+        where there are any, then the projection's own, of which there are `projected_width`.
+        """
+
+    def __init__(
+        self,
+        *,
+        form: Global___ProjectionForm | None = ...,
+        rows: _tensor_pb2.Tensor | None = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "form", b"form", "message", b"message", "rows", b"rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "form", b"form", "message", b"message", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["form", "rows", "digest"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___ProjectionResponse: _TypeAlias = ProjectionResponse  # noqa: Y015
+
+@_typing.final
+class ProjectionForm(_message.Message):
+    """How features are projected: cut into equal parts, each normalized by its root mean square and
+    multiplied by the norms' weights, and all mapped by one matrix.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NORMS_FIELD_NUMBER: _builtins.int
+    EPS_FIELD_NUMBER: _builtins.int
+    norms: _builtins.int
+    """Parts; 0: nothing is normalized."""
+    eps: _builtins.float
+    """Added to the mean of squares."""
+    def __init__(
+        self,
+        *,
+        norms: _builtins.int = ...,
+        eps: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["eps", b"eps", "norms", b"norms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProjectionForm: _TypeAlias = ProjectionForm  # noqa: Y015

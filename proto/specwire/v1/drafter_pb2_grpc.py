@@ -50,6 +50,11 @@ class DrafterServiceStub:
                 request_serializer=specwire_dot_v1_dot_drafter__pb2.BulkRequest.SerializeToString,
                 response_deserializer=specwire_dot_v1_dot_drafter__pb2.BulkResponse.FromString,
                 _registered_method=True)
+        self.Projection = channel.unary_stream(
+                '/specwire.v1.DrafterService/Projection',
+                request_serializer=specwire_dot_v1_dot_drafter__pb2.ProjectionRequest.SerializeToString,
+                response_deserializer=specwire_dot_v1_dot_drafter__pb2.ProjectionResponse.FromString,
+                _registered_method=True)
 
 
 class DrafterServiceServicer:
@@ -78,6 +83,14 @@ class DrafterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Projection(self, request, context):
+        """The weights by which a verifier projects features before it sends them, where
+        `projected_width` says that it may: first a form, then all rows, last a digest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DrafterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +108,11 @@ def add_DrafterServiceServicer_to_server(servicer, server):
                     servicer.Bulk,
                     request_deserializer=specwire_dot_v1_dot_drafter__pb2.BulkRequest.FromString,
                     response_serializer=specwire_dot_v1_dot_drafter__pb2.BulkResponse.SerializeToString,
+            ),
+            'Projection': grpc.unary_stream_rpc_method_handler(
+                    servicer.Projection,
+                    request_deserializer=specwire_dot_v1_dot_drafter__pb2.ProjectionRequest.FromString,
+                    response_serializer=specwire_dot_v1_dot_drafter__pb2.ProjectionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +197,33 @@ class DrafterService:
             '/specwire.v1.DrafterService/Bulk',
             specwire_dot_v1_dot_drafter__pb2.BulkRequest.SerializeToString,
             specwire_dot_v1_dot_drafter__pb2.BulkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Projection(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/specwire.v1.DrafterService/Projection',
+            specwire_dot_v1_dot_drafter__pb2.ProjectionRequest.SerializeToString,
+            specwire_dot_v1_dot_drafter__pb2.ProjectionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,10 @@ class DrafterServiceStub:
     """Prefill and lag beyond a round's worth, on a connection of its own, for
     the link that a Draft stream has opened.
     """
+    Projection: _grpc.UnaryStreamMultiCallable[_drafter_pb2.ProjectionRequest, _drafter_pb2.ProjectionResponse]
+    """The weights by which a verifier projects features before it sends them, where
+    `projected_width` says that it may: first a form, then all rows, last a digest.
+    """
 
 @_typing.type_check_only
 class DrafterServiceAsyncStub(DrafterServiceStub):
@@ -56,6 +60,10 @@ class DrafterServiceAsyncStub(DrafterServiceStub):
     Bulk: _aio.StreamStreamMultiCallable[_drafter_pb2.BulkRequest, _drafter_pb2.BulkResponse]  # type: ignore[assignment]
     """Prefill and lag beyond a round's worth, on a connection of its own, for
     the link that a Draft stream has opened.
+    """
+    Projection: _aio.UnaryStreamMultiCallable[_drafter_pb2.ProjectionRequest, _drafter_pb2.ProjectionResponse]  # type: ignore[assignment]
+    """The weights by which a verifier projects features before it sends them, where
+    `projected_width` says that it may: first a form, then all rows, last a digest.
     """
 
 class DrafterServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -86,6 +94,16 @@ class DrafterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_drafter_pb2.BulkResponse], _abc.AsyncIterator[_drafter_pb2.BulkResponse]]:
         """Prefill and lag beyond a round's worth, on a connection of its own, for
         the link that a Draft stream has opened.
+        """
+
+    @_abc_1.abstractmethod
+    def Projection(
+        self,
+        request: _drafter_pb2.ProjectionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_drafter_pb2.ProjectionResponse], _abc.AsyncIterator[_drafter_pb2.ProjectionResponse]]:
+        """The weights by which a verifier projects features before it sends them, where
+        `projected_width` says that it may: first a form, then all rows, last a digest.
         """
 
 def add_DrafterServiceServicer_to_server(servicer: DrafterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -144,6 +144,9 @@ def test_missing_keys_are_named(name: str) -> None:
         ({"intermediate_size": 0}, "intermediate_size must be at least 1"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1"),
         ({"draft_vocab_size": 0}, "draft_vocab_size must be at least 1"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 256"),
+        ({"intermediate_size": 1 << 40}, "intermediate_size must be at most 16777216"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps is not a finite number"),
         ({"eagle_config": []}, "eagle_config must be an object"),
         ({"holdcourse": {"target_fingerprint": "f"}}, "holdcourse has no draft_temperature"),
     ],
@@ -306,3 +309,18 @@ def test_one_norm_of_all_states_may_stand_in_eagle_config() -> None:
     del values["norm_before_fc"]
     values["eagle_config"]["norm_before_fc"] = True
     assert read(values, GIVEN).norm_before_fc
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 5000, "config.json is nested too deeply"),
+        ('{"a": ' * 5000, "config.json is nested too deeply"),
+        ('{"hidden_size": ' + "1" * 5000 + "}", "config.json is not valid JSON"),
+        ("{", "config.json is not valid JSON"),
+        ("[]", "config.json must hold one JSON object"),
+    ],
+)
+def test_what_is_no_object_is_refused(text: str, words: str) -> None:
+    with pytest.raises(CheckpointError, match=f"^{words}"):
+        parse(text, "config.json")

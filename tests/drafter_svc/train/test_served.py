@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drafter_svc.chain import Chain, ChainRequest, Guess, Rows
+from drafter_svc.chain import Chain, Guess
+from drafter_svc.entries import Rows
 from drafter_svc.fused import FusedDrafter
+from drafter_svc.runner import ChainRequest
 from drafter_svc.train.data import Document, pack
 from drafter_svc.train.simulate import draft_chains
 from drafter_svc.train.ttt import plan_chain, unroll
@@ -47,7 +49,7 @@ def served(
     heard = Heard(parts.module, parts.module.embeddings(table).weight, 64)
     chain = Chain(heard, parts.vocabulary, parts.cache)
     slot, _ = parts.cache.reserve((0, 0), BASE + STEPS, set())
-    chain.append([Rows(slot, 0, tokens[1 : BASE + 1], features[:BASE])])
+    chain.append([Rows(slot, 0, tokens[1 : BASE + 1])], [features[:BASE]])
     (guess,) = chain.draft([ChainRequest(slot, BASE, STEPS, GREEDY)])
     return guess, [logits[0] for logits in heard.logits]
 

@@ -41,7 +41,7 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         try:
             self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # deep nesting is too much for Python's own compiler
             raise TemplateError(f"the model's chat template is broken: {error}") from error
         self._special_tokens = dict(special_tokens)
         self.knows_developer = "developer" in source

@@ -1,0 +1,1 @@
+"""Whether everything that only a GPU runs works on this one, and how fast: one command."""

@@ -1,0 +1,1 @@
+"""What it takes to carry features to a drafter in another process."""

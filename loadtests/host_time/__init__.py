@@ -1,0 +1,1 @@
+"""What a round costs the host: real engines of both services, without their forwards."""

@@ -1,0 +1,13 @@
+"""Never ends."""
+
+from __future__ import annotations
+
+import time
+
+from loadtests.gpu_check.findings import Findings
+from tests.loadtests.checked import Light
+
+
+def run(bench: Light, findings: Findings) -> None:
+    findings.holds("before", True)
+    time.sleep(600)

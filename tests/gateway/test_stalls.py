@@ -17,8 +17,7 @@ from gateway.schema.tokens import TokenizeBody
 from tests.gateway.conftest import Serve
 from tests.gateway.fake_verifier import FakeVerifier
 
-# Seconds. Any of these requests took longer on the event loop, most of them far longer; what is
-# left are calls into C of a tenth of it.
+# Seconds: several times the longest call into C, on a machine that does other things, too.
 BOUND = 0.5
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = '{"role":"user","content":"x"}'

@@ -1,8 +1,11 @@
 """Settings of the drafter service."""
 
+import re
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from specwire.cache import cache_folder
 from specwire.settings import (
@@ -16,6 +19,12 @@ from specwire.settings import (
     check,
     setting,
 )
+
+
+def _check_lookup(text: str) -> str:
+    if not re.fullmatch("off|[1-9]|1[0-6]", text):
+        raise ValueError("must be off or a number from 1 to 16")
+    return text
 
 
 class DrafterSettings(Settings):
@@ -56,10 +65,11 @@ class DrafterSettings(Settings):
         "auto", "Instructions that kernels use; auto takes the fastest that the CPU has."
     )
     max_draft_tokens: int = setting(16, "Longest draft that is served.", ge=1, le=64)
-    lookup: str = setting(
-        "2", "Last tokens that must have occurred before for a lookup to propose what followed "
-        "them, in place of the chain; or off.", pattern=r"^(off|[1-9]|1[0-6])$",
-    )  # fmt: skip
+    lookup: Annotated[str, AfterValidator(_check_lookup)] = setting(
+        "2",
+        "Last tokens that must have occurred before for a lookup to propose what followed them, in "
+        "place of the chain; or off.",
+    )
     same_host: bool = setting(
         True, "Take rounds of verifiers on the same host by a Unix socket, faster than by gRPC."
     )

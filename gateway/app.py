@@ -12,6 +12,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from gateway import errors
 from gateway.front import Front
+from gateway.openapi import bodies
 from gateway.routes import generate, models, operations, sessions
 from gateway.routes.operations import PATHS
 from gateway.services import Services
@@ -31,6 +32,7 @@ class DocumentedApp(FastAPI):
         schemas = document["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
+        schemas.update(bodies())
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{}, {"key": []}]
         for path, methods in document["paths"].items():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import grpc
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, Route
@@ -16,6 +15,8 @@ from gateway.documents import Document
 
 # Characters of a refusal that the log shows.
 MAX_REASON = 300
+# Characters that a sentence repeats of what a client sent.
+MAX_SHOWN = 100
 
 
 class ApiError(Exception):
@@ -74,6 +75,11 @@ def error_type(status: int) -> str:
             return "timeout_error"
         case _:
             return "server_error"
+
+
+def shown(text: str, limit: int = MAX_SHOWN) -> str:
+    """Cut what a client sent to what a sentence may repeat of it."""
+    return text if len(text) <= limit else f"{text[:limit]}..."
 
 
 def invalid(param: str, message: str, *, reason: str | None = None) -> ApiError:
@@ -136,48 +142,6 @@ def failed() -> ApiError:
     return ApiError(500, "The gateway failed.", code="internal_error")
 
 
-def field_name(location: Sequence[int | str], body: object, missing: bool) -> str:
-    """Write where a value is: `messages[0].content`.
-
-    Pydantic's locations also name the branches of unions, which the sender does not know.
-    """
-    name = ""
-    for part in location:
-        if isinstance(body, Mapping) and (part in body or missing):
-            name += f".{part}" if name else str(part)
-            body = body.get(part)
-        elif isinstance(body, list) and isinstance(part, int) and part < len(body):
-            name += f"[{part}]"
-            body = body[part]
-    return name
-
-
-def from_validation(errors: Sequence[Mapping[str, Any]], body: object) -> ApiError:
-    """Turn the most precise of pydantic's findings about `body` into a sentence."""
-    if errors[0]["type"] == "json_invalid":
-        detail = errors[0].get("ctx", {}).get("error", "")
-        return ApiError(400, f"The body is not valid JSON: {detail}.", code="invalid_json")
-    if not isinstance(body, Mapping):
-        return ApiError(400, "The body must be a JSON object, sent as application/json.")
-    named = [
-        (field_name(error["loc"][1:], body, error["type"] == "missing"), error) for error in errors
-    ]
-    name, error = max(named, key=lambda pair: pair[0].count("[") + pair[0].count("."))
-    match error["type"]:
-        case "missing":
-            return invalid(name, "this field is required.")
-        case "extra_forbidden":
-            return invalid(name or '""', "this field is not supported.")
-        case "literal_error":
-            return invalid(name, f"not supported; must be {error['ctx']['expected']}.")
-        case "too_short" | "string_too_short" if error["ctx"]["min_length"] == 1:
-            return invalid(name, "must not be empty.")
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if not name:
-        return ApiError(400, f"The body has a name that {message.rstrip('.')}.")
-    return invalid(name, f"{message.rstrip('.')}.")
-
-
 def refuse(request: Request, error: ApiError) -> Document:
     """Answer with an error, and leave its reason for the line in the log."""
     request.state.refusal = error.reason
@@ -200,18 +164,14 @@ def install(app: FastAPI, routes: Iterable[BaseRoute]) -> None:
     async def api_error(request: Request, error: ApiError) -> Document:
         return refuse(request, error)
 
-    @app.exception_handler(RequestValidationError)
-    async def validation_error(request: Request, error: RequestValidationError) -> Document:
-        return refuse(request, from_validation(error.errors(), error.body))
-
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Document:
         headers = dict(error.headers or {})
         match error.status_code:
             case 404:
-                message = f"There is no {request.url.path} here."
+                message = f"There is no {shown(request.url.path)} here."
             case 405:
-                message = f"{request.method} is not allowed on {request.url.path}."
+                message = f"{request.method} is not allowed on {shown(request.url.path)}."
                 headers["Allow"] = allowed(request, routes, headers["Allow"])
             case 413:
                 message = "The body is larger than it may be."

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.errors import ApiError
+from gateway.errors import ApiError, shown
 from gateway.tokenizer import TextTokenizer
 from specwire import template
 from specwire.v1 import verifier_pb2
@@ -45,7 +45,7 @@ class ServedModel:
         if name not in (self.name, self.wire.name, "default"):
             raise ApiError(
                 404,
-                f"There is no model {name!r} here; {self.name!r} is served.",
+                f"There is no model {shown(name)!r} here; {self.name!r} is served.",
                 param="model",
                 code="model_not_found",
             )

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic.json_schema import models_json_schema
+
 from gateway.identity import ID, REQUEST_HEADER, SESSION_HEADER
 from gateway.schema.answers import ErrorDocument
+from gateway.schema.body import Body
+from gateway.schema.chat import ChatBody
+from gateway.schema.completion import CompletionBody
+from gateway.schema.tokens import DetokenizeBody, TokenizeBody
 
 _WHEN = {
     400: "A field of the request cannot be served; `param` names it.",
@@ -19,6 +25,25 @@ _WHEN = {
 }
 _RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
 ID_SCHEMA: dict[str, Any] = {"type": "string", "pattern": f"^{ID.pattern}$"}
+
+
+_SCHEMAS = "#/components/schemas/{model}"
+
+
+def bodies() -> dict[str, Any]:
+    """Return the schemas of what requests send, by their names."""
+    kinds: list[type[Body]] = [ChatBody, CompletionBody, TokenizeBody, DetokenizeBody]
+    _, definitions = models_json_schema(
+        [(kind, "validation") for kind in kinds], ref_template=_SCHEMAS
+    )
+    schemas: dict[str, Any] = definitions["$defs"]
+    return schemas
+
+
+def sent(kind: type[Body]) -> dict[str, Any]:
+    """Describe the body of a route that reads it with `gateway.reader`."""
+    schema = {"$ref": _SCHEMAS.format(model=kind.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:

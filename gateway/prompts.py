@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.errors import invalid
+from gateway.aside import aside
+from gateway.errors import MAX_REASON, invalid, shown
 from gateway.model import ServedModel
 from gateway.schema.chat import Message
 from specwire.template import TemplateError
@@ -16,15 +17,43 @@ async def chat_prompt(
     messages: Sequence[Message],
     variables: Mapping[str, Any],
     *,
+    size: int,
     add_generation_prompt: bool = True,
     add_special_tokens: bool = False,
 ) -> list[int]:
     """Render a conversation and tokenize it. The template writes the special tokens itself.
 
+    `size` is that of the request's body in bytes.
+
     Raises:
         ApiError: 400, the model has no template, its template refuses the messages, or what it
             wrote of the variables is no text.
     """
+    text = await aside(size, _render, model, messages, variables, add_generation_prompt)
+    [tokens] = await model.tokenizer.encode([text], add_special_tokens=add_special_tokens)
+    return tokens
+
+
+async def text_prompts(model: ServedModel, prompts: Sequence[str | list[int]]) -> list[list[int]]:
+    """Tokenize texts with the special tokens that the model expects around them.
+
+    Raises:
+        ApiError: 400, nothing is left to continue.
+    """
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    encoded = iter(await model.tokenizer.encode(texts, add_special_tokens=True))
+    tokens = [next(encoded) if isinstance(prompt, str) else prompt for prompt in prompts]
+    if not all(tokens):
+        raise invalid("prompt", "an empty prompt cannot be continued.")
+    return tokens
+
+
+def _render(
+    model: ServedModel,
+    messages: Sequence[Message],
+    variables: Mapping[str, Any],
+    add_generation_prompt: bool,
+) -> str:
     if model.template is None:
         raise invalid("messages", "this model has no chat template; use /v1/completions.")
     roles = {} if model.template.knows_developer else {"developer": "system"}
@@ -38,24 +67,11 @@ async def chat_prompt(
             chat, add_generation_prompt=add_generation_prompt, variables=variables
         )
     except TemplateError as error:
-        raise invalid("messages", str(error), reason=f"messages: {error.quotable}") from error
+        message = shown(str(error), MAX_REASON)
+        raise invalid("messages", message, reason=f"messages: {error.quotable}") from error
     try:
         text.encode()
     except UnicodeEncodeError:
         # The messages have been checked.
         raise invalid("chat_template_kwargs", "a lone surrogate is not text.") from None
-    return await model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-
-
-async def text_prompt(model: ServedModel, prompt: str | list[int]) -> list[int]:
-    """Tokenize a text with the special tokens that the model expects around it.
-
-    Raises:
-        ApiError: 400, nothing is left to continue.
-    """
-    if not isinstance(prompt, str):
-        return prompt
-    ids = await model.tokenizer.encode(prompt, add_special_tokens=True)
-    if not ids:
-        raise invalid("prompt", "an empty prompt cannot be continued.")
-    return ids
+    return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import sys
 from types import FrameType
@@ -77,6 +78,9 @@ def serve(settings: GatewaySettings, listener: socket.socket) -> None:
     server = Server(configure(app), app, settings.drain_grace_s)
     host, port = listener.getsockname()[:2]
     log.info("serving", host=host, port=port, verifiers=settings.verifiers)
+    # What is there by now stays. The collector need not go through it, in which nothing else runs.
+    gc.collect()
+    gc.freeze()
     server.run(sockets=[listener])
 
 

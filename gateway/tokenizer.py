@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -10,8 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-# Longer texts are encoded on a thread, so that they do not hold up everybody's streams.
-LONG_TEXT = 16_384
+from gateway.aside import LARGE, aside
 
 
 class TokenizerError(ValueError):
@@ -34,18 +32,25 @@ class TextTokenizer:
         decoder = json.loads(source).get("decoder")
         self._kinds = set(_kinds(decoder))
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        if len(text) < LONG_TEXT:
-            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
-        # encode_batch lets go of the GIL, encode does not.
-        [encoding] = await asyncio.to_thread(
-            self._tokenizer.encode_batch, [text], add_special_tokens=add_special_tokens
-        )
-        return list(encoding.ids)
+    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Return the tokens of each text."""
+        size = sum(map(len, texts))
+        return await aside(size, self._encode, texts, add_special_tokens)
+
+    def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
+        # encode_batch lets go of the GIL, encode does not; fast leaves out where tokens stand.
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        decode = self._tokenizer.decode if len(ids) < LARGE else self._decode_long
+        text: str = decode(ids, skip_special_tokens=skip_special_tokens)
         return text
+
+    def _decode_long(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        # As with encode, only the batch lets go of the GIL.
+        [text] = self._tokenizer.decode_batch([ids], skip_special_tokens=skip_special_tokens)
+        return str(text)
 
     def token_text(self, token: int) -> str | None:
         """Return the text of one token; None if its bytes are no whole characters."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
+from typing import Annotated
 from uuid import uuid4
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from gateway.answer import answer
@@ -14,8 +15,9 @@ from gateway.forms import ChatForm, CompletionForm
 from gateway.identity import request_id, session_id
 from gateway.job import Job, Prompt
 from gateway.model import ServedModel
-from gateway.openapi import SESSION, generated
-from gateway.prompts import chat_prompt, text_prompt
+from gateway.openapi import SESSION, generated, sent
+from gateway.prompts import chat_prompt, text_prompts
+from gateway.reader import reads
 from gateway.schema.answers import ChatCompletion, TextCompletion
 from gateway.schema.chat import ChatBody
 from gateway.schema.common import GenerationBody
@@ -28,14 +30,19 @@ EXACT_BITS = 53
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", responses=generated(ChatCompletion), openapi_extra=SESSION)
-async def chat(body: ChatBody, request: Request) -> Response:
+@router.post(
+    "/v1/chat/completions",
+    responses=generated(ChatCompletion),
+    openapi_extra=sent(ChatBody) | SESSION,
+)
+async def chat(body: Annotated[ChatBody, Depends(reads(ChatBody))], request: Request) -> Response:
     """Continue a conversation."""
     arrived = time.monotonic()
     services: Services = request.app.state.services
     model = services.fleet.model
     body.check(model)
-    tokens = await chat_prompt(model, body.messages, body.chat_template_kwargs)
+    size = len(await request.body())
+    tokens = await chat_prompt(model, body.messages, body.chat_template_kwargs, size=size)
     prompt = Prompt(tokens, body.check_length("messages", model, len(tokens), body.limit))
     top = body.top_logprobs if body.logprobs else None
     job = _job(request, model, body, [prompt], top, arrived)
@@ -43,16 +50,21 @@ async def chat(body: ChatBody, request: Request) -> Response:
     return await answer(request, job, form, f"chatcmpl-{uuid4().hex}")
 
 
-@router.post("/v1/completions", responses=generated(TextCompletion), openapi_extra=SESSION)
-async def complete(body: CompletionBody, request: Request) -> Response:
+@router.post(
+    "/v1/completions",
+    responses=generated(TextCompletion),
+    openapi_extra=sent(CompletionBody) | SESSION,
+)
+async def complete(
+    body: Annotated[CompletionBody, Depends(reads(CompletionBody))], request: Request
+) -> Response:
     """Continue texts."""
     arrived = time.monotonic()
     services: Services = request.app.state.services
     model = services.fleet.model
     body.check(model)
     prompts = []
-    for prompt in body.prompt:
-        tokens = await text_prompt(model, prompt)
+    for tokens in await text_prompts(model, body.prompts):
         limit = body.check_length("prompt", model, len(tokens), body.limit)
         prompts.append(Prompt(tokens, limit))
     job = _job(request, model, body, prompts, body.logprobs, arrived)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
 
+from gateway.aside import aside
+from gateway.documents import LargeDocument
 from gateway.errors import invalid
 from gateway.forms import name
 from gateway.model import ServedModel
-from gateway.openapi import refusals
+from gateway.openapi import refusals, sent
 from gateway.prompts import chat_prompt
+from gateway.reader import reads
 from gateway.schema.answers import Detokenized, ModelCard, ModelList, Tokenized
 from gateway.schema.common import check_ids
 from gateway.schema.tokens import DetokenizeBody, TokenizeBody
@@ -42,8 +46,12 @@ async def get_model(name: str, request: Request) -> dict[str, Any]:
     return model.card()
 
 
-@router.post("/tokenize", response_model=Tokenized, responses=_REFUSALS)
-async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
+@router.post(
+    "/tokenize", response_model=Tokenized, responses=_REFUSALS, openapi_extra=sent(TokenizeBody)
+)
+async def tokenize(
+    body: Annotated[TokenizeBody, Depends(reads(TokenizeBody))], request: Request
+) -> Response:
     """Turn a text or a conversation into the tokens that a generation would start from."""
     model = _model(request)
     model.check_name(body.model)
@@ -54,25 +62,46 @@ async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
             model,
             body.messages,
             body.chat_template_kwargs,
+            size=len(await request.body()),
             add_generation_prompt=body.add_generation_prompt,
             add_special_tokens=bool(body.add_special_tokens),
         )
     else:
         special = body.add_special_tokens is not False
-        tokens = await model.tokenizer.encode(body.prompt or "", add_special_tokens=special)
-    strings = [name(model.tokenizer, token) for token in tokens] if body.return_token_strs else None
-    return {
-        "count": len(tokens),
-        "max_model_len": model.max_len,
-        "tokens": tokens,
-        "token_strs": strings,
-    }
+        [tokens] = await model.tokenizer.encode([body.prompt or ""], add_special_tokens=special)
+    return await aside(len(tokens), _tokenized, model, tokens, body.return_token_strs)
 
 
-@router.post("/detokenize", response_model=Detokenized, responses=_REFUSALS)
-async def detokenize(body: DetokenizeBody, request: Request) -> dict[str, str]:
+def _tokenized(model: ServedModel, tokens: list[int], with_strings: bool) -> Response:
+    strings = None
+    if with_strings:
+        names = {token: name(model.tokenizer, token) for token in set(tokens)}
+        strings = [names[token] for token in tokens]
+    return LargeDocument(
+        {
+            "count": len(tokens),
+            "max_model_len": model.max_len,
+            "tokens": tokens,
+            "token_strs": strings,
+        }
+    )
+
+
+@router.post(
+    "/detokenize",
+    response_model=Detokenized,
+    responses=_REFUSALS,
+    openapi_extra=sent(DetokenizeBody),
+)
+async def detokenize(
+    body: Annotated[DetokenizeBody, Depends(reads(DetokenizeBody))], request: Request
+) -> Response:
     """Write tokens as text, special ones included."""
     model = _model(request)
     model.check_name(body.model)
     check_ids("tokens", body.tokens, model)
-    return {"prompt": model.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+    return await aside(len(body.tokens), _detokenized, model, body.tokens)
+
+
+def _detokenized(model: ServedModel, tokens: list[int]) -> Response:
+    return LargeDocument({"prompt": model.tokenizer.decode(tokens, skip_special_tokens=False)})

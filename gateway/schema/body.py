@@ -21,9 +21,14 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_nulls(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: item for key, item in value.items() if item is not None}
-        return value
+        """Leave out nulls, and unknown fields but the first, as one is enough to refuse."""
+        if not isinstance(value, dict):
+            return value
+        given = {key: item for key, item in value.items() if item is not None}
+        fields = cls.model_fields
+        for key in [key for key in given if key not in fields][1:]:
+            del given[key]
+        return given
 
     @classmethod
     def __get_pydantic_json_schema__(

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, Tag, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
 
 from gateway.errors import invalid
 from gateway.model import ServedModel
 from gateway.schema.body import Body
 from gateway.schema.common import NEEDS_STREAM, GenerationBody, check_top_logprobs
-from gateway.schema.fields import Empty, Off, Positive, Text, TopLogprobs, needs
+from gateway.schema.fields import Empty, Off, Positive, Text, TopLogprobs, by_type, needs
 from specwire.template import RESERVED
 
-_VARIABLES = {"type": "object", "propertyNames": {"not": {"enum": sorted(RESERVED)}}}
+# Of a conversation, and texts of a message.
+MAX_MESSAGES = 16_384
+# Of the chat template.
+MAX_VARIABLES = 64
+
+_VARIABLES = {
+    "type": "object",
+    "maxProperties": MAX_VARIABLES,
+    "propertyNames": {"not": {"enum": sorted(RESERVED)}},
+}
 _NEEDS_CONTENT: JsonDict = {
     "required": ["role"],
     "if": {"properties": {"role": {"not": {"const": "assistant"}}}},
@@ -28,7 +37,12 @@ def _free(variables: dict[str, Any]) -> dict[str, Any]:
     return variables
 
 
-Variables = Annotated[dict[str, Any], AfterValidator(_free), WithJsonSchema(_VARIABLES)]
+Variables = Annotated[
+    dict[str, Any],
+    Field(max_length=MAX_VARIABLES, fail_fast=True),
+    AfterValidator(_free),
+    WithJsonSchema(_VARIABLES),
+]
 
 
 class TextPart(Body):
@@ -44,7 +58,11 @@ class Message(Body):
     model_config = ConfigDict(json_schema_extra=_NEEDS_CONTENT)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    content: Annotated[
+        Annotated[Text, Tag("str")]
+        | Annotated[list[TextPart], Field(max_length=MAX_MESSAGES, fail_fast=True), Tag("list")],
+        by_type("a string or a list of parts", str, list),
+    ]
     """An assistant that said nothing may leave it out."""
     name: Text | None = None
     # Clients send back what they were given; these were empty.
@@ -65,6 +83,9 @@ class Message(Body):
         return "\n".join(part.text for part in self.content)
 
 
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+
+
 class ResponseFormat(Body):
     """The shape of the answer. Only free text can be served."""
 
@@ -83,7 +104,7 @@ class ChatBody(GenerationBody):
         }
     )
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Messages
     max_completion_tokens: Positive | None = None
     """Another name of `max_tokens`."""
     logprobs: bool = False
@@ -95,7 +116,7 @@ class ChatBody(GenerationBody):
     tools: Empty = Field([])
     tool_choice: Literal["none", "auto"] = "auto"
     # Accepted and without effect on the output.
-    modalities: list[Literal["text"]] | None = None
+    modalities: list[Literal["text"]] | None = Field(None, max_length=1, fail_fast=True)
     parallel_tool_calls: bool | None = None
     store: Off = False
 

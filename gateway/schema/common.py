@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, Tag
 
 from gateway.errors import context_exceeded, invalid
 from gateway.model import ServedModel
@@ -19,6 +19,7 @@ from gateway.schema.fields import (
     Text,
     TokenId,
     Whole,
+    by_type,
     inside,
     needs,
 )
@@ -26,6 +27,8 @@ from specwire import limits
 from specwire.v1 import verifier_pb2
 
 MAX_CHOICES = 128
+# As OpenAI's.
+MAX_METADATA = 16
 # As OpenAI's, of a completion that names no limit.
 DEFAULT_MAX_TOKENS = 16
 MAX_TOKENS = (
@@ -79,18 +82,21 @@ class GenerationBody(Body):
     logit_bias: Biases = Field({})
     """Token ids must be below the size of the model's vocabulary, here and elsewhere."""
     stop: Stops = Field([])
-    stop_token_ids: list[TokenId] = Field([], max_length=limits.MAX_STOP_TOKENS)
+    stop_token_ids: list[TokenId] = Field([], max_length=limits.MAX_STOP_TOKENS, fail_fast=True)
     min_tokens: Count = 0
     """At most as many as the output may have."""
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     return_token_ids: bool = False
-    speculation: bool | Speculation = True
+    speculation: Annotated[
+        Annotated[bool, Tag("bool")] | Annotated[Speculation, Tag("dict")],
+        by_type("true, false or an object", bool, dict),
+    ] = True
     cache_salt: Text = Field("", max_length=256)
     """Only requests of the same salt reuse each other's cached prompt prefixes."""
     # Accepted and without effect on the output.
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, str] | None = Field(None, max_length=MAX_METADATA, fail_fast=True)
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

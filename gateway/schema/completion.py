@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, cast
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from gateway.model import ServedModel
 from gateway.schema.common import (
@@ -14,21 +14,38 @@ from gateway.schema.common import (
     check_ids,
     check_top_logprobs,
 )
-from gateway.schema.fields import NoText, Off, One, Text, TokenId, TopLogprobs
+from gateway.schema.fields import NoText, Off, One, Text, Tokens, TopLogprobs, by_type
 
 MAX_PROMPTS = 128
 
-Tokens = Annotated[list[TokenId], Field(min_length=1)]
-Prompts = Annotated[list[Text | Tokens], Field(min_length=1, max_length=MAX_PROMPTS)]
+Prompts = Annotated[
+    list[
+        Annotated[
+            Annotated[Text, Tag("str")] | Annotated[Tokens, Tag("list")],
+            by_type("a string or a list of token ids", str, list),
+        ]
+    ],
+    Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True),
+]
 
 
-def _prompts(value: Any) -> Any:
-    """One prompt, as text or token ids, is a list of one."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and value and all(type(item) in (int, float) for item in value):
-        return [value]
-    return value
+def _form(value: object) -> str | None:
+    """Whether a prompt is a text, several prompts, or the tokens of one."""
+    if isinstance(value, list):
+        return "several" if not value or isinstance(value[0], (str, list)) else "tokens"
+    return "text" if isinstance(value, str) else None
+
+
+Prompt = Annotated[
+    Annotated[Text, Tag("text")]
+    | Annotated[Tokens, Tag("tokens")]
+    | Annotated[Prompts, Tag("several")],
+    Discriminator(
+        _form,
+        custom_error_type="wrong_type",
+        custom_error_message="must be a string, a list of token ids, or a list of such",
+    ),
+]
 
 
 class CompletionBody(GenerationBody):
@@ -36,9 +53,7 @@ class CompletionBody(GenerationBody):
 
     model_config = ConfigDict(json_schema_extra={"allOf": [NEEDS_STREAM]})
 
-    prompt: Annotated[
-        Prompts, BeforeValidator(_prompts, json_schema_input_type=Text | Tokens | Prompts)
-    ]
+    prompt: Prompt
     """Texts or lists of token ids, one or several. An empty text can only be continued where the
     model's tokenizer begins texts with a token of its own."""
     logprobs: TopLogprobs | None = None
@@ -49,9 +64,14 @@ class CompletionBody(GenerationBody):
     def check(self, model: ServedModel) -> None:
         super().check(model)
         check_top_logprobs("logprobs", self.logprobs or 0, model)
-        for prompt in self.prompt:
+        for prompt in self.prompts:
             if not isinstance(prompt, str):
                 check_ids("prompt", prompt, model)
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        several = self.prompt if _form(self.prompt) == "several" else [self.prompt]
+        return cast("list[str | list[int]]", several)
 
     @property
     def limit(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, WithJsonSchema
 from pydantic.config import JsonDict
 
 from specwire import limits
@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 MAX_STOPS = 16
 
+# Token ids of a prompt; models have less room.
+MAX_PROMPT = 2**20
 # As keys of objects are written.
 TOKEN_ID = "(0|[1-9][0-9]{0,9})"
 # Characters of a stop string.
@@ -27,11 +29,12 @@ def _whole(value: object) -> object:
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 # Limits stand before what makes a number whole, where JSON Schema gets them in its own words.
-Positive = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+Positive = Annotated[int, Field(ge=1, le=2**32 - 1), BeforeValidator(_whole)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64), BeforeValidator(_whole)]
 TopLogprobs = Annotated[int, Field(ge=0, le=limits.MAX_TOP_LOGPROBS), BeforeValidator(_whole)]
 Count = Annotated[int, Field(ge=0, le=2**32 - 1), BeforeValidator(_whole)]
 TokenId = Count
+Tokens = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_PROMPT, fail_fast=True)]
 
 
 def inside(allowed: limits.Range) -> Any:
@@ -53,7 +56,27 @@ def _encodable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_encodable)]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP)]
-Stops = Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)]
+
+
+def by_type(words: str, *types: type) -> Discriminator:
+    """Tell the branches of a union by the type of the value, which is each branch's tag.
+
+    What is wrong is then said of the one branch that was meant. `words` name them all.
+    """
+
+    def tag(value: object) -> str | None:
+        return type(value).__name__ if type(value) in types else None
+
+    return Discriminator(
+        tag, custom_error_type="wrong_type", custom_error_message=f"must be {words}"
+    )
+
+
+Stops = Annotated[
+    Annotated[Stop, Tag("str")]
+    | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True), Tag("list")],
+    by_type("a string or a list of strings", str, list),
+]
 
 
 def _refuse(value: T) -> T:
@@ -87,6 +110,8 @@ def needs(field: str, value: JsonDict, other: str) -> JsonDict:
 
 def _bias(value: object) -> object:
     if isinstance(value, dict):
+        if len(value) > limits.MAX_BIASES:
+            raise ValueError(f"at most {limits.MAX_BIASES} entries")
         if not all(re.fullmatch(TOKEN_ID, str(token)) for token in value):
             raise ValueError("keys must be token ids")
         return {int(token): bias for token, bias in value.items()}
@@ -99,7 +124,7 @@ def _biases(schema: dict[str, Any]) -> None:
 
 
 Biases = Annotated[
-    Annotated[dict[TokenId, Bias], Field(max_length=limits.MAX_BIASES)],
+    Annotated[dict[TokenId, Bias], Field(max_length=limits.MAX_BIASES, fail_fast=True)],
     BeforeValidator(_bias),
     Field(json_schema_extra=_biases),
 ]

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from gateway.schema.body import Body
-from gateway.schema.chat import Message, Variables
-from gateway.schema.fields import Text, TokenId
+from gateway.schema.chat import Messages, Variables
+from gateway.schema.fields import MAX_PROMPT, Text, TokenId
 
 
 def _only(field: str) -> dict[str, Any]:
@@ -24,7 +24,7 @@ class TokenizeBody(Body):
 
     model: str = "default"
     prompt: Text | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool = True
     chat_template_kwargs: Variables = Field({})
@@ -35,4 +35,4 @@ class DetokenizeBody(Body):
     """Tokens to be written as text."""
 
     model: str = "default"
-    tokens: list[TokenId]
+    tokens: list[TokenId] = Field(max_length=MAX_PROMPT, fail_fast=True)

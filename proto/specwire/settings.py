@@ -57,8 +57,16 @@ def _none_for_auto(value: Any) -> Any:
 Address = Annotated[str, AfterValidator(check_address)]
 # TCP port; 0 switches the listener off.
 Port = Annotated[int, Field(ge=0, lt=1 << 16)]
+
+
+def _check_device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise ValueError("must be auto, cpu, cuda or one of several GPUs such as cuda:1")
+    return text
+
+
 # A device as torch names them, or `auto`: see `specwire.torch.pick_device`.
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+Device = Annotated[str, AfterValidator(_check_device)]
 #: A level of CPU instructions, each of which has what those before it have.
 Level = Literal["plain", "avx2", "avx512", "avx512_bf16", "amx"]
 #: A level, or the fastest one that the CPU has.
@@ -78,7 +86,9 @@ class Settings(BaseModel):
     Field `kv_memory` is the flag `--kv-memory`. A boolean flag stands for `on` without a value.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
 
     @classmethod
     def read(

@@ -113,7 +113,7 @@ def test_lookups_are_switched_by_one_setting(tmp_path: Path, tiny_llama: Path) -
         given = DrafterSettings.read("drafter_svc", flags, {"HOLDCOURSE_LOOKUP": value})
         assert load_drafter(given, "").description.lookup_match == match
     for value in ("0", "17", "on", ""):
-        with pytest.raises(StartError, match="--lookup"):
+        with pytest.raises(StartError, match="--lookup: must be off or a number from 1 to 16"):
             DrafterSettings.read("drafter_svc", [*flags, "--lookup", value], {})
 
 

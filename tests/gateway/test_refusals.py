@@ -10,6 +10,7 @@ import openai
 import pytest
 import structlog
 
+from gateway.schema.chat import ChatBody
 from tests.gateway.conftest import Serve
 from tests.gateway.fake_verifier import FakeVerifier, Fault
 
@@ -140,6 +141,31 @@ async def test_bad_fields_are_named(serve: Serve, verifier: FakeVerifier) -> Non
             {"tool_choice": "required"},
             "tool_choice: not supported; must be 'none' or 'auto'.",
         ),
+        (CHAT, {"stop": "x" * 1025}, "stop: at most 1024 characters."),
+        (CHAT, {"stop": ["x" * 1025]}, "stop[0]: at most 1024 characters."),
+        (CHAT, {"stop": ["x"] * 17}, "stop: at most 16 entries."),
+        (CHAT, {"stop": 5}, "stop: must be a string or a list of strings."),
+        (CHAT, {"messages": [5]}, "messages[0]: must be an object."),
+        (CHAT, {"messages": {}}, "messages: must be a list."),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": 5}]},
+            "messages[0].content: must be a string or a list of parts.",
+        ),
+        (CHAT, {"seed": 2**64}, "seed: must be less than 18446744073709551616."),
+        (CHAT, {"speculation": 1}, "speculation: must be true, false or an object."),
+        (CHAT, {"metadata": {"a": 1, "b": 2}}, "metadata.a: must be a string."),
+        (CHAT, {"metadata": {str(n): "x" for n in range(17)}}, "metadata: at most 16 entries."),
+        (CHAT, {"a": 1, "b": 2}, "a: this field is not supported."),
+        (CHAT, {"x" * 1000: 1}, f"{'x' * 100}...: this field is not supported."),
+        (TEXT, {"max_tokens": 2**32}, "max_tokens: must be less than or equal to 4294967295."),
+        (TEXT, {"prompt": [-1]}, "prompt[0]: must be greater than or equal to 0."),
+        (TEXT, {"prompt": [5, 1.5]}, "prompt[1]: must be an integer."),
+        (TEXT, {"prompt": [True]}, "prompt[0]: must be an integer."),
+        (TEXT, {"prompt": [[5], [5, "a"]]}, "prompt[1][1]: must be an integer."),
+        (TEXT, {"prompt": ["a", 5]}, "prompt[1]: must be a string or a list of token ids."),
+        (TEXT, {"prompt": ["a"] * 129}, "prompt: at most 128 entries."),
+        (TEXT, {"prompt": 5}, "prompt: must be a string, a list of token ids, or a list of such."),
         (TEXT, {"prompt": []}, "prompt: must not be empty."),
         (TEXT, {"suffix": "x"}, "suffix: not supported."),
         (TEXT, {"best_of": 2}, "best_of: not supported."),
@@ -178,6 +204,53 @@ async def test_bodies_that_are_no_request(
         answer = await gateway.http.post(CHAT, content=content, headers=headers)
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "message"),
+    [
+        (b'{"messages":\n "\x01"}', {}, "Invalid control character at line 2, column 3."),
+        (b"{}{}", {}, "Extra data at line 1, column 3."),
+        (b'"\xe9"', {}, "byte 1 is not UTF-8."),
+        (b"[" * 100_000, {}, "The body is nested too deeply to be read."),
+        (
+            b'{"seed":' + b"9" * 5000 + b"}",
+            {},
+            "The body has an integer of 5000 characters, at most 100.",
+        ),
+        (
+            b"\x1f\x8b\x08",
+            {"content-encoding": "gzip"},
+            "Content-Encoding: gzip is not supported; send the body as it is.",
+        ),
+    ],
+)
+async def test_bodies_that_cannot_be_read(
+    serve: Serve, verifier: FakeVerifier, content: bytes, headers: dict[str, str], message: str
+) -> None:
+    async with serve(verifier) as gateway:
+        answer = await gateway.http.post(CHAT, content=content, headers={**JSON, **headers})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].endswith(message)
+
+
+async def test_numbers_of_any_length_are_refused_in_a_short_sentence(
+    serve: Serve, verifier: FakeVerifier
+) -> None:
+    numbers = [name for name, field in ChatBody.model_fields.items() if "int" in str(field)]
+    assert {"max_tokens", "seed", "n", "top_k", "min_tokens", "stop_token_ids"} <= {*numbers}
+    async with serve(verifier) as gateway:
+        for name in (*numbers, "temperature", "top_p", "frequency_penalty"):
+            for digits in (90, 4299, 5000):
+                for value in ("9" * digits, f"-{'9' * digits}", f"[{'9' * digits}]"):
+                    body = f'{{"messages": {json.dumps(HI)}, "{name}": {value}}}'
+                    answer = await gateway.http.post(CHAT, content=body, headers=JSON)
+                    assert answer.status_code == 400, (name, digits)
+                    assert "99999" not in answer.text
+                    assert len(answer.text) < 300
+        answer = await gateway.http.post(CHAT, json={"messages": HI, "model": "m" * 100_000})
+    assert answer.status_code == 404
+    assert len(answer.text) < 300
 
 
 async def test_large_bodies(serve: Serve, verifier: FakeVerifier) -> None:
@@ -275,6 +348,17 @@ async def test_template_that_refuses(serve: Serve, verifier: FakeVerifier) -> No
     assert "Roles must alternate" in answer.json()["error"]["message"]
 
 
+async def test_a_template_that_repeats_what_it_refuses(
+    serve: Serve, verifier: FakeVerifier
+) -> None:
+    verifier.files["chat_template.jinja"] = b"{{ raise_exception(messages[0].content) }}"
+    async with serve(verifier) as gateway:
+        body = {"messages": [{"role": "user", "content": "x" * 100_000}]}
+        answer = await gateway.http.post(CHAT, json=body)
+    assert answer.status_code == 400
+    assert len(answer.text) < 600
+
+
 async def test_model_without_a_template(serve: Serve, verifier: FakeVerifier) -> None:
     del verifier.files["tokenizer_config.json"]
     verifier.model.tokenizer_files.remove("tokenizer_config.json")
@@ -325,7 +409,7 @@ async def test_names_that_cannot_be_encoded(serve: Serve, verifier: FakeVerifier
         answer = await gateway.http.post(CHAT, content=body, headers=JSON)
     assert answer.status_code == 400
     error = answer.json()["error"]
-    assert error["message"].startswith("The body has a name that should be a valid string")
+    assert error["message"].startswith("The body has a name that is no text")
     assert error["param"] is None
 
 

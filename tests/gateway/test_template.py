@@ -127,9 +127,9 @@ async def compare(
             variables = case.get("variables", {})
             mine = found.render(messages, add_generation_prompt=generate, variables=variables)
             assert mine == text
-            assert await tokenizer.encode(mine, add_special_tokens=False) == ids
+            assert await tokenizer.encode([mine], add_special_tokens=False) == [ids]
     for text in case.get("texts", ()):
-        assert await tokenizer.encode(text, add_special_tokens=True) == expected.pop(0)[1]
+        assert await tokenizer.encode([text], add_special_tokens=True) == [expected.pop(0)[1]]
 
 
 async def test_equals_transformers(tmp_path: Path, tokenizer: Tokenizer) -> None:

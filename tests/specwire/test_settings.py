@@ -6,6 +6,7 @@ from specwire.settings import (
     Address,
     AutoInt,
     AutoSize,
+    Device,
     Port,
     Settings,
     Size,
@@ -26,6 +27,8 @@ class Example(Settings):
     metrics_port: Port = setting(0, "Port.")
     own_memory: AutoSize = setting("auto", "Memory.", gt=0)
     rows: AutoInt = setting("auto", "Rows.", ge=2)
+    deadline_s: float = setting(1.0, "Deadline.", gt=0)
+    device: Device = setting("auto", "Device.")
 
 
 def read(*flags: str, **variables: str) -> Example:
@@ -91,6 +94,9 @@ def test_an_empty_variable_counts_as_absent() -> None:
         (["--speculation", "perhaps"], ["--speculation", "on or off"]),
         (["--dtype", "int3"], ["--dtype", "float32"]),
         (["--metrics-port", "65536"], ["--metrics-port", "65536"]),
+        (["--deadline-s", "nan"], ["--deadline-s", "finite", "'nan'"]),
+        (["--deadline-s", "inf"], ["--deadline-s", "finite"]),
+        (["--device", "cuda:x"], ["--device: must be auto, cpu, cuda", "'cuda:x'"]),
         (["--bogus"], ["--bogus"]),
         (["--spec", "on"], ["--spec"]),
         (["--target"], ["--target"]),

@@ -86,7 +86,9 @@ def body_of(
             return fast
         except Exception as error:  # architectures differ in as many ways
             reasons.append(str(error).partition("\n")[0] or repr(error))
-    _log.info("decoder", form=parts.form, reason="; ".join(reasons))
+    # On a GPU this is what nobody wants.
+    tell = _log.info if like.device.type == "cpu" else _log.warning
+    tell("decoder", form=parts.form, reason="; ".join(reasons))
     return parts
 
 

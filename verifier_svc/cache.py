@@ -70,11 +70,19 @@ class KVCache:
             self.features = pool(slots, feature_width)
 
     def resize_features(self, width: int) -> None:
-        """Keep rows of another width from now on; what was kept is lost."""
+        """Keep rows of another width from now on; what was kept is lost.
+
+        Raises:
+            OutOfMemoryError: a GPU has no room for them; rows keep their width.
+        """
         slots, kept = self.features.shape
         if width != kept:
             self.features = self.features.new_empty(0)  # a GPU has no room for both
-            self.features = self.features.new_empty(slots, width)
+            try:
+                self.features = self.features.new_empty(slots, width)
+            except torch.OutOfMemoryError:
+                self.features = self.features.new_empty(slots, kept)
+                raise
 
     @property
     def lost(self) -> bool:

@@ -59,10 +59,11 @@ class EventClock:
 
     def when(self, mark: Any) -> float | None:
         """See `Clock`; of marks since the stream was last found empty."""
-        if not mark.query():
-            return None
         assert self._known is not None
         first, at = self._known
+        # The one may be the later of the two.
+        if not (mark.query() and first.query()):
+            return None
         milliseconds: float = first.elapsed_time(mark)
         return at + 1e-3 * milliseconds
 

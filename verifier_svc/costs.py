@@ -121,7 +121,7 @@ class StepCost:
 
     def observe(self, rows: int, seconds: float, prompt_rows: int = 0) -> None:
         """A step of `rows` rows that verify, and `prompt_rows` more, took this long."""
-        expected = self._verify.predict(rows)
+        expected = self.predict(rows)
         # A step with prompt rows may prove that one without them is cheap, never that it is dear.
         if not prompt_rows or (rows and seconds < expected):
             gain = _RARE_LEVEL_GAIN if self._mixed else _LEVEL_GAIN
@@ -140,7 +140,7 @@ class StepCost:
         """Prompt rows that make a step of `rows` rows longer by `share`; 0 if not known."""
         if not self._prompt_row:
             return 0
-        return int(share * self._verify.predict(rows) / self._prompt_row)
+        return int(share * self.predict(rows) / self._prompt_row)
 
 
 class RowCost:

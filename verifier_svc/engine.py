@@ -204,25 +204,29 @@ class Engine:
             case Stop():
                 self._stopped = True
             case Linked(_, welcome):
-                if not self._adopt(welcome.aux_layer_ids):
-                    message = Unlinked("the target lacks the layers that it needs")
-                self._drafting.receive(message, arrived)
+                reason = self._adopt(welcome.aux_layer_ids)
+                self._drafting.receive(Unlinked(reason) if reason else message, arrived)
             case _:
                 self._drafting.receive(message, arrived)
 
-    def _adopt(self, aux_layers: Items[int]) -> bool:
-        """Capture what the drafter needs; False if the target does not have it."""
+    def _adopt(self, aux_layers: Items[int]) -> str | None:
+        """Capture what the drafter needs; why that cannot be, where it cannot."""
         if tuple(aux_layers) == self._target.aux_layers:
-            return True
+            return None
+        reason = None
         try:
+            width = self._target.width_of(aux_layers)
+            self._scheduler.forget_prefixes()
+            self._drafting.recapture()
+            self._cache.resize_features(width)
             self._target.capture(aux_layers)
         except TargetError as error:
-            logger.warning("speculation is off: %s", error)
-            return False
-        self._cache.resize_features(self._target.feature_width)
-        self._scheduler.forget_prefixes()
-        self._drafting.recapture()
-        return True
+            reason = str(error)
+        except torch.OutOfMemoryError:
+            reason = "the device has no memory for the layers that the drafter needs"
+        if reason:
+            logger.warning("speculation is off: %s", reason)
+        return reason
 
     def _admit(self, now: float) -> None:
         for sequence in self._scheduler.admit():

@@ -94,7 +94,13 @@ class Projector:
             return features, False
         if not features:
             return features, True
-        return torch.split(projected(features), [len(rows) for rows in features]), True
+        try:
+            rows = projected(features)
+        except torch.OutOfMemoryError:
+            logger.warning("features travel as captured from now on: no memory to project them")
+            self._projected = None
+            return features, False
+        return torch.split(rows, [len(piece) for piece in features]), True
 
 
 def _load(form: pb.ProjectionForm, pieces: Items[torch.Tensor], device: torch.device) -> Projected:

@@ -19,7 +19,7 @@ class Residuals:
     """
 
     def __init__(self) -> None:
-        self._ratios = [1.0] * (_MOST + 1)
+        self._ratios = [1.0] * (_MOST + 2)
         self._counts = [0.0] * (_MOST + 1)
 
     def observe(self, rows: int, ratio: float) -> None:
@@ -34,8 +34,8 @@ class Residuals:
 
     def at(self, rows: float) -> float:
         """The ratio at a mean number of rows."""
-        low = int(rows)
-        if low >= _MOST:
+        if rows > _MOST:
             return 1.0
+        low = int(rows)
         part = rows - low
         return (1 - part) * self._ratios[low] + part * self._ratios[low + 1]

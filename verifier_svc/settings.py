@@ -68,7 +68,10 @@ class VerifierSettings(Settings):
         "auto", "Instructions that kernels use; auto takes the fastest that the CPU has."
     )
     max_model_len: int | None = setting(
-        None, "Prompt and output tokens at most; by default the target's own limit.", ge=2
+        None,
+        "Prompt and output tokens at most; by default the target's own limit, as far as "
+        "it fits the memory.",
+        ge=2,
     )
     kv_memory: AutoSize = setting(
         "auto", "Memory for the KV cache and the features beside it; auto is 2GiB on a CPU, and on "

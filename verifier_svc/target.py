@@ -152,6 +152,15 @@ class Target:
         """Elements of one captured row."""
         return len(self.aux_layers) * self.hidden_size
 
+    def width_of(self, aux_layers: Items[int]) -> int:
+        """What `feature_width` would be of these layers.
+
+        Raises:
+            TargetError: see `check_layers`.
+        """
+        self.check_layers(aux_layers)
+        return len(aux_layers) * self.hidden_size
+
     def check_layers(self, aux_layers: Items[int]) -> None:
         """Check that the inputs to these layers can be captured.
 

@@ -18,7 +18,7 @@ from specwire.serving import check_bindable
 from specwire.settings import StartError
 
 PROGRAM = "holdcourse"
-NOT_WANTED = "No drafter is started here: unless there is another, nothing is drafted."
+NOT_WANTED = "No drafter is started: nothing is drafted."
 NOT_FITTING = (
     f"Nothing is drafted: the shipped drafter fits {model.SMOLLM2.name} as it is fetched, and no "
     "other target. HOLDCOURSE_DRAFTER names one for this target."
@@ -71,7 +71,7 @@ async def _run(settings: StackSettings, screen: Screen, hurry: asyncio.Event) ->
         known = await preflight.check(Stack(settings, target, checkpoint, folder).services)
         for sentence in preflight.misspelled(os.environ, known | settings.variables()):
             screen.warn(sentence)
-        if checkpoint is None:
+        if checkpoint is None and "HOLDCOURSE_VERIFIER_DRAFTER" not in os.environ:
             screen.say(NOT_WANTED if settings.drafter else NOT_FITTING)
         if not settings.target:
             await _fetch(settings, screen)

@@ -12,7 +12,7 @@ from multiprocessing import get_context
 
 from loadtests.gpu_check.findings import Check, read
 from loadtests.gpu_check.options import Options
-from loadtests.gpu_check.parts import Part
+from loadtests.gpu_check.parts import PARTS, Part
 from loadtests.gpu_check.screen import Screen
 from loadtests.gpu_check.worker import DONE, Prepare, prepare, serve
 
@@ -113,6 +113,8 @@ class Runner:
     def run(self) -> None:
         """Run all parts, or only the first where that fails."""
         end = time.monotonic() + 60 * self._options.minutes
+        for part in PARTS:  # what an earlier run has left is not told as this one's
+            (self._options.out / f"{part.name}.json").unlink(missing_ok=True)
         try:
             for outcome in self._outcomes(end):
                 self.outcomes.append(outcome)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from statistics import median
+from typing import Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 from rich.console import Console
 from rich.progress import track
 
@@ -18,6 +19,7 @@ from loadtests.hop.link import GRPC, UNIX, Block, linked
 from loadtests.settings import ReportSettings
 from loadtests.tables import console, number, table
 from specwire import logs
+from specwire.limits import MAX_ROUND_BYTES
 from specwire.settings import setting
 
 PROGRAM = "loadtests.hop"
@@ -40,6 +42,15 @@ class HopSettings(ReportSettings):
         if not all(n.isdecimal() and 1 <= int(n) <= 2048 for n in rows.split(",")):
             raise ValueError("must be numbers from 1 to 2048 with commas between them")
         return rows
+
+    @model_validator(mode="after")
+    def _check_bytes(self) -> Self:
+        if (size := 2 * self.width * self.sizes[-1]) > MAX_ROUND_BYTES // 2:
+            raise ValueError(
+                f"--rows and --width: a round has {size} bytes, at most {MAX_ROUND_BYTES // 2} "
+                "are measured"
+            )
+        return self
 
     @property
     def sizes(self) -> list[int]:

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -28,6 +27,7 @@ from loadtests.host_time.parts import Parts, after
 from loadtests.result import RequestFailed
 from specwire.draft import DraftEvent, Linked, Proposals
 from specwire.settings import StartError
+from specwire.version import version
 from verifier_svc.build import build_engine
 from verifier_svc.engine import Outbox, Submit
 from verifier_svc.generation import Emitted, Failed, Finished, Generation, Sampling
@@ -261,4 +261,4 @@ def _drafter(folder: Path, draft_length: int, target: Target) -> Drafter:
         f"--max-draft-tokens={draft_length}",
         "--lookup=off",
     ]
-    return load_drafter(DrafterSettings.read(PROGRAM, flags, {}), version("holdcourse"))
+    return load_drafter(DrafterSettings.read(PROGRAM, flags, {}), version())

@@ -29,7 +29,11 @@ def use(device: torch.device) -> None:
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that a GPU has left; None of other devices, which take memory as it is written."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    if device.type != "cuda":
+        return None
+    # What was freed is kept for the next, and would count as taken.
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 @contextmanager

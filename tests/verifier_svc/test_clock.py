@@ -17,7 +17,7 @@ class Stream:
     now: float = 100.0
     #: When all that it was given will have been done.
     busy_until: float = 100.0
-    waits: int = 0
+    lag: float = 0.0
     events: list[Event] = field(default_factory=list)
 
     def give(self, seconds: float) -> None:
@@ -27,7 +27,7 @@ class Stream:
         return self.busy_until <= self.now
 
     def event(self) -> Event:
-        self.events.append(Event(self, max(self.busy_until, self.now)))
+        self.events.append(Event(self, max(self.busy_until, self.now) + self.lag))
         return self.events[-1]
 
     @property
@@ -81,6 +81,20 @@ def test_work_of_others_before_a_step_is_not_its_own() -> None:
     assert clock.when(first) == pytest.approx(100.0)
     assert clock.when(begun) == pytest.approx(100.013)
     assert clock.when(ran) == pytest.approx(100.019)
+
+
+def test_a_mark_before_the_last_that_found_the_stream_empty_waits_for_that() -> None:
+    stream = Stream()
+    clock = stream.clock
+    begun = clock.mark()
+    stream.give(0.001)
+    stream.now = stream.busy_until
+    stream.lag = 0.0002  # the event itself takes its time
+    ran = clock.mark()
+    assert clock.when(begun) is clock.when(ran) is None
+    stream.now += 0.0003
+    assert clock.when(ran) == pytest.approx(100.001)
+    assert clock.when(begun) == pytest.approx(99.9998, abs=1e-6)
 
 
 def test_a_cpu_has_done_its_work_when_the_call_returns() -> None:

@@ -32,6 +32,7 @@ from tests.verifier_svc.engine_parts import (
     generate_all,
     prompt_of,
 )
+from verifier_svc.cache import KVCache
 from verifier_svc.generation import Emitted, FinishReason
 
 
@@ -307,6 +308,26 @@ def test_aux_layers_that_the_target_lacks_mean_plain_decoding(
     port = ScriptedDrafter(welcome_for(target, aux_layer_ids=aux_layers), good(texts))
     with RunningEngine(tiny_llama, port, "--draft-length", "2") as engine:
         results = generate_all(engine)
+    assert [result.text for result in results] == texts
+    assert port.rounds == 0
+    assert target.aux_layers == before
+
+
+def test_a_drafter_whose_features_have_no_room_costs_no_request(
+    tiny_llama: Path, texts: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = target_of(tiny_llama)
+    before, asked = target.aux_layers, []
+
+    def full(cache: KVCache, width: int) -> None:
+        asked.append(width)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(KVCache, "resize_features", full)
+    port = ScriptedDrafter(welcome_for(target, aux_layer_ids=(0, 1)), good(texts))
+    with RunningEngine(tiny_llama, port, "--draft-length", "2") as engine:
+        results = generate_all(engine)
+    assert asked == [2 * target.hidden_size]
     assert [result.text for result in results] == texts
     assert port.rounds == 0
     assert target.aux_layers == before

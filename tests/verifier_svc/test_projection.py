@@ -74,8 +74,10 @@ async def test_rows_are_normed_and_projected(norms: int) -> None:
     stub, projector = Stub(served(norms)), Projector(CPU)
     await projector.adopt(7, stub, ANNOUNCED)
     weights, features = rows_of(stub.messages), torch.randn(5, 16)
-    (got,), projected = projector.form(7, [features[:2], features[2:2], features[2:]])
+    pieces, projected = projector.form(7, [features[:2], features[2:2], features[2:]])
     assert projected
+    assert [len(piece) for piece in pieces] == [2, 0, 3]
+    got = torch.cat(list(pieces))
     expected = features
     if norms:
         parts, scales = features.view(5, norms, -1), weights[0].view(norms, -1)

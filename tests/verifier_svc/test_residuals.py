@@ -41,3 +41,6 @@ def test_more_rows_than_are_told_apart_lie_on_the_line() -> None:
     residuals.observe(65, 2.0)
     residuals.observe(0, 2.0)
     assert {residuals.at(rows) for rows in range(80)} == {1.0}
+    residuals.observe(64, 1.2)
+    assert residuals.at(64) > 1.0
+    assert residuals.at(63.5) == pytest.approx((1 + residuals.at(64)) / 2)

@@ -141,7 +141,7 @@ def test_a_text_is_kept_once() -> None:
 
 def test_identical_prompts_run_one_prefill() -> None:
     made = scheduler(token_budget=20)
-    everyone = [sequence(i, SHARED[:60]) for i in range(1, 6)]
+    everyone = [sequence(i, SHARED[:60], max_tokens=40) for i in range(1, 6)]
     for one in everyone:
         made.add(one)
     rows = 0

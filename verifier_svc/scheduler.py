@@ -118,7 +118,6 @@ class Scheduler:
         wanted = set(seqs)
         if not wanted:
             return []
-        self._holdings.remember()
         removed = [s for s in (*self._waiting, *self.running) if s.id in wanted]
         self._waiting = deque(s for s in self._waiting if s.id not in wanted)
         for sequence in removed:

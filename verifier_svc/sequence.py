@@ -101,7 +101,7 @@ class Sequence:
         """
         self.computed = len(self.tokens) + accepted
         self.draft = ()
-        room = self.limit - len(self.tokens)
+        room = max(1, self.limit - len(self.tokens))
         kept = tuple(drawn[:room])
         if not self.end_tokens.isdisjoint(kept):
             last = next(i for i, token in enumerate(kept) if token in self.end_tokens)

@@ -42,13 +42,18 @@ class LinearCost:
         """Whether there is any observation."""
         return self._count > 0
 
+    @property
+    def settled(self) -> bool:
+        """Whether there were enough observations to judge others by."""
+        return self._count >= _FIRST
+
     def observe(self, x: float, seconds: float, *, gain: float = _LEVEL_GAIN) -> None:
         """Take one measurement; one far above a line that is known is a mild disturbance."""
         if self.known:
             expected = max(self._line(x), 0.1 * self._y)
-            seconds = min(seconds, (3 if self._count >= _FIRST else 10) * expected)
+            seconds = min(seconds, (3 if self.settled else 10) * expected)
             error = (seconds - self._line(x)) / max(self._y, 1e-9)
-            self._slope.turn(x - self._x, error, surprises=self._count < _FIRST)
+            self._slope.turn(x - self._x, error, surprises=not self.settled)
         else:
             self._slope.start(x)
         self._count += 1
@@ -98,6 +103,9 @@ class StepCost:
     def __init__(self) -> None:
         self._verify = LinearCost(slope_share=0.03)
         self._residuals = Residuals()
+        #: Whether each number of rows has a cost of its own. Not where one cohort is compared with
+        #: two: what is learned of the rows that run would count for or against those of the other.
+        self.by_rows = True
         self._prompt_row = 0.0
         self._mixed = False
 
@@ -113,7 +121,8 @@ class StepCost:
 
     def predict(self, rows: float) -> float:
         """Expected seconds of a step of `rows` rows that verify; 0 where nothing is known."""
-        return self._verify.predict(rows) * self._residuals.at(rows)
+        line = self._verify.predict(rows)
+        return line * self._residuals.at(rows) if self.by_rows else line
 
     def age(self) -> None:
         """No drafts are verified: what their rows cost is not seen."""
@@ -126,7 +135,8 @@ class StepCost:
         if not prompt_rows or (rows and seconds < expected):
             gain = _RARE_LEVEL_GAIN if self._mixed else _LEVEL_GAIN
             self._verify.observe(rows, seconds, gain=gain)
-            self._residuals.observe(rows, seconds / max(self._verify.predict(rows), 1e-9))
+            if self._verify.settled:
+                self._residuals.observe(rows, seconds / max(self._verify.predict(rows), 1e-9))
         self._mixed = bool(rows and prompt_rows)
         if prompt_rows < _TELLING_ROWS:
             return

@@ -78,6 +78,7 @@ class DraftLengthPolicy:
         self._draft = AnswerCost()
         self._row = RowCost()
         self._apart = apart
+        self.step_cost.by_rows = not apart
         self.cohort_gain = 0.0
         self._shared.chain.expect(rates)
 

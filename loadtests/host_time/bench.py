@@ -114,8 +114,7 @@ class Bench:
         if draft_length:
             drafter = _drafter(folder, draft_length, target)
             self._port = LocalDrafter(drafter, target.shape, threads=1)
-            for name in ("_run", "_at_once", "_step_by_step"):
-                self._drafter.time(drafter.worker._chain, name, FORWARD)
+            self._time_forwards(drafter.worker._chain)
             after(self._port, "round", self._note_send)
         self._vocab_size = target.vocab_size
         self._boxes: queue.SimpleQueue[Outbox] = queue.SimpleQueue()
@@ -139,6 +138,14 @@ class Bench:
         self._detailed = detailed
         for owner, name, part in _VERIFIER if detailed else ():
             self._verifier.time(getattr(self._engine, owner) if owner else self._engine, name, part)
+
+    def _time_forwards(self, chain: Any) -> None:
+        runner = chain._runner
+        self._drafter.time(chain._entries, "_run", FORWARD)
+        self._drafter.time(chain._entries, "_keep", FORWARD)
+        self._drafter.time(runner, "_run", FORWARD)
+        if runner._whole is not None:
+            self._drafter.time(runner._whole, "draft", FORWARD)
 
     def profile(self) -> cProfile.Profile:
         """Profile the verifier's thread from its first event on."""

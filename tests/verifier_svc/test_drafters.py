@@ -11,7 +11,7 @@ import torch
 from specwire.local import LocalSetup
 from specwire.settings import StartError
 from tests.support.running_engine import settings_for, target_of
-from verifier_svc import drafters, settings
+from verifier_svc import drafters
 from verifier_svc.drafter_client import DrafterClient
 from verifier_svc.drafters import drafter_port
 
@@ -66,7 +66,7 @@ async def test_an_address_is_a_drafter_over_grpc(tiny_llama: Path) -> None:
 def test_features_are_projected_where_that_costs_nothing(
     given: str, device: str, projects: bool, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settings, "pick_device", lambda name: torch.device(device))
+    monkeypatch.setattr("specwire.torch.pick_device", lambda name: torch.device(device))
     flags = ["--drafter", "localhost:1", "--project-features", given]
     assert settings_for(tiny_llama, *flags).projects is projects
 

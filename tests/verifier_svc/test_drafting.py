@@ -151,7 +151,7 @@ def test_probes_are_not_waited_for(port: Recorder) -> None:
     drafting.receive(Linked(LINK, LOOKING), 0.0)
     for _ in range(50):
         policy.step_cost.observe(1, 0.001)
-        policy.observe_draft(1, 0.0007)
+        policy.observe_draft(4, 0.0008)
         for source in DraftSource:
             policy.new_record().observe(source, 4, 0)
     drafting.open(one)

@@ -26,6 +26,8 @@ async def main() -> None:
     serving.serve_metrics(settings.listen, settings.metrics_port)
     device.prepare(pick_device(settings.device, last=True), settings.compile, settings.cpu_level)
     drafter = apart(load_drafter, settings, version())
+    if drafter.projection is not None:
+        drafter.worker.projected = drafter.projection.width
     # The engine's thread and the event loop take turns often, so that neither waits for long.
     sys.setswitchinterval(1e-4)
     # A drafter whose engine failed has nothing left to drain.

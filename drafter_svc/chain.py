@@ -19,7 +19,7 @@ from drafter_svc.penalties import Penalties, PenaltyTable
 from drafter_svc.runner import ChainRequest, Runner
 from drafter_svc.states import States
 from specwire.draft import Opening
-from specwire.kernels import Record, Recording, fetch, finish
+from specwire.kernels import Record, Recording, fetch, finish, flash_refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,13 @@ class Chain:
             return f"{self._runner.recorded} recorded graphs, {self._entries.recorded} of entries"
         if self._runner.by_kernel:
             return "one kernel"
-        why = "there is no kernel for this drafter here, and nothing to record it with"
-        return f"step by step: {why if self._recording is None else 'recording has failed'}"
+        if self._recording is not None:
+            return "step by step: recording has failed"
+        config = self._drafter.config
+        heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        refusal = flash_refusal(self.device, self._drafter.dtype, *heads)
+        why = refusal or "there is nothing to record it with"
+        return f"step by step: there is no kernel for this drafter here, and {why}"
 
     @property
     def device(self) -> torch.device:
@@ -78,9 +83,9 @@ class Chain:
         """
         return self._runner.shapes(longest)
 
-    def zeros(self, rows: int) -> Tensor:
-        """Features of no meaning."""
-        return self._entries.zeros(rows)
+    def zeros(self, rows: int, width: int | None = None) -> Tensor:
+        """Features of no meaning, by default as wide as captured ones."""
+        return self._entries.zeros(rows, width)
 
     def prepare(self, features: Tensor | None) -> Tensor:
         """Features of any dtype and device as `append` takes them; None stands for no rows."""

@@ -16,7 +16,8 @@ from specwire import kernels
 from specwire.kernels import Reach, Recording, put
 from specwire.kernels.graph import Tensors
 
-# Rows of a batch as it is recorded; others are filled up. As many as chains, of four rows each.
+# Rows of a batch as it is recorded; others are filled up, and larger ones cut. As many as chains,
+# of four rows each.
 _SIZES = (4, 8, 16, 32, 64, 128, 256)
 # Rows of a recorded batch, and the width of its features: captured ones, or projected.
 _Shape = tuple[int, int]
@@ -61,10 +62,10 @@ class Entries:
         """Graphs there are."""
         return 0 if self._graphs is None else len(self._graphs)
 
-    def zeros(self, rows: int) -> Tensor:
-        """Features of no meaning."""
+    def zeros(self, rows: int, width: int | None = None) -> Tensor:
+        """See `Chain.zeros`."""
         config = self._drafter.config
-        width = config.target_hidden_size * len(config.aux_layers)
+        width = width or config.target_hidden_size * len(config.aux_layers)
         return torch.zeros(rows, width, dtype=self._drafter.dtype, device=self._drafter.device)
 
     def append(
@@ -97,17 +98,9 @@ class Entries:
         self, batch: Sequence[Rows], numbers: list[list[int]], features: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """What leaves the layer ``[n, H]``, and the sums ``[n]``; possibly of more rows behind."""
-        count, width = len(numbers[0]), features[0].shape[1]
-        size = least(_SIZES, count)
-        if self._graphs is not None and size is not None:
-            pieces = (
-                [*features, self._filling[: size - count, :width]] if size > count else features
-            )
-            filling = (0, 0, self._cache.spare)
-            filled = [n + [f] * (size - count) for n, f in zip(numbers, filling, strict=True)]
-            inputs = _joined(pieces), put(filled, self._drafter.device)
-            if (ran := self._graphs.run((size, width), inputs)) is not None:
-                return ran[0], ran[1]
+        if (ran := self._replayed(numbers, features)) is not None:
+            return ran
+        count = len(numbers[0])
         rows, given = put(numbers, self._drafter.device), _joined(features)
         reach = self._reach(batch)
         if self._whole is not None:
@@ -116,6 +109,38 @@ class Entries:
             if self._whole.append(given, rows, reach, *kv, hidden):
                 return hidden, _sums(given)
         return self._layer(given, rows, reach), _sums(given)
+
+    def _replayed(
+        self, numbers: list[list[int]], features: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor] | None:
+        """See `_run`; None where it cannot be recorded."""
+        if self._graphs is None:
+            return None
+        count, most = len(numbers[0]), _SIZES[-1]
+        if count <= most:
+            return self._replay(self._graphs, numbers, features)
+        given, left = _joined(features), []
+        # Rows see what those before them have kept by then.
+        for at in range(0, count, most):
+            group = [some[at : at + most] for some in numbers]
+            if (ran := self._replay(self._graphs, group, [given[at : at + most]])) is None:
+                return None
+            # They hold until the next replay.
+            left.append([tensor.clone() for tensor in ran])
+        hidden, sums = (torch.cat(parts) for parts in zip(*left, strict=True))
+        return hidden, sums
+
+    def _replay(
+        self, graphs: Graphs[_Shape], numbers: list[list[int]], features: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor] | None:
+        """See `_run`, of the rows of one graph; None where it cannot be recorded."""
+        count, width = len(numbers[0]), features[0].shape[1]
+        size = least(_SIZES, count) or count
+        pieces = [*features, self._filling[: size - count, :width]] if size > count else features
+        filling = (0, 0, self._cache.spare)
+        filled = [n + [f] * (size - count) for n, f in zip(numbers, filling, strict=True)]
+        ran = graphs.run((size, width), (_joined(pieces), put(filled, self._drafter.device)))
+        return None if ran is None else (ran[0], ran[1])
 
     def _keep(self, batch: Sequence[Rows], numbers: list[list[int]], features: Tensor) -> Tensor:
         """Only keep keys and values; returns the sums ``[n]``."""

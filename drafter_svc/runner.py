@@ -20,7 +20,8 @@ from specwire.draft import Opening
 from specwire.kernels import Noise, Recording, put
 from specwire.kernels.graph import Tensors
 
-# Chains of a batch as it is recorded, and the longest of them in tokens; others are filled up.
+# Chains of a batch as it is recorded, and the longest of them in tokens; others are filled up,
+# and larger batches cut.
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 
@@ -144,28 +145,53 @@ class Runner:
         return Chains(hidden, there[:3], batch[0].length, noise)
 
     def _replayed(self, batch: Sequence[ChainRequest]) -> Drawn | None:
-        """What recorded chains draw; None where they are too many, or cannot be recorded."""
-        size = least(_SIZES, len(batch))
-        if self._graphs is None or size is None:
+        """What recorded chains draw; None where they cannot be recorded."""
+        if self._graphs is None:
             return None
+        most = _SIZES[-1]
+        if len(batch) <= most:
+            return self._replay(self._graphs, batch)
+        device, shape = self._drafter.device, (batch[0].length, len(batch))
+        winners = torch.zeros(shape, dtype=torch.int64, device=device)
+        shares = torch.zeros(shape, device=device)
+        for at in range(0, len(batch), most):
+            group = batch[at : at + most]
+            if (drawn := self._replay(self._graphs, group)) is None:
+                return None
+            # It holds until the next replay.
+            length, stop = group[0].length, at + len(group)
+            for kept, given in zip((winners, shares), drawn, strict=True):
+                kept[:length, at:stop] = given[:length, : len(group)]
+        return winners, shares
+
+    def _replay(self, graphs: Graphs[_Shape], batch: Sequence[ChainRequest]) -> Drawn | None:
+        """What chains of one graph draw; None where they cannot be recorded."""
+        size = least(_SIZES, len(batch)) or len(batch)
         chains = self._chains([*batch, *[self._filler] * (size - len(batch))])
         inputs: Tensors = chains.hidden, chains.places
         if (noise := chains.noise) is not None:
             keys = torch.stack([noise.seeds, noise.positions, noise.choices])
             inputs = *inputs, keys, noise.temperatures
         longest = least(_LENGTHS, chains.longest) or chains.longest
-        drawn = self._graphs.run(_Shape(size, longest, noise is not None), inputs)
+        drawn = graphs.run(_Shape(size, longest, noise is not None), inputs)
         return None if drawn is None else (drawn[0], drawn[1])
 
     def _recorded(self, shape: _Shape, inputs: Tensors) -> Tensors:
-        """What chains draw, without a wait for the device: the work of a graph."""
+        """What chains draw, without a wait for the device: the work of a graph.
+
+        Behind a chain's end are zeros.
+        """
         hidden, places, *drawn = inputs
         noise = None
         if drawn:
             seeds, positions, choices = drawn[0]
             noise = Noise(seeds, positions, choices, drawn[1])
         steps = device_steps(places, shape.longest, self._window, self._cache.spare)
-        return self._run(Chains(hidden, places, shape.longest, noise), steps, None)
+        winners, shares = self._run(Chains(hidden, places, shape.longest, noise), steps, None)
+        # Rows of chains that have ended share a slot, in no set order: what they draw may differ.
+        numbers = torch.arange(shape.longest, device=places.device)
+        runs = numbers[:, None] < places[2]
+        return torch.where(runs, winners, 0), torch.where(runs, shares, 0)
 
     def _step_by_step(
         self, batch: Sequence[ChainRequest], chains: Chains, penalties: PenaltyRows | None
@@ -177,7 +203,7 @@ class Runner:
         return self._run(chains, steps, penalties)
 
     def _run(self, chains: Chains, steps: Iterable[Step], penalties: PenaltyRows | None) -> Drawn:
-        """Draw each chain's first token, then run its steps; zeros behind its end."""
+        """Draw each chain's first token, then run its steps; zeros where there is no row."""
         shape = chains.longest, len(chains.hidden)
         winners = torch.zeros(shape, dtype=torch.int64, device=chains.hidden.device)
         shares = torch.zeros(shape, device=chains.hidden.device)

@@ -36,6 +36,8 @@ class Worker:
         self._sequences = sequences
         self._scratch = max_draft_tokens
         self._penalties: dict[Key, Penalties | None] = {}
+        #: Width of the rows that verifiers project, where a projection is announced to them.
+        self.projected: int | None = None
 
     @property
     def alive(self) -> bool:
@@ -53,13 +55,18 @@ class Worker:
         rows = Rows(slot, 0, range(4))
         # Large batches first: the memory of a recorded one is used again by those that need less.
         for size, lengths in reversed(self._chain.shapes(self._scratch)):
-            self._chain.append([rows] * size, [self._chain.zeros(4 * size)])
+            # `None` is the captured width.
+            for width in dict.fromkeys((None, self.projected)):
+                self._chain.append([rows] * size, [self._chain.zeros(4 * size, width)])
             for length in reversed(lengths):
                 for temperature in (0.0, 1.0):
                     opening = Opening(0, 1, temperature=temperature)
                     self._chain.draft([ChainRequest(slot, 4, length, opening)] * size)
         self._cache.free(_WARM_UP)
-        _log.info("warmed up", seconds=round(time.monotonic() - began, 1), chains=self._chain.form)
+        # On a GPU chains that are not recorded are what nobody wants.
+        as_wanted = self._chain.alive or self._chain.device.type == "cpu"
+        tell = _log.info if as_wanted else _log.warning
+        tell("warmed up", seconds=round(time.monotonic() - began, 1), chains=self._chain.form)
 
     def report(self) -> None:
         """Tell the gauges what is held."""

@@ -11,13 +11,17 @@ import structlog
 import torch
 from torch.overrides import TorchFunctionMode
 
-from drafter_svc import chain
+from drafter_svc import chain, worker
+from drafter_svc.attention import Attention
 from drafter_svc.cache import KvCache
 from drafter_svc.chain import Chain, Guess
 from drafter_svc.drawing import DraftVocabulary
+from drafter_svc.entries import Rows
 from drafter_svc.fused import FusedDrafter
 from drafter_svc.messages import RoundMessage
+from drafter_svc.projection import ProjectionWeights
 from drafter_svc.runner import ChainRequest, _Shape
+from drafter_svc.worker import Worker
 from specwire import kernels
 from specwire.draft import Opening
 from specwire.kernels import called
@@ -31,11 +35,15 @@ DRAWN = Opening(3, 6, seed=7, temperature=0.9)
 
 
 class Counting:
-    """A recorder that keeps what it recorded: draft tokens at most and chains; rows of entries."""
+    """A recorder that keeps what it recorded: draft tokens at most and chains; rows of entries.
+
+    Of what was replayed, in the trial of a graph or later, it keeps the same.
+    """
 
     def __init__(self, fails_after: int | None = None) -> None:
         self.shapes: list[tuple[int, ...]] = []
         self.rows: list[int] = []
+        self.replayed: list[tuple[int, ...]] = []
         self._fails_after = fails_after
 
     def __call__(self, work: Work) -> tuple[Tensors, Replay]:
@@ -46,7 +54,12 @@ class Counting:
             self.shapes.append(tuple(results[0].shape))
         else:
             self.rows.append(len(results[0]))
-        return results, replay
+
+        def counted() -> None:
+            self.replayed.append(tuple(results[0].shape))
+            replay()
+
+        return results, counted
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +176,7 @@ def test_what_was_recorded_before_a_failure_goes_on(monkeypatch: pytest.MonkeyPa
     assert not parts.chain.alive
 
 
-def test_penalties_and_many_chains_are_drafted_operator_by_operator(
+def test_penalties_are_drafted_operator_by_operator(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     record = Counting()
@@ -172,7 +185,6 @@ def test_penalties_and_many_chains_are_drafted_operator_by_operator(
     penalties = parts.chain.open_penalties(opening)
     asked = ChainRequest(slot, 18, 3, opening, penalties)
     (alone,) = parts.chain.draft([asked])
-    parts.chain.draft([ChainRequest(slot, 18, 3, GREEDY)] * 65)
     assert not record.shapes
     # Others in their batch are none the slower for them.
     others = [parts.cache.reserve((0, i), 1, set())[0] for i in range(1, 4)]
@@ -183,21 +195,147 @@ def test_penalties_and_many_chains_are_drafted_operator_by_operator(
     alike([[first, *rest[1:], last]], [parts.chain.draft(plain)])
 
 
+def many(parts: Parts, lengths: Sequence[int], opening: Opening) -> list[Guess]:
+    """What as many chains as lengths draft, each of its own sequence."""
+    requests = []
+    for i, length in enumerate(lengths):
+        base = 3 + i % 5
+        slot = prepared(parts, random_text(12, i), base, i)
+        requests.append(ChainRequest(slot, base, length, opening))
+    return parts.chain.draft(requests)
+
+
+@pytest.mark.parametrize("opening", [GREEDY, DRAWN])
+def test_chains_beyond_the_largest_graph_take_several_replays(
+    monkeypatch: pytest.MonkeyPatch, opening: Opening
+) -> None:
+    lengths = [1 + i % 6 for i in range(70)]
+    wanted = many(Parts(rows=70 * 64), lengths, opening)
+    record = Counting()
+    monkeypatch.setattr(Parts, "record", staticmethod(record))
+    parts = Parts(rows=70 * 64)
+    assert many(parts, lengths, opening)
+    # The six shortest are left over.
+    assert record.shapes == [(6, 64), (1, 8)]
+    record.replayed.clear()
+    alike([many(parts, lengths, opening)], [wanted])
+    assert [shape for shape in record.replayed if shape[1] != 16] == [(6, 64), (1, 8)]
+    assert len({guess.tokens for guess in wanted}) > 6
+
+
+def test_entries_beyond_the_largest_graph_take_several_replays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also those of a sequence whose rows are not all in one of them."""
+    texts = [random_text(130, i) for i in range(4)]
+
+    def left(parts: Parts) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        slots = [parts.cache.reserve((0, i), 128, set())[0] for i in range(4)]
+        batch = [Rows(s, 0, t.tokens[1:121]) for s, t in zip(slots, texts, strict=True)]
+        sums = parts.chain.append(batch, [text.features[:120] for text in texts])
+        return sums, [parts.state(slot).clone() for slot in slots]
+
+    wanted = left(Parts())
+    record = Counting()
+    monkeypatch.setattr(Parts, "record", staticmethod(record))
+    parts = Parts()
+    left(parts)
+    assert record.rows == [256]
+    record.replayed.clear()
+    sums, states = left(parts)
+    assert record.replayed == [(256, 16)] * 2
+    assert torch.allclose(sums, wanted[0], atol=1e-4)
+    assert len(sums) == 480
+    for state, other in zip(states, wanted[1], strict=True):
+        assert torch.allclose(state, other, rtol=1e-3, atol=1e-4)
+
+
+def test_rows_of_ended_chains_may_keep_theirs_in_any_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They share a slot, and on a GPU nothing says whose keys and values stay there."""
+    lengths = [6, 1, 2, 1, 3]
+    wanted, _ = drafts(monkeypatch, None, [lengths], GREEDY)
+    generator, kept = torch.Generator().manual_seed(1), Attention.keep
+    spared: list[int] = []
+
+    def keep(self: Attention, kv: torch.Tensor, layer: int) -> None:
+        order = torch.randperm(len(kv), generator=generator)
+        spared.append(int((self.slots == self.cache.spare).sum()))
+        kept(replace(self, slots=self.slots[order]), kv[order], layer)
+
+    monkeypatch.setattr(Attention, "keep", keep)
+    record = Counting()
+    with structlog.testing.capture_logs() as logs:
+        got, parts = drafts(monkeypatch, record, [lengths] * 8, GREEDY)
+    assert not logs
+    assert parts.chain.alive
+    assert record.shapes == [(6, 8)]
+    assert max(spared) > 3
+    alike(got, wanted * 8)
+
+
+def test_recorded_chains_draw_zeros_behind_their_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, parts = drafts(monkeypatch, called, [], GREEDY)
+    lengths = torch.tensor([4, 0, 2, 1])
+    places = torch.stack([torch.full((4,), 17), torch.arange(4) * 64, lengths])
+    with torch.inference_mode():
+        drawn = parts.chain._runner._recorded(
+            _Shape(4, 4, False), (parts.chain._states.rows[:4], places)
+        )
+    ended = torch.arange(4)[:, None] >= lengths
+    for tensor in drawn:
+        assert torch.equal(tensor == 0, ended)
+
+
 def test_a_warm_drafter_has_recorded_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     record = Counting()
     _, parts = drafts(monkeypatch, record, [], GREEDY)
+    weights = ProjectionWeights.of(parts.module)
+    assert weights is not None
+    parts.worker.projected = weights.width
     record.rows.clear()
     with structlog.testing.capture_logs() as logs:
         parts.worker.warm_up()
     assert parts.chain.alive
-    assert [entry["chains"] for entry in logs] == ["126 recorded graphs, 7 of entries"]
-    assert sorted(record.rows) == [4, 8, 16, 64, 128, 256]
+    assert [(entry["log_level"], entry["chains"]) for entry in logs] == [
+        ("info", "126 recorded graphs, 14 of entries")
+    ]
+    # Captured rows filled one of the sizes up before.
+    assert sorted(record.rows) == [4, 4, 8, 8, 16, 16, 32, 64, 64, 128, 128, 256, 256]
     assert len(set(record.shapes)) == 63
-    recorded = len(record.shapes)
+    recorded, entries = len(record.shapes), len(record.rows)
+    for count in (1, 31, 130, 300):
+        for features in (parts.chain.zeros(count), torch.zeros(count, weights.width)):
+            slot, _ = parts.cache.reserve((0, 1), count, set())
+            parts.chain.append([Rows(slot, 0, [5] * count)], [features])
+    assert len(record.rows) == entries
     for count, length in ((1, 16), (3, 7), (33, 11)):
         slot, _ = parts.cache.reserve((0, 1), 1, set())
         parts.chain.draft([ChainRequest(slot, 19, length, DRAWN)] * count)
     assert len(record.shapes) == recorded
+
+
+def test_no_projected_rows_are_recorded_where_none_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Counting()
+    monkeypatch.setattr(Parts, "record", staticmethod(record))
+    parts = Parts()
+    Worker(parts.chain, parts.cache, parts.worker._sequences, 1).warm_up()
+    assert sorted(record.rows) == [4, 8, 16, 32, 64, 128, 256]
+
+
+@pytest.mark.parametrize(("device", "level"), [("cpu", "info"), ("cuda", "warning")])
+def test_chains_of_a_gpu_that_are_not_recorded_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, device: str, level: str
+) -> None:
+    parts = Parts()
+    monkeypatch.setattr(worker, "use", lambda _: None)
+    monkeypatch.setattr(Chain, "device", torch.device(device))
+    with structlog.testing.capture_logs() as logs:
+        parts.worker.warm_up()
+    (line,) = logs
+    assert line["log_level"] == level
+    assert "no kernel for this drafter here, and FlashAttention is for GPUs" in line["chains"]
 
 
 class Still(Counting):

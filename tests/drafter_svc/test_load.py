@@ -15,6 +15,7 @@ from prometheus_client import REGISTRY
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from drafter_svc import __main__ as service
 from drafter_svc import load
 from drafter_svc.checkpoint import LoadedDrafter, load_checkpoint, save_checkpoint
 from drafter_svc.eagle import EagleDrafter
@@ -22,6 +23,8 @@ from drafter_svc.embedding import load_embedding, load_head
 from drafter_svc.load import load_drafter
 from drafter_svc.messages import RoundMessage
 from drafter_svc.settings import DrafterSettings
+from drafter_svc.worker import Worker
+from specwire import device, logs, serving
 from specwire.draft import Extend, Wish
 from specwire.settings import StartError
 from specwire.target import TargetSource
@@ -280,3 +283,31 @@ def test_the_program_stops_with_one_sentence() -> None:
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("drafter_svc: cannot read /nowhere/config.json")
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"mtp_head": True, "aux_layers": (4,), "num_hidden_layers": 2}]
+)
+async def test_a_service_warms_the_rows_that_it_announces(
+    change: dict[str, Any], tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Warming(Exception):
+        """As far as it gets."""
+
+    def engine(worker: Worker, *_: Any) -> None:
+        raise Warming(worker.projected)
+
+    given = settings(checkpoint(tmp_path, **change), tiny_llama, dtype="float32")
+    drafter = load_drafter(given, "")
+    assert drafter.worker.projected is None, "one in a verifier's process announces nothing"
+    monkeypatch.setattr(DrafterSettings, "read", lambda *_: given)
+    for module, name in (
+        (serving, "check_bindable"), (serving, "serve_metrics"), (device, "prepare"),
+        (logs, "configure"), (sys, "setswitchinterval"),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(service, "apart", lambda *_: drafter)
+    monkeypatch.setattr(service, "Engine", engine)
+    with pytest.raises(Warming) as warming:
+        await service.main()
+    assert warming.value.args == (drafter.projection and drafter.projection.width,)

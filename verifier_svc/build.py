@@ -200,10 +200,12 @@ def build_engine(
     )
 
 
+@torch.inference_mode()
 def warm_up(target: Target, cache: KVCache, most_rows: int) -> None:
     """Run shapes that occur, so that the first request does not pay for first uses.
 
-    `most_rows` is what decoding sequences may have at once.
+    `most_rows` is what decoding sequences may have at once. The engine is in inference mode too:
+    what is compiled for another mode is of no use to it.
     """
     _log.info("warming up", cached_tokens=len(cache.features))
     sequence = Sequence(0, Generation("", (0,) * 16, 16, Sampling()), frozenset(), 16)

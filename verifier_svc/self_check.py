@@ -2,12 +2,13 @@
 
 The model runs a few short texts, each alone, with transformers' own attention, mask and head, and
 the last once more with states off by a rounding behind every part, which tells how far rounding
-leads. What serves runs the same texts side by side, in pieces, with wrong drafts taken back.
+leads. What serves runs the same texts side by side, in pieces, with wrong drafts taken back. The
+last pieces are rounds without a prompt, as graphs replay them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle, islice
 from typing import Any
 
@@ -24,11 +25,16 @@ from verifier_svc.survey import Survey
 
 # Pieces of a text, by whether they are of its prompt, as long as any of it is left.
 _CUTS = ((13, True), (1, False), (6, False), (2, True), (24, True), (4, False))
+# So many rows of a text's end are served in batches without a prompt, which may be recorded ones.
+_ROUNDS, _DECODED = ((1, False), (4, False)), 8
 # Rows may be so many times as far off as rounding leads half of them, and of so many side by side
 # a few farther: those that were about to take other experts.
 _FACTOR, _GROUP, _FEW = 1.5, 16, 0.25
 # Scalings of logits by their names in configurations; some families multiply, some divide.
 _SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "output_multiplier_scale")
+
+# Token, position and slot of each row; segments; the rows that are no wrong draft.
+_Batch = tuple[list[tuple[int, int, int]], list[Segment], list[int]]
 
 
 @torch.inference_mode()
@@ -118,30 +124,40 @@ def _served(
     return [(cache.features[span], final[span]) for span in spans]
 
 
-def _steps(
-    texts: Sequence[Text], bases: Sequence[int]
-) -> Iterator[tuple[list[tuple[int, int, int]], list[Segment], list[int]]]:
-    """Batches: token, position and slot of each row; segments; the rows that are no wrong draft."""
+def _steps(texts: Sequence[Text], bases: Sequence[int]) -> Iterator[_Batch]:
+    """Batches with prompts, and then without them."""
     done = [0] * len(texts)
-    for step in range(max(len(text.tokens) for text in texts)):
-        rows: list[tuple[int, int, int]] = []
-        segments: list[Segment] = []
-        kept: list[int] = []
-        for index, text in enumerate(texts):
-            count, prompt = next(islice(cycle(_CUTS), step + index, None))
-            first, tokens = done[index], text.tokens[done[index] : done[index] + count]
-            if not tokens:
-                continue
-            done[index] += len(tokens)
-            kept += range(len(rows), len(rows) + len(tokens))
-            # Behind the last position there is no room for drafts.
-            spare = 0 if prompt or text.start else SPARE
-            run = (*tokens, *text.tokens[:1] * spare)
-            segments.append(Segment(len(rows), len(run), bases[index], first + 1, prompt))
-            rows += [
-                (token, text.start + first + i, bases[index] + first + i)
-                for i, token in enumerate(run)
-            ]
-        if not rows:
-            return
-        yield rows, segments, kept
+    lengths = [len(text.tokens) for text in texts]
+    prompts = [length - min(_DECODED, length // 2) for length in lengths]
+    for cuts, stops in ((_CUTS, prompts), (_ROUNDS, lengths)):
+        step = 0
+        while done != stops:
+            yield _batch(texts, bases, done, stops, islice(cycle(cuts), step, None))
+            step += 1
+
+
+def _batch(
+    texts: Sequence[Text],
+    bases: Sequence[int],
+    done: list[int],
+    stops: Sequence[int],
+    cuts: Iterable[tuple[int, bool]],
+) -> _Batch:
+    """The next piece of each text that has not come to its stop; moves `done` on."""
+    rows: list[tuple[int, int, int]] = []
+    segments: list[Segment] = []
+    kept: list[int] = []
+    for index, (text, (count, prompt)) in enumerate(zip(texts, cuts, strict=False)):
+        first, stop = done[index], min(done[index] + count, stops[index])
+        if first == stop:
+            continue
+        done[index] = stop
+        kept += range(len(rows), len(rows) + stop - first)
+        # Behind the last position there is no room for drafts.
+        spare = 0 if prompt or text.start else SPARE
+        run = (*text.tokens[first:stop], *text.tokens[:1] * spare)
+        segments.append(Segment(len(rows), len(run), bases[index], first + 1, prompt))
+        rows += [
+            (token, text.start + first + i, bases[index] + first + i) for i, token in enumerate(run)
+        ]
+    return rows, segments, kept

@@ -15,6 +15,8 @@ _MASKED = {
     torch.ops.aten.index_put.default,
     torch.ops.aten.index_put_.default,
 }
+# Those that do so between the host's memory and its own, unless they are told not to.
+_COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}
 
 
 class NoWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -26,15 +28,34 @@ class NoWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Raises:
             RuntimeError: it waits for the device.
         """
-        if func in _MASKED:
+        kwargs = kwargs or {}
+        if func in _COPIES:
+            waits = _copy_waits(*args, **kwargs)
+        elif func in _MASKED:
             places = [place for place in args[1] if place is not None]
             waits = any(place.dtype in (torch.bool, torch.uint8) for place in places)
         else:
             waits = not _KNOWN.isdisjoint(func.tags)
         if waits:
             raise RuntimeError(f"{func} waits for the device, and cannot be recorded")
-        kwargs = kwargs or {}
         # In inference mode, operators that are made of others come whole.
         with self:
             made = func.decompose(*args, **kwargs)
         return func(*args, **kwargs) if made is NotImplemented else made
+
+
+def _copy_waits(
+    tensor: torch.Tensor,
+    source: torch.Tensor | None = None,
+    non_blocking: bool = False,
+    *,
+    device: torch.device | None = None,
+    **_: Any,
+) -> bool:
+    """Whether a copy of `source` into `tensor`, or of `tensor` to `device`, stops the host."""
+    other = source.device if source is not None else device or tensor.device
+    if (tensor.device.type == "cpu") == (other.type == "cpu"):
+        return False
+    sides = [side for side in (tensor, source) if side is not None and side.device.type == "cpu"]
+    # A new tensor on the CPU is pinned where nothing is to wait for it.
+    return not (non_blocking and all(side.is_pinned() for side in sides))

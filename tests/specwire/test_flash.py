@@ -100,11 +100,13 @@ def test_a_cpu_and_full_precision_are_left_to_others() -> None:
 
 
 def off(what: str) -> Any:
-    """A kernel that is wrong in one of its results, or about windows."""
+    """A kernel that is wrong in one of its results, about windows, or about many keys of a row."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         if what == "window" and kwargs["window_size_left"] >= 0:
             kwargs["window_size_left"] += 1
+        if what == "splits" and args[5] == 1:
+            kwargs["seqused_k"] = kwargs["seqused_k"].clamp(max=450)
         out, sums, *rest = flash_forward(*args, **kwargs)
         return out * (1.1 if what == "out" else 1), sums + (what == "sums"), *rest
 
@@ -122,7 +124,12 @@ def test_where_it_differs_in_what_is_asked_for_it_is_not_used(
 
     monkeypatch.setattr(flash, "_forward", flash_forward)
     assert tried()
-    for what, noticed in (("out", True), ("window", windowed), ("sums", sinks)):
+    for what, noticed in (
+        ("out", True),
+        ("window", windowed),
+        ("sums", sinks),
+        ("splits", True),
+    ):
         monkeypatch.setattr(flash, "_forward", off(what))
         assert tried() != noticed
 

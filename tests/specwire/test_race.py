@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -121,12 +123,47 @@ def test_operators_race_a_bounded_number_of_logits_at_a_time(
     assert raced == [180, 180, 180, 120]
 
 
+def test_variants_of_every_mode_and_thread_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are more than the eight that the compiler keeps by itself."""
+    built: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        built.append(graph)
+        return graph.forward
+
+    def short(scaled: torch.Tensor, *keys: torch.Tensor) -> torch.Tensor:
+        return (scaled + keys[-1]).argmin(-1)
+
+    def count(threads: int) -> int:
+        begun = len(built)
+        torch.set_num_threads(threads)
+        for mode, rows in product((torch.enable_grad, torch.inference_mode), (3, 1, 5)):
+            race, shared = race_of(rows, 97, 0), torch.arange(97)
+            for ids in (shared, shared.repeat(rows, 1)):
+                with mode():
+                    drawing._fused()(*race, ids)
+        return len(built) - begun
+
+    warned, before = warnings_of(monkeypatch), torch.get_num_threads()
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **how: compiled(f, backend=backend, **how))
+    monkeypatch.setattr(drawing, "_winners", short)
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        made = [one.submit(count, 1).result(), other.submit(count, 2).result()]
+        assert (made, one.submit(count, 1).result()) == ([8, 8], 0)
+    # Threads to come have as many as were set last.
+    torch.set_num_threads(before)
+    assert not warned
+
+
 @pytest.mark.slow
 def test_more_variants_than_the_compiler_keeps_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler here")
     warned = warnings_of(monkeypatch)
+    # Of this thread alone, where a thread has limits of its own.
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(drawing, "_VARIANTS", 1)
     for rows in (3, 1):
         race = race_of(rows, 97, 0)
         assert torch.equal(drawn(race), drawing._winners(*race, None))

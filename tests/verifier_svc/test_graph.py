@@ -30,6 +30,7 @@ from verifier_svc.bodies import body_of
 from verifier_svc.body import Kept, ModuleBody
 from verifier_svc.build import build_target, find_target
 from verifier_svc.cache import KVCache
+from verifier_svc.checkpoint import TargetError
 from verifier_svc.fuse import fuse
 from verifier_svc.fused import FusedAttention, FusedNorm
 from verifier_svc.graph import GraphBody
@@ -233,6 +234,17 @@ def started(module: Any, **asked: Any) -> tuple[str, str | None]:
     return body.form, reason or None
 
 
+class _Pinned(torch.Tensor):
+    """Says that its memory is pinned, which takes a GPU."""
+
+    def is_pinned(self, device: Any = None) -> bool:
+        return True
+
+
+def pinned(rows: torch.Tensor) -> torch.Tensor:
+    return torch.Tensor._make_subclass(_Pinned, rows)
+
+
 @pytest.mark.parametrize(
     ("work", "waits"),
     [
@@ -242,6 +254,18 @@ def started(module: Any, **asked: Any) -> tuple[str, str | None]:
         (lambda rows: torch.nn.functional.one_hot(rows.long()), True),
         (lambda rows: rows.index_put_((rows > 0,), rows.sum()), True),
         (lambda rows: rows[rows.long()] + rows.cumsum(0), False),
+        (lambda rows: rows.to("meta").cpu(), True),
+        (lambda rows: rows.new_ones(3, device="meta").cpu(), True),
+        (lambda rows: rows.new_ones(3, device="meta").to("cpu"), True),
+        (lambda rows: rows.new_ones(3, device="meta").tolist(), True),
+        (lambda rows: rows.copy_(rows.new_ones(3, device="meta")), True),
+        (lambda rows: rows.new_ones(3, device="meta").copy_(rows), True),
+        (lambda rows: rows.new_ones(3, device="meta").copy_(rows, True), True),
+        (lambda rows: rows.new_ones(3, device="meta").copy_(pinned(rows), False), True),
+        (lambda rows: rows.new_ones(3, device="meta").copy_(pinned(rows), True), False),
+        (lambda rows: pinned(rows).to("meta", non_blocking=True), False),
+        (lambda rows: rows.cpu() + rows.double().copy_(rows), False),
+        (lambda rows: rows.new_ones(3, device="meta").double().to("meta"), False),
     ],
 )
 @torch.inference_mode()
@@ -314,6 +338,32 @@ def test_graphs_change_no_token(tmp_path: Path, length: str) -> None:
     assert [result.text for result in results] == texts
     drafted = sum(result.finished.usage.drafted_rounds for result in results)
     assert (drafted > 0) == (length != "0")
+
+
+def test_a_target_proves_its_graphs_and_not_its_layers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What replays only batches of the self-check's rows wrongly is refused by it."""
+    folder, replayed, wrong = write_tiny_llama(tmp_path), Counter[int](), False
+
+    def record(work: Work) -> tuple[Tensors, Replay]:
+        results, replay = called(work)
+
+        def counted() -> None:
+            replay()
+            replayed[len(results[0])] += 1
+            # `body_of` compares smaller ones.
+            if wrong and len(results[0]) > 4:
+                results[0].mul_(1.1)
+
+        return results, counted
+
+    monkeypatch.setattr("verifier_svc.bodies.Recorder", lambda _: record)
+    assert load(folder).form == "graphs"
+    assert sum(count for size, count in replayed.items() if size > 4) >= 3
+    wrong = True
+    with pytest.raises(TargetError, match="its states differ from those of its own forward"):
+        load(folder)
 
 
 @pytest.mark.parametrize(

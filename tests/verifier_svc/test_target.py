@@ -32,6 +32,7 @@ from specwire.torch import target_fingerprint
 from tests.families.tiny import tiny_config, write_tiny
 from tests.support.running_engine import settings_for
 from tests.support.tiny_llama import write_tiny_llama
+from verifier_svc import build
 from verifier_svc.blocks import BlockPool
 from verifier_svc.build import find_target, tokenizer_files
 from verifier_svc.cache import KVCache
@@ -395,3 +396,15 @@ def test_all_lines_of_a_reason_are_told(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"'hidden_size' expected int, got str") as error:
         load(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_warm_up_draws_in_the_mode_of_the_engine(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was compiled in another mode would be compiled again for the first request."""
+    target = load(tiny_llama)
+    modes: list[bool] = []
+    monkeypatch.setattr(build, "draw", lambda *_: modes.append(torch.is_inference_mode_enabled()))
+    build.warm_up(target, target.reserve(4, target.feature_width), 1)
+    assert len(modes) >= 2
+    assert all(modes)

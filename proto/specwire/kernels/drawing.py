@@ -16,6 +16,9 @@ _log = logs.get(__name__)
 
 _Winners = Callable[..., torch.Tensor]
 
+# Variants of the compiled race that are kept. One row or many, with tokens shared or their own, are
+# four; those of each mode and number of threads that a process draws in come on top.
+_VARIANTS = 64
 # Logits that operators race at a time on a device where their memory is short.
 _RACED = 1 << 21
 
@@ -132,6 +135,7 @@ def _fused() -> _Winners:
     """
     # What is whole raises, instead of calling operators, where there are too many variants of it.
     compiled: _Winners | None = torch.compile(_winners, dynamic=True, fullgraph=True)
+    limits = torch._dynamo.config
     tried: set[tuple[int, ...]] = set()
 
     def winners(*race: torch.Tensor) -> torch.Tensor:
@@ -140,6 +144,9 @@ def _fused() -> _Winners:
             return _in_chunks(*race)
         scaled, ids = race[0], race[-1]
         shape = (*scaled.shape, ids.dim())
+        # From torch 2.13 on each thread has limits of its own.
+        if limits.recompile_limit < _VARIANTS:
+            limits.recompile_limit = _VARIANTS
         try:
             found = compiled(*race)
             if shape in tried or torch.equal(found, _in_chunks(*race)):

@@ -157,7 +157,7 @@ def test_a_bad_setting_of_a_service_stops_the_start_with_its_sentence(stack: Sta
     [
         ("HOLDCOURSE_DRAFT_LENGTH", "banana", "must be auto or a number from 0 to 16"),
         ("HOLDCOURSE_VERIFIER_METRICS_PORT", "banana", "must be a valid integer"),
-        ("HOLDCOURSE_LOOKUP", "99", "must match pattern"),
+        ("HOLDCOURSE_LOOKUP", "99", "must be off or a number"),
     ],
 )
 def test_a_bad_variable_of_any_service_is_named_before_anything_starts(

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -245,17 +244,17 @@ class Target:
     def _pack(self, parts: Items[Rows]) -> tuple[torch.Tensor, Reach]:
         """Tokens, positions and slots of all rows, int64 [3, rows], and what they attend to."""
         tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
         segments: list[Segment] = []
-        # Of each part: position and slot of row 0 if it were one of its rows.
-        origins: list[tuple[int, int]] = []
         for part in parts:
-            row, count, position, base = len(tokens), len(part.tokens), part.position, part.slot
-            segments.append(Segment(row, count, base, position + 1, part.prompt))
-            origins.append((position - row, base + position - row))
+            start, count, base = len(tokens), len(part.tokens), part.slot
+            segments.append(Segment(start, count, base, part.position + 1, part.prompt))
             tokens += part.tokens
-        counts = [segment.count for segment in segments]
-        places = np.repeat(np.transpose(origins), counts, axis=1) + np.arange(len(tokens))
-        return put(np.vstack([tokens, places]), self.device), Reach(segments, block=BLOCK_SIZE)
+            positions += range(part.position, part.position + count)
+            slots += range(base + part.position, base + part.position + count)
+        rows = put([tokens, positions, slots], self.device)
+        return rows, Reach(segments, block=BLOCK_SIZE)
 
 
 def default_aux_layers(num_layers: int) -> tuple[int, ...]:

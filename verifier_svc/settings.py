@@ -127,9 +127,9 @@ class VerifierSettings(Settings):
     @property
     def projects(self) -> bool:
         """Whether features are projected for a drafter in another process that takes them so."""
-        # Measured with 40 rows of an 8B by gRPC: 4 ms there and back in place of 11. For the step a
-        # GPU needs much less than that; a CPU needs 45 ms of a thread, in which prompts would hold
-        # up the target, while a drafter takes their rows beside the target's next step.
+        # 40 rows of an 8B take less than half as long there and back, by gRPC 2.1 ms in place of
+        # 4.6 (loadtests.hop). A GPU's step should take much less than that saves; on a CPU it would
+        # hold up the target, while a drafter takes the rows beside the target's next step.
         if self.project_features == "auto":
             return self.torch_device.type == "cuda"
         return self.project_features == "on"

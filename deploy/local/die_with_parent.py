@@ -1,6 +1,6 @@
 """Runs a command that does not outlive the process that started it (Linux).
 
-    python leash.py PARENT_PID SIGNAL COMMAND [ARGUMENT...]
+    python die_with_parent.py PARENT_PID SIGNAL COMMAND [ARGUMENT...]
 
 The kernel sends SIGNAL to the command when its parent dies, even if that was by SIGKILL. The
 setting survives execve, so the command needs to know nothing about it. Only the death of the

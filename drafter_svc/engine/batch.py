@@ -7,9 +7,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from drafter_svc.engine.sequences import DrafterSequence, Key
+from drafter_svc.engine.sequences import DrafterSequence
 from drafter_svc.inference.entry_forward import EntryRows
 from drafter_svc.inference.kv_cache import Slab
+from drafter_svc.inference.sequence_key import Key
 
 
 @dataclass(frozen=True, slots=True)

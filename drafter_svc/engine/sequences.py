@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from drafter_svc.inference.ngram_lookup import SuffixIndex
+from drafter_svc.inference.sequence_key import Key
 from specwire.entry_log import EntryReceiver, EntrySpan
 from specwire.messages import AppendEntries, ResendFrom, SequenceContext
-
-#: A sequence among all verifiers: link id and sequence id.
-Key = tuple[int, int]
 
 
 @dataclass(slots=True, eq=False)

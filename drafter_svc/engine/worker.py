@@ -10,12 +10,13 @@ from torch import Tensor
 from drafter_svc import metrics
 from drafter_svc.engine.batch import Batch, Staged, pieces_of
 from drafter_svc.engine.messages import Answers, BulkMessage, RoundMessage
-from drafter_svc.engine.sequences import DrafterSequence, Key, SequenceTable
+from drafter_svc.engine.sequences import DrafterSequence, SequenceTable
 from drafter_svc.inference.chain import Chain
 from drafter_svc.inference.chain_runner import ChainRequest
 from drafter_svc.inference.entry_forward import EntryRows
 from drafter_svc.inference.kv_cache import CacheFullError, KVCache, Slab
 from drafter_svc.inference.penalties import Penalties
+from drafter_svc.inference.sequence_key import Key
 from speckernels.device import use
 from specserve import logs
 from specwire.messages import (

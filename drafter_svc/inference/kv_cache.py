@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from drafter_svc.engine.sequences import Key
 from drafter_svc.inference.row_numbers import RowNumbers
+from drafter_svc.inference.sequence_key import Key
 
 _MIN_ROWS = 64
 

@@ -27,7 +27,7 @@ TIMEOUT = 0.5
 PING_INTERVAL = 1.0
 REMEMBERED = 10_000
 
-PLACE = Path(__file__).with_name("epoch.lua").read_text()
+PLACE = Path(__file__).with_name("place.lua").read_text()
 # A record that was deleted meanwhile stays deleted.
 COUNT = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end

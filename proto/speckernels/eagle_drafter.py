@@ -18,7 +18,7 @@ _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
 class _Drafter(ctypes.Structure):
-    """`EagleKernel` of drafter.cpp."""
+    """`Drafter` of eagle_drafter.cpp."""
 
     _fields_ = (
         ("layer", Layer),
@@ -30,7 +30,7 @@ class _Drafter(ctypes.Structure):
 
 
 class _Entries(ctypes.Structure):
-    """`Entries` of drafter.cpp."""
+    """`Entries` of eagle_drafter.cpp."""
 
     _fields_ = (
         ("places", RowPlaces),
@@ -40,7 +40,7 @@ class _Entries(ctypes.Structure):
 
 
 class _Chains(ctypes.Structure):
-    """`Chains` of drafter.cpp."""
+    """`Chains` of eagle_drafter.cpp."""
 
     _fields_ = (
         *((name, _LONG) for name in ("rows", "longest")),

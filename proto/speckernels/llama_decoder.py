@@ -16,7 +16,7 @@ _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 class Layer(ctypes.Structure):
-    """`Layer` of decoder.h."""
+    """`Layer` of llama_decoder.h."""
 
     _fields_ = (
         *((f"{name}_norm", _POINTER) for name in ("input", "post", "query", "key")),
@@ -30,7 +30,7 @@ class Layer(ctypes.Structure):
 
 
 class _Decoder(ctypes.Structure):
-    """`LlamaKernel` of decoder.cpp."""
+    """`Decoder` of llama_decoder.cpp."""
 
     _fields_ = (
         ("layers", ctypes.POINTER(Layer)),
@@ -41,7 +41,7 @@ class _Decoder(ctypes.Structure):
 
 
 class _Batch(ctypes.Structure):
-    """`Batch` of decoder.cpp."""
+    """`Batch` of llama_decoder.cpp."""
 
     _fields_ = (
         *((name, _LONG) for name in ("rows", "segments", "prompts", "captures", "width")),
@@ -52,7 +52,7 @@ class _Batch(ctypes.Structure):
 
 
 class RowPlaces(ctypes.Structure):
-    """`RowPlaces` of decoder.h."""
+    """`Places` of llama_decoder.h."""
 
     _fields_ = (
         *((name, _LONG) for name in ("rows", "segments", "prompts")),

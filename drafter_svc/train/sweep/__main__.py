@@ -1,4 +1,4 @@
-"""``python -m drafter_svc.train.screen``: short runs of training arms, compared.
+"""``python -m drafter_svc.train.sweep``: short runs of training arms, compared.
 
 Every arm is trained from every seed for the same tokens, and measured on the same held-out text.
 The arms of a seed learn in lockstep from the same forwards of the target. ``results.json`` and
@@ -129,10 +129,10 @@ def main() -> int:
         settings, base = parser.parse_args_into_dataclasses()
         print(screen(settings, base))
     except Interrupted as interrupted:
-        print(f"drafter_svc.train.screen: {interrupted}", file=sys.stderr)
+        print(f"drafter_svc.train.sweep: {interrupted}", file=sys.stderr)
         return 130
     except (OSError, ValueError, FloatingPointError) as error:
-        print(f"drafter_svc.train.screen: {error}", file=sys.stderr)
+        print(f"drafter_svc.train.sweep: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -22,7 +22,7 @@ from drafter_svc.formats.declared import UserOverrides
 from drafter_svc.formats.writer import write_speculators
 from tests.support.tiny_drafter import tiny_config, tiny_drafter
 
-PEER = Path(__file__).with_name("speculators_peer.py")
+PEER = Path(__file__).parents[2] / "support" / "speculators_peer.py"
 FEED = UserOverrides(target_fingerprint="feed")
 TOLERANCE = 1e-4
 

@@ -1,4 +1,4 @@
-"""Rounds that come by a Unix socket; test_service.py has what they share with gRPC."""
+"""Rounds that come by a Unix socket; test_servicer.py has what they share with gRPC."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -164,5 +164,5 @@ def test_the_command_prints_the_table_and_refuses_in_one_sentence(
     ):
         assert run(*more) == 2
         last = capsys.readouterr().err.strip().splitlines()[-1]
-        assert last.startswith("drafter_svc.train.screen: ")
+        assert last.startswith("drafter_svc.train.sweep: ")
         assert complaint in last

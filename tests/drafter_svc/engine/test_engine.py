@@ -107,7 +107,7 @@ def test_stop_serves_what_has_come(parts: Parts) -> None:
     engine.round(1, [extend], features, ())
     engine.stop()
     kinds = [type(answers.get_nowait()) for _ in range(2)]
-    assert sorted(kind.__name__ for kind in kinds) == ["Ack", "Proposals"]
+    assert sorted(kind.__name__ for kind in kinds) == ["CatchUpAck", "Proposals"]
 
 
 class Recorder:

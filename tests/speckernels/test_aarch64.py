@@ -12,7 +12,7 @@ from speckernels import library
 
 _CROSS = shutil.which("aarch64-linux-gnu-g++")
 _EMULATOR = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-_KERNELS = Path(library.__file__).parent
+_KERNELS = Path(library.__file__).parent / "csrc"
 
 pytestmark = pytest.mark.skipif(
     not (_CROSS and _EMULATOR and shutil.which("g++")),

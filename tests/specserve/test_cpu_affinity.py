@@ -13,14 +13,14 @@ from specserve.settings import StartError
 
 PROGRAM = """
 import os, threading
-from {package} import cpus
+from {package} import cpu_affinity
 import torch
 bound = os.sched_getaffinity(0)
-cpus.take_all()
+cpu_affinity.take_all()
 def team():
     torch.set_num_threads(2)
     torch.ones(1 << 22).sum()
-    with cpus.unbound():
+    with cpu_affinity.unbound():
         print(len(os.sched_getaffinity(0)), flush=True)
     print(len(os.sched_getaffinity(0)), flush=True)
 print(len(bound), len(os.sched_getaffinity(0)), flush=True)

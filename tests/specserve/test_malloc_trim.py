@@ -9,7 +9,7 @@ import sys
 SCRIPT = """
 import os
 from pathlib import Path
-from specserve.malloc_trim import give_back
+from specserve.malloc_trim import malloc_trim
 
 def resident():
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -21,7 +21,7 @@ held = [bytes([1]) * size for _ in range(1024)]
 last = bytes([1]) * size
 print(resident() - before)
 held.clear()
-give_back()
+malloc_trim()
 print(resident() - before)
 """
 

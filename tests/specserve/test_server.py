@@ -212,7 +212,8 @@ async def test_a_port_in_use_is_one_sentence() -> None:
 
 PROGRAM = """
 import asyncio, sys
-from specwire import logs, serving
+from specserve import logs
+from specserve import server as grpc_server
 from specwire.v1 import drafter_pb2 as pb, drafter_pb2_grpc
 
 class Servicer(drafter_pb2_grpc.DrafterServiceServicer):
@@ -226,13 +227,13 @@ async def drained():
 
 async def main():
     logs.configure("example")
-    server = serving.ServiceServer(
+    server = grpc_server.ServiceServer(
         "specwire.v1.DrafterService",
         lambda to: drafter_pb2_grpc.add_DrafterServiceServicer_to_server(Servicer(), to),
     )
-    await serving.serve(server, sys.argv[1], grace=5, on_drain=drained)
+    await grpc_server.serve(server, sys.argv[1], grace=5, on_drain=drained)
 
-serving.run("example", main)
+grpc_server.run("example", main)
 """
 
 

@@ -23,8 +23,8 @@ def gaussian(vocab: int, spread: float, seed: int) -> torch.Tensor:
 
 def as_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes the CPU for a device on which it must not look at values."""
-    for module in ("acceptance", "drawing", "truncation"):
-        monkeypatch.setattr(f"verifier_svc.{module}.deferred", lambda device: True)
+    for module in ("verification", "sampler", "truncation"):
+        monkeypatch.setattr(f"verifier_svc.sampling.{module}.is_async", lambda device: True)
 
 
 def drawn(logits: torch.Tensor, rows: list[SamplingRow], candidates: int = 8) -> list[int]:

@@ -24,7 +24,7 @@ help: ## List the targets
 install: .venv/everything ## Install the project and its tools into .venv
 
 run: .venv/serving ## Start the whole stack on this machine; Ctrl-C stops it
-	@exec $(BIN)/python deploy/local/leash.py $$PPID TERM $(BIN)/python -m deploy.local
+	@exec $(BIN)/python deploy/local/die_with_parent.py $$PPID TERM $(BIN)/python -m deploy.local
 
 test: lint unit ## Install, check and test everything
 

@@ -4,14 +4,15 @@ import os
 import sys
 from functools import partial
 
-from drafter_svc.engine import Engine
-from drafter_svc.load import load_drafter
-from drafter_svc.service import DrafterService
+from drafter_svc.build import load_drafter
+from drafter_svc.engine.engine import Engine
+from drafter_svc.service.servicer import DrafterServicer
 from drafter_svc.settings import DrafterSettings
-from specwire import device, logs, serving
-from specwire.apart import apart
-from specwire.torch import pick_device
-from specwire.version import version
+from speckernels import device
+from speckernels.device import pick_device
+from specserve import logs, server
+from specserve.throwaway_thread import in_throwaway_thread
+from specserve.version import version
 
 PROGRAM = "drafter_svc"
 # The drain ends all Draft and Bulk streams itself.
@@ -22,10 +23,10 @@ async def main() -> None:
     """Serve until a signal ends it."""
     settings = DrafterSettings.read(PROGRAM)
     logs.configure("drafter")
-    serving.check_bindable(settings.listen)
-    serving.serve_metrics(settings.listen, settings.metrics_port)
+    server.check_bindable(settings.listen)
+    server.serve_metrics(settings.listen, settings.metrics_port)
     device.prepare(pick_device(settings.device, last=True), settings.compile, settings.cpu_level)
-    drafter = apart(load_drafter, settings, version())
+    drafter = in_throwaway_thread(load_drafter, settings, version())
     if drafter.projection is not None:
         drafter.worker.projected = drafter.projection.width
     # The engine's thread and the event loop take turns often, so that neither waits for long.
@@ -33,17 +34,17 @@ async def main() -> None:
     # A drafter whose engine failed has nothing left to drain.
     engine = Engine(drafter.worker, partial(os._exit, 1), settings.threads)
     engine.start()
-    service = DrafterService(
+    service = DrafterServicer(
         engine,
         drafter.description,
         same_host=settings.same_host,
         projection=drafter.projection,
     )
-    await serving.serve(
+    await server.serve(
         service.server(), settings.listen, grace=_GRACE_SECONDS, on_drain=service.drain
     )
     engine.stop()
 
 
 if __name__ == "__main__":
-    serving.run(PROGRAM, main)
+    server.run(PROGRAM, main)

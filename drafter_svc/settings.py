@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from specwire.cache import cache_folder
-from specwire.settings import (
+from specserve.cache_dir import cache_folder
+from specserve.settings import (
     Address,
     AutoSize,
     Compile,

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Match, Route
 
-from gateway.documents import Document
+from gateway.json_response import JSONBody
 
 # Characters of a refusal that the log shows.
 MAX_REASON = 300
@@ -52,8 +52,8 @@ class ApiError(Exception):
             }
         }
 
-    def response(self) -> Document:
-        return Document(self.body, self.status, self.headers)
+    def response(self) -> JSONBody:
+        return JSONBody(self.body, self.status, self.headers)
 
 
 def error_type(status: int) -> str:
@@ -142,7 +142,7 @@ def failed() -> ApiError:
     return ApiError(500, "The gateway failed.", code="internal_error")
 
 
-def refuse(request: Request, error: ApiError) -> Document:
+def refuse(request: Request, error: ApiError) -> JSONBody:
     """Answer with an error, and leave its reason for the line in the log."""
     request.state.refusal = error.reason
     return error.response()
@@ -161,11 +161,11 @@ def install(app: FastAPI, routes: Iterable[BaseRoute]) -> None:
     """Answer every refusal of `app`, which has these routes, in OpenAI's shape."""
 
     @app.exception_handler(ApiError)
-    async def api_error(request: Request, error: ApiError) -> Document:
+    async def api_error(request: Request, error: ApiError) -> JSONBody:
         return refuse(request, error)
 
     @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Document:
+    async def http_error(request: Request, error: HTTPException) -> JSONBody:
         headers = dict(error.headers or {})
         match error.status_code:
             case 404:

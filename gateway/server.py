@@ -11,12 +11,12 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from gateway.app import create_app
-from gateway.connection import Connection
-from gateway.services import Services
+from gateway.api.app import create_app
+from gateway.app_state import AppState
+from gateway.http_connection import HTTPConnection
 from gateway.settings import GatewaySettings
-from specwire import logs
-from specwire.settings import StartError
+from specserve import logs
+from specserve.settings import StartError
 
 log = logs.get(__name__)
 
@@ -46,7 +46,7 @@ class Server(uvicorn.Server):
         self._drain = asyncio.create_task(self._stop())
 
     async def _stop(self) -> None:
-        services: Services = self._app.state.services
+        services: AppState = self._app.state.services
         admission = services.admission
         log.info("draining", running=admission.taken, grace=self._grace)
         if not await admission.drain(self._grace):
@@ -60,7 +60,7 @@ def configure(app: FastAPI) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         loop="uvloop",
-        http=Connection,
+        http=HTTPConnection,
         ws="none",
         lifespan="on",
         log_config=None,

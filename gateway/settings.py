@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from specwire.settings import Address, Settings, Size, check, setting
+from specserve.settings import Address, Settings, Size, check, setting
 
 
 def _split(value: object) -> object:

@@ -21,9 +21,9 @@ from uuid import uuid4
 from locust import HttpUser, between, events, task
 from locust.env import Environment
 
-from loadtests.prompts import Prompt, load_prompts
+from loadtests.common.prompts import Prompt, load_prompts
 from loadtests.slo import CHUNK_GAP, TTFT, judge, read_objectives
-from specwire.settings import StartError
+from specserve.settings import StartError
 
 TURNS = (
     ("What makes bread rise?", "And what happens if I forget the salt?"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from specwire.settings import StartError
+from specserve.settings import StartError
 
 # The names under which the users report what they measure.
 TTFT, CHUNK_GAP = "time to first token", "chunk gap"

@@ -1,3 +1,3 @@
 """The verifier: owns the target model, draws every token, and streams features to a drafter."""
 
-from specwire import cpus as cpus
+from specserve import cpu_affinity as cpu_affinity

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from specwire import kernels, limits, logs, serving
-from specwire.apart import apart
+import speckernels as kernels
+from specserve import logs
+from specserve import server as grpc_server
+from specserve.throwaway_thread import in_throwaway_thread
+from specserve.version import version
+from specwire import limits
 from specwire.v1 import verifier_pb2 as pb
 from specwire.v1.verifier_pb2_grpc import add_VerifierServiceServicer_to_server
-from specwire.version import version
 from verifier_svc.build import (
     build_engine,
     build_target,
@@ -16,14 +19,14 @@ from verifier_svc.build import (
     find_target,
     tokenizer_files,
 )
-from verifier_svc.dispatcher import Dispatcher
-from verifier_svc.drafters import drafter_port
-from verifier_svc.follower import follow
+from verifier_svc.engine.dispatcher import Dispatcher
+from verifier_svc.engine.rank_worker import run_rank_worker
 from verifier_svc.metrics import Metrics
-from verifier_svc.ranks import Ranks
-from verifier_svc.service import VerifierServicer
+from verifier_svc.model.target import Target
+from verifier_svc.parallel.rank_group import RankGroup
+from verifier_svc.service.servicer import VerifierServicer
 from verifier_svc.settings import VerifierSettings
-from verifier_svc.target import Target
+from verifier_svc.speculation.drafter_factory import drafter_port
 
 _log = logs.get(__name__)
 
@@ -32,19 +35,19 @@ async def main() -> None:
     """Serve until SIGTERM."""
     settings = VerifierSettings.read("verifier_svc")
     logs.configure("verifier")
-    ranks = Ranks.join(settings.torch_device)
+    ranks = RankGroup.join(settings.torch_device)
     if ranks is not None and not ranks.leads:
-        follow(build_target(settings, find_target(settings), ranks), ranks)
+        run_rank_worker(build_target(settings, find_target(settings), ranks), ranks)
         return
-    serving.check_bindable(settings.listen)
+    grpc_server.check_bindable(settings.listen)
     source = find_target(settings)
     files = tokenizer_files(settings, source)  # what is wrong with them takes no loading to find
-    target = apart(build_target, settings, source, ranks)
+    target = in_throwaway_thread(build_target, settings, source, ranks)
     metrics = Metrics()
-    serving.serve_metrics(settings.listen, settings.metrics_port)
+    grpc_server.serve_metrics(settings.listen, settings.metrics_port)
     port = drafter_port(settings, target)
     dispatcher = Dispatcher()
-    engine = apart(build_engine, settings, target, port, dispatcher.deliver, metrics)
+    engine = in_throwaway_thread(build_engine, settings, target, port, dispatcher.deliver, metrics)
     servicer = VerifierServicer(
         engine=engine,
         dispatcher=dispatcher,
@@ -54,7 +57,7 @@ async def main() -> None:
         max_document_len=document_length(settings, target),
         metrics=metrics,
     )
-    server = serving.ServiceServer(
+    server = grpc_server.ServiceServer(
         pb.DESCRIPTOR.services_by_name["VerifierService"].full_name,
         lambda s: add_VerifierServiceServicer_to_server(servicer, s),
     )
@@ -65,7 +68,7 @@ async def main() -> None:
     _log.info("target loaded", target=target.name, fingerprint=target.fingerprint[:12])
     # A verifier that cannot run must not look alive: its process ends with its engine.
     serve = asyncio.create_task(
-        serving.serve(
+        grpc_server.serve(
             server,
             settings.listen,
             grace=settings.drain_grace_s,
@@ -106,9 +109,9 @@ def describe(
         version=version(),
         speculation=settings.speculation and settings.drafter is not None,
         device=target.device.type,
-        kernels=kernels.level() or "",
+        kernels=kernels.cpu_level() or "",
     )
 
 
 if __name__ == "__main__":
-    serving.run("verifier_svc", main)
+    grpc_server.run("verifier_svc", main)

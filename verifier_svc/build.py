@@ -7,30 +7,31 @@ from collections.abc import Callable
 
 import torch
 
-from specwire import device, logs
-from specwire.draft import DraftPort
-from specwire.settings import StartError
-from specwire.target import TargetSource
-from verifier_svc.acceptance import Accept, accept
-from verifier_svc.attention import Unsupported
-from verifier_svc.blocks import BLOCK_SIZE, BlockPool, blocks_for
-from verifier_svc.cache import KVCache
-from verifier_svc.checkpoint import load_tokenizer_files, loading, read_config
-from verifier_svc.drafting import Drafting
-from verifier_svc.drawing import draw
-from verifier_svc.engine import Engine, Outbox
-from verifier_svc.features import FeatureRunner
-from verifier_svc.generation import Generation, Sampling
+from speckernels import device
+from specserve import logs
+from specserve.model_source import ModelSource
+from specserve.settings import StartError
+from specwire.messages import DraftPort
+from verifier_svc.draft_length.controller import DraftLengthController
+from verifier_svc.engine.engine import Engine, Outbox
+from verifier_svc.hidden_states.runner import FeatureRunner
+from verifier_svc.kv.block_pool import BLOCK_SIZE, BlockPool, blocks_for
+from verifier_svc.kv.kv_cache import KVCache
 from verifier_svc.metrics import Metrics
-from verifier_svc.pace import Pace
-from verifier_svc.policy import DraftLengthPolicy
-from verifier_svc.ranks import Ranks
-from verifier_svc.row import Row
-from verifier_svc.scheduler import Scheduler, Work
-from verifier_svc.sequence import Sequence
+from verifier_svc.model.decoder.attention import Unsupported
+from verifier_svc.model.loading.gguf_unpack import unpacked_target
+from verifier_svc.model.loading.loader import load_tokenizer_files, loading, read_config
+from verifier_svc.model.target import Target, load_target
+from verifier_svc.parallel.rank_group import RankGroup
+from verifier_svc.request.sequence import Sequence
+from verifier_svc.request.types import GenerationRequest, Sampling
+from verifier_svc.sampling.sampler import sample
+from verifier_svc.sampling.sampling_row import SamplingRow
+from verifier_svc.sampling.verification import Accept, verify
+from verifier_svc.scheduling.prefill_budget import PrefillBudget
+from verifier_svc.scheduling.scheduler import ScheduledRows, Scheduler
 from verifier_svc.settings import VerifierSettings
-from verifier_svc.target import Target, load_target
-from verifier_svc.unpack import unpacked
+from verifier_svc.speculation.coordinator import DraftCoordinator
 
 # For KV and features: a CPU's memory is taken as it is written.
 _CPU_BYTES = 2 << 30
@@ -40,7 +41,7 @@ _GPU_RESERVE = 4 << 30
 _log = logs.get(__name__)
 
 
-def find_target(settings: VerifierSettings) -> TargetSource:
+def find_target(settings: VerifierSettings) -> ModelSource:
     """Where the target is read from: its own place, or the cache in place of a GGUF file.
 
     Kernels are prepared before: what they serve decides on the dtype.
@@ -50,15 +51,15 @@ def find_target(settings: VerifierSettings) -> TargetSource:
     """
     device.prepare(settings.torch_device, settings.compile, settings.cpu_level)
     try:
-        return unpacked(
-            TargetSource.parse(settings.target), settings.torch_dtype, settings.cache_folder
+        return unpacked_target(
+            ModelSource.parse(settings.target), settings.torch_dtype, settings.cache_folder
         )
     except ValueError as error:
         raise StartError(str(error)) from None
 
 
 def build_target(
-    settings: VerifierSettings, source: TargetSource, ranks: Ranks | None = None
+    settings: VerifierSettings, source: ModelSource, ranks: RankGroup | None = None
 ) -> Target:
     """Load the target, or this rank's share of it.
 
@@ -80,7 +81,7 @@ def build_target(
         raise StartError(str(error)) from None
 
 
-def tokenizer_files(settings: VerifierSettings, source: TargetSource) -> dict[str, bytes]:
+def tokenizer_files(settings: VerifierSettings, source: ModelSource) -> dict[str, bytes]:
     """The files from which the target's text becomes tokens, by name.
 
     Raises:
@@ -156,11 +157,11 @@ def build_engine(
     port: DraftPort[torch.Tensor] | None,
     deliver: Callable[[Outbox], None],
     metrics: Metrics,
-    accept: Accept = accept,
+    verify: Accept = verify,
 ) -> Engine:
     """Assemble an engine that has not been started.
 
-    What a service draws is what `accept` says: only a benchmark gives another.
+    What a service draws is what `verify` says: only a benchmark gives another.
 
     Raises:
         StartError: the settings do not fit the target.
@@ -176,17 +177,19 @@ def build_engine(
         ) from None
     except (Unsupported, TypeError) as error:
         raise StartError(f"target: its attention is not standard: {error}") from None
-    policy = DraftLengthPolicy(settings.max_draft_tokens, settings.fixed_draft_length)
+    policy = DraftLengthController(settings.max_draft_tokens, settings.fixed_draft_length)
     return Engine(
         target=target,
         cache=cache,
         scheduler=Scheduler(
             BlockPool(len(cache.features) // BLOCK_SIZE),
             max_sequences=settings.sequences,
-            pace=Pace(policy.step_cost, settings.budget),
+            pace=PrefillBudget(policy.step_cost, settings.budget),
             keep=settings.prefix_cache,
         ),
-        drafting=Drafting(port, policy, cache, settings.draft_deadline_ms * 1e-3, target.devices),
+        drafting=DraftCoordinator(
+            port, policy, cache, settings.draft_deadline_ms * 1e-3, target.devices
+        ),
         policy=policy,
         features=FeatureRunner(
             target,
@@ -196,7 +199,7 @@ def build_engine(
         max_model_len=max_model_len,
         deliver=deliver,
         metrics=metrics,
-        accept=accept,
+        accept=verify,
     )
 
 
@@ -208,7 +211,7 @@ def warm_up(target: Target, cache: KVCache, most_rows: int) -> None:
     what is compiled for another mode is of no use to it.
     """
     _log.info("warming up", cached_tokens=len(cache.features))
-    sequence = Sequence(0, Generation("", (0,) * 16, 16, Sampling()), frozenset(), 16)
+    sequence = Sequence(0, GenerationRequest("", (0,) * 16, 16, Sampling()), frozenset(), 16)
     sequence.extent = BlockPool(1).take(1)
     needed = bisect_left(target.sizes, most_rows) + 1
     # Large ones first: the memory of a recorded one is used again by those that need less.
@@ -217,8 +220,10 @@ def warm_up(target: Target, cache: KVCache, most_rows: int) -> None:
         for count in (16, 1):
             rest = size % count
             counts = [count] * (size // count) + [rest] * bool(rest)
-            hidden = target.run([Work(sequence, 16 - n, (0,) * n, n) for n in counts], cache)
+            hidden = target.run(
+                [ScheduledRows(sequence, 16 - n, (0,) * n, n) for n in counts], cache
+            )
         logits = target.head.logits(hidden)
         for sampling in (Sampling(temperature=1.0), Sampling(temperature=1.0, top_p=0.9)):
-            draw(logits, [Row(sampling, 16)] * size)
+            sample(logits, [SamplingRow(sampling, 16)] * size)
         _log.debug("warmed up", rows=size)

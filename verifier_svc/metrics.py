@@ -8,8 +8,8 @@ from functools import cache
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-from specwire.draft import DraftSource
-from verifier_svc.scheduler import Scheduler
+from specwire.messages import DraftSource
+from verifier_svc.scheduling.scheduler import Scheduler
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.5, 1.0, 2.0)

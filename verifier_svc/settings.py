@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, model_validator
 
-from specwire.cache import cache_folder
-from specwire.settings import (
+from specserve.cache_dir import cache_folder
+from specserve.settings import (
     Address,
     AutoInt,
     AutoSize,
@@ -165,7 +165,7 @@ class VerifierSettings(Settings):
         Raises:
             StartError: torch does not see it.
         """
-        from specwire.torch import pick_device
+        from speckernels.device import pick_device
 
         return pick_device(self.device)
 
@@ -174,7 +174,7 @@ class VerifierSettings(Settings):
         """The element type of weights and cache; kernels are prepared before."""
         import torch
 
-        from specwire.kernels import default_dtype
+        from speckernels import default_dtype
 
         if self.dtype == "auto":
             return default_dtype(self.torch_device)

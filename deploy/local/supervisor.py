@@ -5,11 +5,11 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from deploy.local.journal import Journal
-from deploy.local.part import Part
+from deploy.local.component import Component
 from deploy.local.process import Process
-from deploy.local.screen import Screen
-from specwire.settings import StartError
+from deploy.local.startup_log import StartupLog
+from deploy.local.status_table import StatusTable
+from specserve.settings import StartError
 
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds before a restart; doubled each time
 STEADY = 60.0  # seconds after which a part that was ready is no longer in a row of crashes
@@ -19,7 +19,7 @@ POLL = 0.1  # seconds between two questions for readiness
 class PartFailedError(Exception):
     """A part ended before it was ready for the first time."""
 
-    def __init__(self, part: Part, status: int) -> None:
+    def __init__(self, part: Component, status: int) -> None:
         super().__init__(f"The {part.name} {describe(status)} before it was ready.")
         self.part = part
         self.status = status
@@ -28,7 +28,9 @@ class PartFailedError(Exception):
 class Supervisor:
     """Keeps the parts running until it is cancelled. A part's first start must succeed."""
 
-    def __init__(self, parts: Sequence[Part], screen: Screen, hurry: asyncio.Event) -> None:
+    def __init__(
+        self, parts: Sequence[Component], screen: StatusTable, hurry: asyncio.Event
+    ) -> None:
         """Takes the parts in the order of their start; `hurry` set ends a drain at once."""
         self._hurry = hurry
         self._parts = parts
@@ -61,7 +63,7 @@ class Supervisor:
             self._screen.settle()
             await self._stop()
 
-    async def _keep(self, part: Part) -> None:
+    async def _keep(self, part: Component) -> None:
         for name in part.after:
             await self._ready[name].wait()
         if await part.is_ready():  # before it runs: the port was taken while others started
@@ -81,10 +83,10 @@ class Supervisor:
             delay = min(2 * delay, LONGEST_DELAY)
             status = await self._start(part)
 
-    async def _start(self, part: Part) -> int | None:
+    async def _start(self, part: Component) -> int | None:
         """Returns None as soon as the part is ready, its exit status if it ends before."""
         self._screen.state(part.name, "starting")
-        journal = Journal(part.log)
+        journal = StartupLog(part.log)
         process = self._processes[part.name] = await part.start()
         ended = asyncio.ensure_future(process.wait())
         try:
@@ -99,14 +101,14 @@ class Supervisor:
         finally:
             ended.cancel()
 
-    def _tell(self, part: Part, journal: Journal) -> None:
+    def _tell(self, part: Component, journal: StartupLog) -> None:
         for entry in journal.news():
             if entry.warning:
                 self._screen.warn(f"{part.name}: {entry.text}")
             else:
                 self._screen.doing(part.name, entry.text)
 
-    def _report_loss(self, part: Part, status: int, delay: float) -> None:
+    def _report_loss(self, part: Component, status: int, delay: float) -> None:
         self._screen.say(f"The {part.name} {describe(status)}. Its log, {part.log}, ends so:")
         for line in part.last_lines(5):
             self._screen.say(f"    {line}")

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import torch
 
-from drafter_svc.config import CheckpointError
-from drafter_svc.formats.facts import CONVENTIONS, Given
-from drafter_svc.formats.found import find
+from drafter_svc.formats.declared import CONVENTIONS, UserOverrides
 from drafter_svc.formats.inspect import describe
-from drafter_svc.formats.write import write_specforge, write_speculators
+from drafter_svc.formats.reader import read_raw_checkpoint
+from drafter_svc.formats.writer import write_specforge, write_speculators
+from drafter_svc.model.config import CheckpointError
 
 _DOES_NOT_FIT, _BAD_INPUT = 1, 2
 
@@ -19,7 +19,7 @@ _DOES_NOT_FIT, _BAD_INPUT = 1, 2
 def main(arguments: Sequence[str]) -> int:
     """Run one command. Returns 0, 1 where a drafter does not fit its target, 2 for bad input."""
     options = _parser().parse_args(arguments)
-    given = Given(
+    given = UserOverrides(
         options.aux_layers,
         options.aux_convention,
         options.norm_before_residual,
@@ -33,18 +33,18 @@ def main(arguments: Sequence[str]) -> int:
         return _BAD_INPUT
 
 
-def _inspect(options: argparse.Namespace, given: Given) -> int:
-    rows = describe(find(options.path), given)
+def _inspect(options: argparse.Namespace, given: UserOverrides) -> int:
+    rows = describe(read_raw_checkpoint(options.path), given)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
     return 0
 
 
-def _convert(options: argparse.Namespace, given: Given) -> int:
-    found = find(options.path)
+def _convert(options: argparse.Namespace, given: UserOverrides) -> int:
+    found = read_raw_checkpoint(options.path)
     if options.target is not None:
-        from drafter_svc.train.target import load_target
+        from drafter_svc.train.target.target import load_target
         from drafter_svc.train.validate import compare
 
         target = load_target(options.target)
@@ -68,7 +68,7 @@ def _convert(options: argparse.Namespace, given: Given) -> int:
     return 0
 
 
-def _validate(options: argparse.Namespace, given: Given) -> int:
+def _validate(options: argparse.Namespace, given: UserOverrides) -> int:
     # Only this command waits for what it takes to run a target.
     from drafter_svc.train.validate import validate
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from drafter_svc.config import CheckpointError, require
+from drafter_svc.model.config import CheckpointError, require
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -1,13 +1,13 @@
 """What a checkpoint is, as a short table."""
 
-from drafter_svc.config import CheckpointError
-from drafter_svc.formats.facts import Given
-from drafter_svc.formats.found import Found
+from drafter_svc.formats.declared import UserOverrides
+from drafter_svc.formats.reader import RawCheckpoint
+from drafter_svc.model.config import CheckpointError
 
 _TOGGLES = ("fc_norm", "norm_before_fc", "norm_output")
 
 
-def describe(found: Found, given: Given) -> list[tuple[str, str]]:
+def describe(found: RawCheckpoint, given: UserOverrides) -> list[tuple[str, str]]:
     """Rows of the table. The last one says what stays open, if anything does."""
     values, facts = found.facts.values, found.facts
     trained = sum(t.numel() for n, t in found.tensors.items() if n not in ("d2t", "t2d"))
@@ -31,7 +31,7 @@ def describe(found: Found, given: Given) -> list[tuple[str, str]]:
     return rows + _open_facts(found, given)
 
 
-def _open_facts(found: Found, given: Given) -> list[tuple[str, str]]:
+def _open_facts(found: RawCheckpoint, given: UserOverrides) -> list[tuple[str, str]]:
     try:
         built = found.build(given, fingerprint_needed=False)
     except CheckpointError as error:
@@ -48,7 +48,7 @@ def _open_facts(found: Found, given: Given) -> list[tuple[str, str]]:
     return rows + [("note", sentence) for sentence in built.notes]
 
 
-def _attention(found: Found) -> str:
+def _attention(found: RawCheckpoint) -> str:
     values = found.facts.values
     window = values["sliding_window"]
     parts = ["full" if window is None else f"window of {window}"]
@@ -57,12 +57,12 @@ def _attention(found: Found) -> str:
     return ", ".join(parts)
 
 
-def _vocabulary(found: Found) -> str:
+def _vocabulary(found: RawCheckpoint) -> str:
     sizes = "{draft_vocab_size} of {vocab_size}".format(**found.facts.values)
     return sizes if "d2t" in found.tensors else f"{sizes}, no d2t"
 
 
-def _dtypes(found: Found) -> str:
+def _dtypes(found: RawCheckpoint) -> str:
     dtypes = {t.dtype for t in found.tensors.values() if t.is_floating_point()}
     return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
 

@@ -6,14 +6,14 @@ from contextlib import ExitStack
 import torch
 from transformers import HfArgumentParser
 
-from drafter_svc.train.command import StopOnSignal, make_source
-from drafter_svc.train.data import read_documents
-from drafter_svc.train.loop import Interrupted, Trainer
+from drafter_svc.train.data.documents import read_documents
+from drafter_svc.train.run.process_group import ProcessGroup
+from drafter_svc.train.run.setup import make_corpus
+from drafter_svc.train.run.signals import StopOnSignal, make_source
+from drafter_svc.train.run.throughput import matrix_rate
+from drafter_svc.train.run.trainer import Interrupted, Trainer
 from drafter_svc.train.settings import TrainSettings
-from drafter_svc.train.setup import make_corpus
-from drafter_svc.train.target import Target, load_target
-from drafter_svc.train.throughput import matrix_rate
-from drafter_svc.train.world import World
+from drafter_svc.train.target.target import Target, load_target
 
 
 def train(settings: TrainSettings) -> str:
@@ -23,7 +23,7 @@ def train(settings: TrainSettings) -> str:
     ``Interrupted``.
     """
     with ExitStack() as stack:
-        world = World.join(settings.device)
+        world = ProcessGroup.join(settings.device)
         stack.callback(world.leave)
         target = load_target(settings.target, settings.device, layers=not settings.verifiers)
         documents = read_documents(settings.data, target.tokenizer, settings.max_length)

@@ -17,13 +17,19 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser
 
-from drafter_svc.checkpoint import LoadedDrafter, load_checkpoint
-from drafter_svc.train.answers import Text, read_texts
-from drafter_svc.train.initial import require_fit
-from drafter_svc.train.limits import LONGEST, Limits, RoundCosts, limits_summary, print_limits
-from drafter_svc.train.simulate import Rounds, draft_chains, lookups, walk
-from drafter_svc.train.summary import Arm, print_table, summary
-from drafter_svc.train.target import Target, load_target
+from drafter_svc.formats.checkpoint import LoadedDrafter, load_checkpoint
+from drafter_svc.train.data.greedy_answers import Text, read_texts
+from drafter_svc.train.evaluation.acceptance_limits import (
+    LONGEST,
+    Limits,
+    RoundCosts,
+    limits_summary,
+    print_limits,
+)
+from drafter_svc.train.evaluation.replay import Rounds, draft_chains, lookups, walk
+from drafter_svc.train.evaluation.summary import Arm, print_table, summary
+from drafter_svc.train.run.init_weights import require_fit
+from drafter_svc.train.target.target import Target, load_target
 
 
 @dataclass(frozen=True, slots=True)

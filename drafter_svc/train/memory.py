@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser
 
-from drafter_svc.train.arms import TrainingArm, parse_arms
-from drafter_svc.train.data import Document
-from drafter_svc.train.local import LocalSource
-from drafter_svc.train.lockstep import Lockstep, School
+from drafter_svc.train.data.documents import Document
+from drafter_svc.train.run.setup import Corpus
 from drafter_svc.train.settings import TrainSettings
-from drafter_svc.train.setup import Corpus
-from drafter_svc.train.target import load_target
+from drafter_svc.train.sweep.arms import TrainingArm, parse_arms
+from drafter_svc.train.sweep.shared_target import SharedTargetSweep, SweepContext
+from drafter_svc.train.target.local_source import LocalSource
+from drafter_svc.train.target.target import load_target
 
 _MIB = 2**20
 _UPDATES = 2
@@ -65,8 +65,8 @@ def measure_memory(settings: MemorySettings, length: int) -> tuple[int, int]:
     base = replace(arm.settings, batch_tokens=length)
     steps = [max(arm.settings.chain_steps)]
     arm = replace(arm, settings=replace(base, chain_steps=steps))
-    school = School(target, LocalSource(target), corpus, tokens=_UPDATES * length)
-    group = Lockstep([arm], 0, base, school)
+    school = SweepContext(target, LocalSource(target), corpus, tokens=_UPDATES * length)
+    group = SharedTargetSweep([arm], 0, base, school)
     before = _peak(device)
     updates = sum(1 for _ in group.train(lambda _: None))
     assert updates == _UPDATES

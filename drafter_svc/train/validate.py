@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from drafter_svc.checkpoint import load_checkpoint
-from drafter_svc.config import DrafterConfig
-from drafter_svc.formats.facts import Given
-from drafter_svc.formats.found import find
-from drafter_svc.train.probe import Probe, run_probe, undecided, verdict
-from drafter_svc.train.target import Target, load_target
+from drafter_svc.formats.checkpoint import load_checkpoint
+from drafter_svc.formats.declared import UserOverrides
+from drafter_svc.formats.reader import read_raw_checkpoint
+from drafter_svc.model.config import DrafterConfig
+from drafter_svc.train.evaluation.layer_probe import LayerProbe, run_layer_probe, undecided, verdict
+from drafter_svc.train.target.target import Target, load_target
 
 _PROMPTS = (
     "Explain how a bicycle stays upright while it moves.",
@@ -36,7 +36,7 @@ class Fit:
     """
 
     checks: tuple[str, ...]
-    probe: Probe | None = None
+    probe: LayerProbe | None = None
     reason: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -50,7 +50,7 @@ class Fit:
         yield "It fits." if self.reason is None else f"It does not fit: {self.reason}."
 
 
-def _readings(probe: Probe) -> Iterator[str]:
+def _readings(probe: LayerProbe) -> Iterator[str]:
     yield ""
     yield f"First-step agreement over {probe.positions} positions, and how far the"
     yield "declared reading (0, 0) is ahead, with the paired standard error:"
@@ -60,7 +60,7 @@ def _readings(probe: Probe) -> Iterator[str]:
         yield f"{row.offset:>10}  {row.shift:>11}  {row.top1:.3f}  {row.agreement:>9.3f}  {ahead}"
 
 
-def _variants(probe: Probe) -> Iterator[str]:
+def _variants(probe: LayerProbe) -> Iterator[str]:
     yield ""
     yield "Agreement in two chain steps with other values in config.json, likewise:"
     yield "step 1  step 2  ahead by           value"
@@ -73,7 +73,7 @@ def _variants(probe: Probe) -> Iterator[str]:
 
 
 def validate(
-    path_or_id: str, target_name: str, given: Given, prompts: str | None, tokens: int
+    path_or_id: str, target_name: str, given: UserOverrides, prompts: str | None, tokens: int
 ) -> Fit:
     """Compare a checkpoint with a target; ``prompts`` is a file of one prompt a line.
 
@@ -82,7 +82,7 @@ def validate(
     if tokens < 8:
         raise ValueError(f"--tokens is {tokens}, the probe needs answers of at least 8")
     texts = _PROMPTS if prompts is None else _read_prompts(prompts)
-    named = find(path_or_id).facts.target_fingerprint
+    named = read_raw_checkpoint(path_or_id).facts.target_fingerprint
     target = load_target(target_name)
     given = replace(given, target_fingerprint=named or target.fingerprint)
     loaded = load_checkpoint(path_or_id, dtype=torch.float32, given=given)
@@ -91,7 +91,7 @@ def validate(
         return Fit(tuple(checks), reason=reason, notes=loaded.notes)
     if not loaded.config.own_head:
         loaded.module.borrow_head(target.head)
-    probe = run_probe(loaded, target, _answers(target, texts, tokens))
+    probe = run_layer_probe(loaded, target, _answers(target, texts, tokens))
     return Fit(tuple(checks), probe, verdict(probe), loaded.notes)
 
 

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, Tag, WithJsonSchema, model_validator
 from pydantic.config import JsonDict
 
+from gateway.backends.served_model import ServedModel
 from gateway.errors import invalid
-from gateway.model import ServedModel
 from gateway.schema.body import Body
 from gateway.schema.common import NEEDS_STREAM, GenerationBody, check_top_logprobs
 from gateway.schema.fields import Empty, Off, Positive, Text, TopLogprobs, by_type, needs
-from specwire.template import RESERVED
+from specserve.chat_template import RESERVED
 
 # Of a conversation, and texts of a message.
 MAX_MESSAGES = 16_384

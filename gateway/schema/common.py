@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, Tag
 
+from gateway.backends.served_model import ServedModel
 from gateway.errors import context_exceeded, invalid
-from gateway.model import ServedModel
 from gateway.schema.body import Body
 from gateway.schema.fields import (
     Biases,

@@ -6,7 +6,7 @@ from typing import Annotated, cast
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from gateway.model import ServedModel
+from gateway.backends.served_model import ServedModel
 from gateway.schema.common import (
     DEFAULT_MAX_TOKENS,
     NEEDS_STREAM,

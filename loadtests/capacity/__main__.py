@@ -17,26 +17,27 @@ from pydantic import field_validator
 from rich.console import Console
 from rich.progress import track
 
-from drafter_svc.load import Drafter, load_drafter
-from drafter_svc.local import LocalDrafter
+from drafter_svc.build import Drafter, load_drafter
+from drafter_svc.service.in_process import LocalDrafter
 from drafter_svc.settings import DrafterSettings
-from loadtests.capacity.coin import Coin
-from loadtests.capacity.emulated import Delays
-from loadtests.capacity.kernels import Kernels
+from loadtests.capacity.emulated_drafter import Delays
+from loadtests.capacity.engine_run import EngineRun, Port, Window
+from loadtests.capacity.kernel_profiler import KernelProfile
+from loadtests.capacity.random_acceptance import RandomAcceptance
+from loadtests.capacity.random_models import config_of, random_target, save_random_drafter
 from loadtests.capacity.recorded import check_recorded
 from loadtests.capacity.report import print_summary, summarize
-from loadtests.capacity.shapes import config_of, random_target, save_random_drafter
-from loadtests.capacity.stack import Port, Stack, Wave
-from loadtests.command import INTERRUPTED, UntilInterrupted, run
-from loadtests.document import Document
-from loadtests.settings import ReportSettings
-from loadtests.tables import console
-from specwire import device, logs
-from specwire.settings import Compile, Device, StartError, setting
-from specwire.version import version
-from verifier_svc.drafter_client import DrafterClient
+from loadtests.common.command import INTERRUPTED, UntilInterrupted, run
+from loadtests.common.report_file import ReportFile
+from loadtests.common.settings import ReportSettings
+from loadtests.common.tables import console
+from speckernels import device
+from specserve import logs
+from specserve.settings import Compile, Device, StartError, setting
+from specserve.version import version
+from verifier_svc.model.target import Target
 from verifier_svc.settings import VerifierSettings
-from verifier_svc.target import Target
+from verifier_svc.speculation.grpc_client import DrafterClient
 
 PROGRAM = "loadtests.capacity"
 PLAIN, LOCAL, EMULATED = "plain", "co-located", "remote (emulated)"
@@ -84,7 +85,7 @@ async def main() -> int:
     settings = CapacitySettings.read(PROGRAM)
     logs.configure("capacity", "warning")
     config = config_of(settings.shape)
-    waves: list[Wave] = []
+    waves: list[Window] = []
     async with AsyncExitStack() as ends:
         folder = Path(ends.enter_context(tempfile.TemporaryDirectory()))
         config.save_pretrained(folder)
@@ -93,8 +94,8 @@ async def main() -> int:
         device.use(verifier.torch_device)
         target = random_target(config, settings.shape, verifier.torch_dtype, verifier.torch_device)
 
-        async def start(name: str, port: Port | None) -> Stack:
-            stack = Stack(name, verifier, target, port, Coin(settings.chance))
+        async def start(name: str, port: Port | None) -> EngineRun:
+            stack = EngineRun(name, verifier, target, port, RandomAcceptance(settings.chance))
             ends.push_async_callback(stack.close)
             await stack.start()
             return stack
@@ -107,7 +108,7 @@ async def main() -> int:
         address = await ends.enter_async_context(_emulated(folder, delays))
         remote = await start(EMULATED, DrafterClient(address, target.shape))
         stacks = [await start(PLAIN, None), local, remote]
-        document = Document(settings, {"shape": settings.shape, "device": _device(target)})
+        document = ReportFile(settings, {"shape": settings.shape, "device": _device(target)})
         document.tell(delays={"batches": delays.batches, "row": delays.row})
         with UntilInterrupted() as block:
             async for wave in _waves(settings, stacks):
@@ -151,7 +152,7 @@ def _drafter(settings: CapacitySettings, folder: Path, target: Target) -> Drafte
     return load_drafter(DrafterSettings.read(PROGRAM, flags, {}), version())
 
 
-async def _measure(settings: CapacitySettings, local: Stack) -> Delays:
+async def _measure(settings: CapacitySettings, local: EngineRun) -> Delays:
     """What the drafter takes on a device that does nothing else meanwhile.
 
     Elsewhere it works for half of the streams at a time.
@@ -177,7 +178,7 @@ async def _emulated(folder: Path, delays: Delays) -> AsyncIterator[str]:
         address = "127.0.0.1", free.getsockname()[1]
     listen = f"{address[0]}:{address[1]}"
     command = (
-        *(sys.executable, "-m", "loadtests.capacity.emulated", "--listen", listen),
+        *(sys.executable, "-m", "loadtests.capacity.emulated_drafter", "--listen", listen),
         *("--checkpoint", str(folder / "stand-in"), "--target", str(folder), "--device", "cpu"),
         *("--dtype", "float32", "--lookup", "off", "--metrics-port", "0", "--threads", "1"),
         *("--delays", str(delays)),
@@ -201,9 +202,9 @@ def _listens(address: tuple[str, int]) -> bool:
     return False
 
 
-async def _waves(settings: CapacitySettings, stacks: Sequence[Stack]) -> AsyncIterator[Wave]:
+async def _waves(settings: CapacitySettings, stacks: Sequence[EngineRun]) -> AsyncIterator[Window]:
     """Every number of streams on every stack, in turns, after a warm-up of each."""
-    Kernels.prepare()
+    KernelProfile.prepare()
     places = [(n, repeat) for n in settings.levels for repeat in range(-1, settings.repeats)]
     for streams, repeat in track(places, "Streams", console=Console(stderr=True)):
         for stack in stacks[:: 1 if repeat % 2 else -1]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from drafter_svc.load import Drafter
-from specwire.settings import StartError
-from verifier_svc.target import Target
+from drafter_svc.build import Drafter
+from specserve.settings import StartError
+from verifier_svc.model.target import Target
 
 
 def check_recorded(target: Target, drafter: Drafter) -> None:

@@ -8,14 +8,14 @@ from statistics import median
 
 from rich.console import Console
 
-from loadtests.capacity.stack import Wave
-from loadtests.stats import Ratio, paired_ratio
-from loadtests.tables import number, table, with_interval
+from loadtests.capacity.engine_run import Window
+from loadtests.common.stats import Ratio, paired_ratio
+from loadtests.common.tables import number, table, with_interval
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Medians over the waves of an arm, see `Wave`; times are in seconds."""
+    """Medians over the waves of an arm, see `Window`; times are in seconds."""
 
     name: str
     tokens_per_second: float
@@ -50,13 +50,13 @@ class Summary:
     levels: tuple[Level, ...]
 
 
-def summarize(waves: Sequence[Wave], names: tuple[str, str, str]) -> Summary:
+def summarize(waves: Sequence[Window], names: tuple[str, str, str]) -> Summary:
     """Sum up waves of the arms that draft not at all, on the target's device, and elsewhere."""
     levels = sorted({wave.streams for wave in waves})
     return Summary(tuple(_level([w for w in waves if w.streams == n], n, names) for n in levels))
 
 
-def _level(waves: Sequence[Wave], streams: int, names: tuple[str, str, str]) -> Level:
+def _level(waves: Sequence[Window], streams: int, names: tuple[str, str, str]) -> Level:
     plain, local, remote = (
         [w for w in waves if w.arm == name and w.kernels is None] for name in names
     )
@@ -74,7 +74,7 @@ def _level(waves: Sequence[Wave], streams: int, names: tuple[str, str, str]) -> 
     )
 
 
-def _arm(waves: Sequence[Wave]) -> Arm:
+def _arm(waves: Sequence[Window]) -> Arm:
     return Arm(
         waves[0].arm,
         median(w.tokens_per_second for w in waves),
@@ -86,7 +86,7 @@ def _arm(waves: Sequence[Wave]) -> Arm:
     )
 
 
-def _ratio(waves: Sequence[Wave], others: Sequence[Wave]) -> Ratio | None:
+def _ratio(waves: Sequence[Window], others: Sequence[Window]) -> Ratio | None:
     speeds, against = ({(w.repeat, 0): w.tokens_per_second for w in of} for of in (waves, others))
     return paired_ratio(speeds, against)
 

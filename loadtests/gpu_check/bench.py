@@ -14,8 +14,8 @@ from loadtests.gpu_check.findings import read
 from loadtests.gpu_check.options import Options
 from loadtests.gpu_check.reckoned import Rates, Reckoned
 from loadtests.gpu_check.shapes import Shapes, shapes_of
-from specwire import logs
-from specwire.torch import pick_device
+from speckernels.device import pick_device
+from specserve import logs
 
 # Calls before those that are timed: the first ones allocate, compile and choose.
 _WARM = 3

@@ -8,10 +8,10 @@ import torch
 
 from loadtests.gpu_check.findings import Findings
 from loadtests.gpu_check.rounds import Rounds, started
-from verifier_svc.acceptance import accept
-from verifier_svc.scheduler import Work
-from verifier_svc.sequence import Sequence
-from verifier_svc.target import Target
+from verifier_svc.model.target import Target
+from verifier_svc.request.sequence import Sequence
+from verifier_svc.sampling.verification import verify
+from verifier_svc.scheduling.scheduler import ScheduledRows
 
 _LENGTH = 3
 # Of the drafts: every so manieth ends in a token that is wrong.
@@ -91,7 +91,7 @@ def _drafted(
         sequence.draft = _draft(text[at : at + min(_LENGTH, sequence.room_for_draft)], number)
         right = _right(sequence.draft, text[at:])
         logits = _round(target, rounds, sequence)
-        (drawn,) = accept([sequence], logits.argmax(-1), None)
+        (drawn,) = verify([sequence], logits.argmax(-1), None)
         kept = drawn.tokens if drawn is not None else []
         logits = logits[: right + 1]
         wanted = torch.stack(scores[at - start : at - start + right + 1])
@@ -136,12 +136,12 @@ def _right(draft: tuple[int, ...], coming: list[int]) -> int:
 
 def _prefill(target: Target, rounds: Rounds, sequence: Sequence) -> torch.Tensor:
     """Run a prompt; returns the logits after it [vocab]."""
-    work = Work(sequence, 0, tuple(sequence.tokens), 1, prompt=True)
+    work = ScheduledRows(sequence, 0, tuple(sequence.tokens), 1, prompt=True)
     return target.head.logits(target.run([work], rounds.cache))[0].clone()
 
 
 def _round(target: Target, rounds: Rounds, sequence: Sequence) -> torch.Tensor:
     """Logits after the last token and after each of the draft [1 + draft, vocab]."""
     tokens = sequence.tokens[-1], *sequence.draft
-    work = Work(sequence, len(sequence) - 1, tokens, len(tokens))
+    work = ScheduledRows(sequence, len(sequence) - 1, tokens, len(tokens))
     return target.head.logits(target.run([work], rounds.cache)).clone()

@@ -18,10 +18,10 @@ _GGUF = ("gguf", "accelerate")
 # Generated code refuses runtimes that are older than it.
 _OURS = (
     "specwire.v1.drafter_pb2_grpc",
-    "specwire.serving",
+    "specserve.server",
     "verifier_svc.build",
-    "drafter_svc.load",
-    "loadtests.capacity.stack",
+    "drafter_svc.build",
+    "loadtests.capacity.engine_run",
 )
 _TOLD = (
     *("torch", "transformers", "numpy", "triton", "grpcio", "grpcio-health-checking"),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from verifier_svc.blocks import BLOCK_SIZE, BlockPool, blocks_for
-from verifier_svc.generation import Generation, Sampling
-from verifier_svc.scheduler import Work
-from verifier_svc.sequence import Sequence
-from verifier_svc.target import Target
+from verifier_svc.kv.block_pool import BLOCK_SIZE, BlockPool, blocks_for
+from verifier_svc.model.target import Target
+from verifier_svc.request.sequence import Sequence
+from verifier_svc.request.types import GenerationRequest, Sampling
+from verifier_svc.scheduling.scheduler import ScheduledRows
 
 
 class Rounds:
@@ -22,16 +22,17 @@ class Rounds:
         for sequence in self.sequences:
             sequence.extent = pool.take(blocks)
 
-    def works(self, position: int, rows: Iterable[int]) -> list[Work]:
+    def works(self, position: int, rows: Iterable[int]) -> list[ScheduledRows]:
         """Rows [position, position + n) of the first streams, all drawn from."""
         pairs = zip(self.sequences, rows, strict=False)
         return [
-            Work(sequence, position, tuple(range(1, count + 1)), count) for sequence, count in pairs
+            ScheduledRows(sequence, position, tuple(range(1, count + 1)), count)
+            for sequence, count in pairs
         ]
 
 
 def started(number: int, prompt: tuple[int, ...], length: int) -> Sequence:
     """A greedy stream of `length` tokens at most, prompt included."""
     sampling = Sampling(temperature=0.0, max_tokens=length - len(prompt), ignore_eos=True)
-    given = Generation("gpu-check", prompt, len(prompt), sampling)
+    given = GenerationRequest("gpu-check", prompt, len(prompt), sampling)
     return Sequence(number, given, frozenset(), length)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from loadtests.capacity.shapes import SHAPES
+from loadtests.capacity.random_models import SHAPES
 
 
 @dataclass(frozen=True, slots=True)

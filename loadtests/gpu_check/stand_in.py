@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from specwire import kernels
-from specwire.kernels import attention
-from verifier_svc import bodies, graph
+import speckernels as kernels
+from speckernels import attention
+from verifier_svc.model.decoder import cuda_graph_backend, select_backend
 
 
 @cache
@@ -19,10 +19,10 @@ def stand_in() -> None:
     library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     library.impl("_flash_attention_forward", _flash_attention_forward, "CPU")
     _kept.append(library)
-    modules: list[Any] = [attention, graph, bodies]
+    modules: list[Any] = [attention, cuda_graph_backend, select_backend]
     modules[0].flash_serves = lambda *_: True
     modules[1].flash_refusal = lambda *_: None
-    modules[2].Recorder = lambda device: kernels.called
+    modules[2].CudaGraphCapture = lambda device: kernels.eager_capture
 
 
 # What a library registers goes with it.

@@ -13,14 +13,14 @@ from typing import Self
 import torch
 from prometheus_client import CollectorRegistry
 
-from specwire.draft import DraftEvent, DraftPort, Linked
-from specwire.settings import StartError
+from specserve.settings import StartError
+from specwire.messages import DrafterUp, DraftEvent, DraftPort
 from verifier_svc.build import build_engine
-from verifier_svc.engine import Outbox, Submit
-from verifier_svc.generation import Emitted, Failed, Generation, Sampling
+from verifier_svc.engine.engine import Outbox, Submit
 from verifier_svc.metrics import Metrics
+from verifier_svc.model.target import Target
+from verifier_svc.request.types import Failed, GenerationRequest, RoundOutput, Sampling
 from verifier_svc.settings import VerifierSettings
-from verifier_svc.target import Target
 
 _SILENCE = 30.0  # seconds
 
@@ -86,7 +86,7 @@ class Stream:
         """
         self._number += 1
         sampling = Sampling(temperature=0.0, max_tokens=tokens, ignore_eos=True)
-        given = Generation("gpu-check", prompt, len(prompt), sampling, self._length)
+        given = GenerationRequest("gpu-check", prompt, len(prompt), sampling, self._length)
         self._engine.post(Submit(self._number, given))
         written: list[int] = []
         rounds, began = 0, 0.0
@@ -98,7 +98,7 @@ class Stream:
             for seq, event in box:
                 if isinstance(event, Failed):
                     raise RuntimeError(event.reason)
-                if isinstance(event, Emitted) and seq == self._number:
+                if isinstance(event, RoundOutput) and seq == self._number:
                     began = began or time.perf_counter()
                     written += event.tokens
                     rounds += 1
@@ -106,6 +106,6 @@ class Stream:
 
     def _hear(self, event: DraftEvent) -> None:
         """Called on the port's thread."""
-        if isinstance(event, Linked):
+        if isinstance(event, DrafterUp):
             self._linked.set()
         self._engine.post(event)

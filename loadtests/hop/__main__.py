@@ -13,14 +13,14 @@ from pydantic import field_validator, model_validator
 from rich.console import Console
 from rich.progress import track
 
-from loadtests.command import INTERRUPTED, UntilInterrupted, run
-from loadtests.document import Document
+from loadtests.common.command import INTERRUPTED, UntilInterrupted, run
+from loadtests.common.report_file import ReportFile
+from loadtests.common.settings import ReportSettings
+from loadtests.common.tables import console, number, table
 from loadtests.hop.link import GRPC, UNIX, Block, linked
-from loadtests.settings import ReportSettings
-from loadtests.tables import console, number, table
-from specwire import logs
+from specserve import logs
+from specserve.settings import setting
 from specwire.limits import MAX_ROUND_BYTES
-from specwire.settings import setting
 
 PROGRAM = "loadtests.hop"
 
@@ -93,7 +93,7 @@ async def main() -> int:
     """Run it; returns 130 if it was interrupted."""
     settings = HopSettings.read(PROGRAM)
     logs.configure("hop", "warning")
-    document = Document(settings, {"width": settings.width})
+    document = ReportFile(settings, {"width": settings.width})
     blocks: list[Block] = []
     async with AsyncExitStack() as ends:
         links = [await ends.enter_async_context(linked(w, settings.width)) for w in (UNIX, GRPC)]

@@ -9,14 +9,14 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
-from drafter_svc.engine import Engine
-from drafter_svc.messages import Answers, RoundMessage
-from drafter_svc.service import DrafterService
-from drafter_svc.worker import Worker
-from specwire import logs, serving
-from specwire.draft import Draft
-from specwire.handshake import Shape
-from specwire.settings import Address, Settings, setting
+from drafter_svc.engine.engine import Engine
+from drafter_svc.engine.messages import Answers, RoundMessage
+from drafter_svc.engine.worker import Worker
+from drafter_svc.service.servicer import DrafterServicer
+from specserve import logs, server
+from specserve.settings import Address, Settings, setting
+from specwire.handshake import TargetIdentity
+from specwire.messages import Draft
 from specwire.v1 import drafter_pb2 as pb
 
 PROGRAM = "loadtests.hop.echo"
@@ -31,9 +31,9 @@ class EchoSettings(Settings):
     same_host: bool = setting(True, "Take rounds by a Unix socket.")
 
 
-def shape_of(width: int) -> Shape:
+def shape_of(width: int) -> TargetIdentity:
     """The target that it says it was made for, whose only captured layer is `width` wide."""
-    return Shape("hop", 1 << 16, width)
+    return TargetIdentity("hop", 1 << 16, width)
 
 
 class Echo(Worker):
@@ -79,10 +79,10 @@ async def main() -> None:
     )
     engine = Engine(Echo(), partial(os._exit, 1))
     engine.start()
-    service = DrafterService(engine, described, same_host=settings.same_host)
-    await serving.serve(service.server(), settings.listen, grace=1.0, on_drain=service.drain)
+    service = DrafterServicer(engine, described, same_host=settings.same_host)
+    await server.serve(service.server(), settings.listen, grace=1.0, on_drain=service.drain)
     engine.stop()
 
 
 if __name__ == "__main__":
-    serving.run(PROGRAM, main)
+    server.run(PROGRAM, main)

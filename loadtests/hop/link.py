@@ -17,12 +17,19 @@ from statistics import median
 
 import torch
 
+from loadtests.common.result import RequestFailed
 from loadtests.hop.echo import TOKENS, shape_of
-from loadtests.result import RequestFailed
-from specwire.draft import DraftEvent, Extend, Linked, Opening, Proposals, Wish
-from specwire.settings import StartError
-from specwire.torch import pack
-from verifier_svc.drafter_client import DrafterClient
+from speckernels.tensor_codec import pack
+from specserve.settings import StartError
+from specwire.messages import (
+    AppendEntries,
+    DraftBudget,
+    DrafterUp,
+    DraftEvent,
+    Proposals,
+    SequenceContext,
+)
+from verifier_svc.speculation.grpc_client import DrafterClient
 
 UNIX, GRPC = "Unix socket", "gRPC"
 SECONDS = 30.0
@@ -69,7 +76,7 @@ class Link:
         """
         self._port.start(self._events.put)
         event = await asyncio.to_thread(self._next)
-        if not isinstance(event, Linked):
+        if not isinstance(event, DrafterUp):
             raise RequestFailed(f"{self.way}: {event} came in place of a link.")
         self._link = event.link
 
@@ -104,18 +111,20 @@ class Link:
             raise RequestFailed(f"{self.way}: {event} came in answer to a round.")
         return packed - started, sent - packed, ended - began
 
-    def _message(self, rows: int, number: int) -> tuple[list[Extend], list[torch.Tensor]]:
+    def _message(self, rows: int, number: int) -> tuple[list[AppendEntries], list[torch.Tensor]]:
         """Rows of many sequences, from another place of memory each time."""
-        extends: list[Extend] = []
+        extends: list[AppendEntries] = []
         features: list[torch.Tensor] = []
         pool, counts = self._features[number % 2], cycle(_ROWS)
         while rows:
             count = min(rows, next(counts))
             rows -= count
             seq = len(extends) + 1
-            opening = Opening(first_token=1, output_start=1) if not number else None
+            opening = SequenceContext(first_token=1, output_start=1) if not number else None
             start = 2 * number
-            extends.append(Extend(seq, start, (7,) * count, Wish(len(TOKENS)), opening))
+            extends.append(
+                AppendEntries(seq, start, (7,) * count, DraftBudget(len(TOKENS)), opening)
+            )
             at = 3 * seq % (len(pool) - count)
             features.append(pool[at : at + count])
         return extends, features

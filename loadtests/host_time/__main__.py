@@ -14,15 +14,16 @@ from pydantic import BeforeValidator, Field
 from rich.console import Console
 from rich.progress import track
 
-from loadtests.command import INTERRUPTED, UntilInterrupted, run
-from loadtests.document import Document
+import speckernels as kernels
+from loadtests.common.command import INTERRUPTED, UntilInterrupted, run
+from loadtests.common.report_file import ReportFile
+from loadtests.common.settings import ReportSettings
+from loadtests.common.tables import console
 from loadtests.host_time.bench import PROGRAM, Bench, Rounds
 from loadtests.host_time.report import print_summary, summarize
-from loadtests.peer_settings import split
-from loadtests.settings import ReportSettings
-from loadtests.tables import console
-from specwire import kernels, logs
-from specwire.settings import Compile, setting
+from loadtests.peers.settings import split
+from specserve import logs
+from specserve.settings import Compile, setting
 
 
 class HostTimeSettings(ReportSettings):
@@ -54,10 +55,10 @@ async def main() -> int:
     """Run it; returns 130 if it was interrupted."""
     settings = HostTimeSettings.read(PROGRAM)
     logs.configure("host_time", "warning")
-    kernels.prepare(settings.compile)
+    kernels.load_kernels(settings.compile)
     torch.set_num_threads(1)
     measured: list[Rounds] = []
-    document = Document(settings, {"name": "one layer"})
+    document = ReportFile(settings, {"name": "one layer"})
     with UntilInterrupted() as block:
         async for rounds in _measure(settings):
             measured.append(rounds)

@@ -18,22 +18,22 @@ import torch
 from prometheus_client import CollectorRegistry
 from transformers import LlamaConfig
 
-from drafter_svc.load import Drafter, load_drafter
-from drafter_svc.local import LocalDrafter
+from drafter_svc.build import Drafter, load_drafter
+from drafter_svc.service.in_process import LocalDrafter
 from drafter_svc.settings import DrafterSettings
-from loadtests.capacity.shapes import random_target, save_random_drafter
+from loadtests.capacity.random_models import random_target, save_random_drafter
+from loadtests.common.result import RequestFailed
 from loadtests.host_time.forward import Forward
 from loadtests.host_time.parts import Parts, after
-from loadtests.result import RequestFailed
-from specwire.draft import DraftEvent, Linked, Proposals
-from specwire.settings import StartError
-from specwire.version import version
+from specserve.settings import StartError
+from specserve.version import version
+from specwire.messages import DrafterUp, DraftEvent, Proposals
 from verifier_svc.build import build_engine
-from verifier_svc.engine import Outbox, Submit
-from verifier_svc.generation import Emitted, Failed, Finished, Generation, Sampling
+from verifier_svc.engine.engine import Outbox, Submit
 from verifier_svc.metrics import Metrics
+from verifier_svc.model.target import Target
+from verifier_svc.request.types import Failed, Finished, GenerationRequest, RoundOutput, Sampling
 from verifier_svc.settings import VerifierSettings
-from verifier_svc.target import Target
 
 PROGRAM = "loadtests.host_time"
 FORWARD = "forward"
@@ -174,13 +174,13 @@ class Bench:
             self._engine.stop()
         return self._sum_up(temperature)
 
-    def _generation(self, seq: int, temperature: float, rounds: int) -> Generation:
+    def _generation(self, seq: int, temperature: float, rounds: int) -> GenerationRequest:
         chance = random.Random(seq)
         text = tuple(chance.randrange(self._vocab_size) for _ in range(PROMPT))
         # Streams begin one after the other: enough for those that began first.
         most = min(3 * (rounds + _WARM) * (1 + self._draft_length), _LONGEST)
         sampling = Sampling(temperature, seed=seq, max_tokens=most, ignore_eos=True)
-        return Generation("host", text, PROMPT, sampling, self._draft_length)
+        return GenerationRequest("host", text, PROMPT, sampling, self._draft_length)
 
     def _follow(self, rounds: int) -> None:
         """Wait for so many rounds of all streams, or until the first stream ends."""
@@ -198,7 +198,7 @@ class Bench:
     def _take(self, box: Outbox) -> None:
         """Called on the verifier's thread, once a round."""
         spent = self._verifier.cut()
-        emitted = [event for _, event in box if isinstance(event, Emitted)]
+        emitted = [event for _, event in box if isinstance(event, RoundOutput)]
         drafted = sum(event.drafted == self._draft_length for event in emitted)
         if len(emitted) == drafted == self._streams == len(box):
             tokens = sum(len(event.tokens) for event in emitted) / self._streams
@@ -212,7 +212,7 @@ class Bench:
         spent = self._drafter.cut()
         if isinstance(event, Proposals) and len(event.drafts) == self._streams:
             self._answers.append(spent)
-        elif isinstance(event, Linked):
+        elif isinstance(event, DrafterUp):
             self._linked.set()
         self._engine.post(event)
 

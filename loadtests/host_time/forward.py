@@ -7,9 +7,9 @@ from collections.abc import Sequence as Items
 import numpy as np
 import torch
 
-from specwire.kernels import Reach
-from verifier_svc.body import Kept
-from verifier_svc.cache import KVCache
+from speckernels import AttentionMetadata
+from verifier_svc.kv.kv_cache import KVCache
+from verifier_svc.model.decoder.backends import CaptureSpec
 
 # A logit that no noise outweighs.
 _SURE = 1e4
@@ -26,7 +26,9 @@ class Forward:
         self._chance = chance
         self._random = np.random.default_rng(0)
 
-    def run(self, rows: torch.Tensor, reach: Reach, cache: KVCache, kept: Kept) -> torch.Tensor:
+    def run(
+        self, rows: torch.Tensor, reach: AttentionMetadata, cache: KVCache, kept: CaptureSpec
+    ) -> torch.Tensor:
         """See `Body`: a row draws the token of the row behind it, or else another."""
         wanted = np.roll(rows[0].numpy(), -1)
         wanted += self._random.random(len(wanted)) >= self._chance

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from loadtests.common.tables import number, table
 from loadtests.host_time.bench import Rounds
-from loadtests.tables import number, table
 
 
 @dataclass(frozen=True, slots=True)

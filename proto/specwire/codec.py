@@ -1,24 +1,24 @@
-"""Protobuf messages to and from the values of `specwire.draft`, with every field checked."""
+"""Protobuf messages to and from the values of `specwire.messages`, with every field checked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-from specwire.draft import (
-    Ack,
-    Draft,
-    DraftCost,
-    DraftSource,
-    Extend,
-    Need,
-    Opening,
-    Proposals,
-    Welcome,
-    Wish,
-)
 from specwire.errors import DataLoss, InvalidRequest
 from specwire.limits import MAX_MESSAGE_BYTES
+from specwire.messages import (
+    AppendEntries,
+    CatchUpAck,
+    Draft,
+    DraftBudget,
+    DraftCost,
+    DrafterInfo,
+    DraftSource,
+    Proposals,
+    ResendFrom,
+    SequenceContext,
+)
 from specwire.v1 import drafter_pb2 as pb
 
 #: Draft sources as they travel.
@@ -29,7 +29,7 @@ SOURCES = {
 _SOURCES = {number: source for source, number in SOURCES.items()}
 
 
-def encode_extend(extend: Extend) -> pb.Extend:
+def encode_extend(extend: AppendEntries) -> pb.Extend:
     """Encode entries and the wish after them."""
     message = pb.Extend(
         seq=extend.seq,
@@ -58,7 +58,7 @@ def encode_extend(extend: Extend) -> pb.Extend:
     return message
 
 
-def decode_extend(message: pb.Extend, vocab_size: int, max_length: int) -> Extend:
+def decode_extend(message: pb.Extend, vocab_size: int, max_length: int) -> AppendEntries:
     """Decode and check entries.
 
     Raises:
@@ -74,14 +74,14 @@ def decode_extend(message: pb.Extend, vocab_size: int, max_length: int) -> Exten
         raise InvalidRequest(f"extend: tokens must be below the vocabulary size {vocab_size}.")
     if message.start == 0 and tokens and not message.HasField("opening"):
         raise InvalidRequest("extend: an opening is required where start is 0.")
-    wish = Wish(message.draft_tokens, message.lookup_tokens)
+    wish = DraftBudget(message.draft_tokens, message.lookup_tokens)
     if not tokens and not wish:
         raise InvalidRequest("extend: it has neither entries nor a wish.")
     opening = _decode_opening(message.opening, vocab_size) if message.HasField("opening") else None
-    return Extend(message.seq, message.start, tokens, wish, opening)
+    return AppendEntries(message.seq, message.start, tokens, wish, opening)
 
 
-def _decode_opening(message: pb.Opening, vocab_size: int) -> Opening:
+def _decode_opening(message: pb.Opening, vocab_size: int) -> SequenceContext:
     numbers = (
         message.temperature,
         message.repetition_penalty,
@@ -97,7 +97,7 @@ def _decode_opening(message: pb.Opening, vocab_size: int) -> Opening:
         )
     if message.first_token >= vocab_size or any(i >= vocab_size for i in message.logit_bias):
         raise InvalidRequest(f"opening: tokens must be below the vocabulary size {vocab_size}.")
-    return Opening(
+    return SequenceContext(
         first_token=message.first_token,
         output_start=message.output_start,
         seed=message.seed,
@@ -113,7 +113,7 @@ def _decode_opening(message: pb.Opening, vocab_size: int) -> Opening:
 
 
 def encode_proposals(
-    number: int, drafts: Iterable[Draft], needs: Iterable[Need], cost: DraftCost
+    number: int, drafts: Iterable[Draft], needs: Iterable[ResendFrom], cost: DraftCost
 ) -> pb.DraftResponse:
     """Encode the answers to a round."""
     return pb.DraftResponse(
@@ -144,7 +144,7 @@ def decode_proposals(message: pb.Proposals, vocab_size: int) -> Proposals:
     """
     return Proposals(
         drafts=tuple(_decode_draft(draft, vocab_size) for draft in message.drafts),
-        needs=tuple(Need(n.seq, n.real_len, n.base) for n in message.needs),
+        needs=tuple(ResendFrom(n.seq, n.real_len, n.base) for n in message.needs),
         cost=DraftCost(message.timings.queue_us, message.timings.compute_us),
     )
 
@@ -164,7 +164,7 @@ def _decode_draft(message: pb.Draft, vocab_size: int) -> Draft:
     return Draft(message.seq, message.base, tokens[:valid], confidence[:valid], source)
 
 
-def encode_ack(ack: Ack) -> pb.BulkResponse:
+def encode_ack(ack: CatchUpAck) -> pb.BulkResponse:
     """Encode the answer to a bulk message."""
     return pb.BulkResponse(
         ack=pb.BulkAck(
@@ -177,17 +177,17 @@ def encode_ack(ack: Ack) -> pb.BulkResponse:
     )
 
 
-def decode_ack(message: pb.BulkAck) -> Ack:
+def decode_ack(message: pb.BulkAck) -> CatchUpAck:
     """Decode the answer to a bulk message."""
-    return Ack(message.seq, message.real_len, message.stop, message.rows, message.compute_us)
+    return CatchUpAck(message.seq, message.real_len, message.stop, message.rows, message.compute_us)
 
 
-def decode_welcome(message: pb.DescribeResponse) -> Welcome:
+def decode_welcome(message: pb.DescribeResponse) -> DrafterInfo:
     """Decode what a drafter announces."""
     expected = tuple(message.expected_acceptance)
     if not all(0 <= chance <= 1 for chance in expected):
         raise DataLoss(f"expected_acceptance must be between 0 and 1, got {list(expected)}.")
-    return Welcome(
+    return DrafterInfo(
         checkpoint_hash=message.checkpoint_hash,
         target_fingerprint=message.target_fingerprint,
         aux_layer_ids=tuple(message.aux_layer_ids),

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specwire.draft import Welcome
 from specwire.errors import Incompatible
 from specwire.limits import MAX_ROUND_BYTES
+from specwire.messages import DrafterInfo
 
 # Metadata that names the request in the logs of every service.
 REQUEST_ID_KEY = "x-request-id"
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class TargetIdentity:
     """What must agree: the weights, the vocabulary and the width of the target."""
 
     fingerprint: str
@@ -21,12 +21,14 @@ class Shape:
     hidden_size: int
 
 
-def announced(welcome: Welcome) -> Shape:
+def announced(welcome: DrafterInfo) -> TargetIdentity:
     """The target that a drafter says it was made for."""
-    return Shape(welcome.target_fingerprint, welcome.vocab_size, welcome.target_hidden_size)
+    return TargetIdentity(
+        welcome.target_fingerprint, welcome.vocab_size, welcome.target_hidden_size
+    )
 
 
-def check(target: Shape, drafter: Shape) -> None:
+def check(target: TargetIdentity, drafter: TargetIdentity) -> None:
     """Refuse a drafter that was made for another target.
 
     An empty fingerprint on the drafter's side says nothing, and is taken on trust.
@@ -47,7 +49,7 @@ def check(target: Shape, drafter: Shape) -> None:
         )
 
 
-def check_room(welcome: Welcome, rows: int) -> None:
+def check_room(welcome: DrafterInfo, rows: int) -> None:
     """Refuse a drafter to which not even one sequence could be sent, its features in fp32.
 
     Raises:

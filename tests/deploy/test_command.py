@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.local.model import SMOLLM2
+from deploy.local.default_model import SMOLLM2
 from deploy.local.preflight import misspelled
 from deploy.local.settings import SHIPPED_DRAFTER, StackSettings
-from specwire.settings import StartError
+from specserve.settings import StartError
 from tests.deploy.fake_stack import PARTS, Stack
 
 NO_TARGET = "must be a Hugging Face id, or a folder or .gguf file that is there"

@@ -15,10 +15,10 @@ import pytest
 from rich.console import Console
 
 from deploy.local import supervisor
-from deploy.local.part import Part
-from deploy.local.screen import Screen
+from deploy.local.component import Component
+from deploy.local.status_table import StatusTable
 from deploy.local.supervisor import PartFailedError, Supervisor
-from specwire.settings import StartError
+from specserve.settings import StartError
 
 # Writes "+name" to the journal when it starts and "-name" when SIGTERM has ended it.
 STEADY = """
@@ -66,11 +66,11 @@ class Stage:
 
     def part(
         self, name: str, program: str = STEADY, after: tuple[str, ...] = (), grace: float = 10
-    ) -> Part:
+    ) -> Component:
         async def probe() -> bool:
             return (self.folder / f"{name}.ready").exists()
 
-        return Part(
+        return Component(
             name=name,
             argv=(sys.executable, "-S", "-c", program, name, str(self.folder)),
             log=self.folder / f"{name}.log",
@@ -81,9 +81,9 @@ class Stage:
         )
 
     @asynccontextmanager
-    async def running(self, *parts: Part) -> AsyncIterator[None]:
+    async def running(self, *parts: Component) -> AsyncIterator[None]:
         """The parts are up inside and stopped after."""
-        screen = Screen(Console(file=self.output))
+        screen = StatusTable(Console(file=self.output))
 
         async def on_ready() -> None:
             self.ready.set()
@@ -153,7 +153,9 @@ async def test_a_crash_at_the_start_stops_everything(stage: Stage) -> None:
 
 
 async def test_a_command_that_cannot_run_is_a_crash_at_the_start(stage: Stage) -> None:
-    part = Part("lost", ("/no/such/program",), stage.folder / "lost.log", stage.part("x").probe)
+    part = Component(
+        "lost", ("/no/such/program",), stage.folder / "lost.log", stage.part("x").probe
+    )
     with pytest.raises(PartFailedError):
         async with stage.running(part):
             pass

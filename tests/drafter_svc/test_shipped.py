@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from drafter_svc.checkpoint import load_checkpoint, save_checkpoint
-from drafter_svc.config import DrafterConfig
+from drafter_svc.formats.checkpoint import load_checkpoint, save_checkpoint
+from drafter_svc.model.config import DrafterConfig
 
 FOLDER = Path(__file__).parents[2] / "drafter_svc" / "checkpoints" / "smollm2-135m-instruct"
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from deploy.local import model
+from deploy.local import default_model
 from deploy.local.settings import SHIPPED_DRAFTER, StackSettings
 from tests.integration.conftest import wait_until
 from tests.support.ports import free_port
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.e2e
 def target() -> Path:
     """The model file, fetched as `make run` does where it is not there yet."""
     cache = StackSettings.read("test", []).cache_folder
-    return asyncio.run(model.fetch(model.SMOLLM2, cache, lambda done, total: None))
+    return asyncio.run(default_model.fetch(default_model.SMOLLM2, cache, lambda done, total: None))
 
 
 @pytest.fixture(scope="module")

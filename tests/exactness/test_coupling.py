@@ -16,13 +16,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from drafter_svc.drawing import noise_of
-from specwire import kernels
-from specwire.draft import Opening
-from specwire.torch import exponentials
-from tests.verifier_svc.drawing_parts import draw_one
-from verifier_svc.generation import Sampling
-from verifier_svc.row import Row
+import speckernels as kernels
+from drafter_svc.inference.sampling import noise_of
+from speckernels.exponential_noise import exponentials
+from specwire.messages import SequenceContext
+from tests.support.sampling_fixtures import draw_one
+from verifier_svc.request.types import Sampling
+from verifier_svc.sampling.sampling_row import SamplingRow
 
 VOCAB, DRAWS = 97, 20_000
 CONTEXTS = 4
@@ -45,7 +45,7 @@ def target_draws(logits: torch.Tensor, position: int) -> npt.NDArray[np.int64]:
     noise = exponentials(torch.arange(DRAWS)[:, None], position, torch.arange(VOCAB), 0)
     drawn: npt.NDArray[np.int64] = (noise * torch.exp(-logits.double())).argmin(-1).numpy()
     for seed in range(0, DRAWS, 400):
-        assert drawn[seed] == draw_one(logits, Row(Sampling(seed=seed), position))
+        assert drawn[seed] == draw_one(logits, SamplingRow(Sampling(seed=seed), position))
     return drawn
 
 
@@ -60,9 +60,9 @@ def draft_draws(
 ) -> npt.NDArray[np.int64]:
     """The drafter's draws of all seeds from one row of its logits."""
     seeds = range(first_seed, first_seed + DRAWS)
-    openings = [Opening(0, 1, seed=seed, temperature=1.0) for seed in seeds]
+    openings = [SequenceContext(0, 1, seed=seed, temperature=1.0) for seed in seeds]
     noise = noise_of(openings, [position] * DRAWS, draft_temperature, torch.device("cpu"))
-    drafts: npt.NDArray[np.int64] = kernels.draw(logits.expand(DRAWS, -1), noise).numpy()
+    drafts: npt.NDArray[np.int64] = kernels.sample(logits.expand(DRAWS, -1), noise).numpy()
     return drafts
 
 

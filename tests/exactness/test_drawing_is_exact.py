@@ -20,11 +20,11 @@ import torch
 from scipy import stats  # type: ignore[import-untyped]
 from transformers import AutoModelForCausalLM
 
-from specwire import kernels
-from specwire.torch import exponentials
-from verifier_svc.acceptance import accept
-from verifier_svc.generation import Generation, Sampling
-from verifier_svc.sequence import Sequence
+import speckernels as kernels
+from speckernels.exponential_noise import exponentials
+from verifier_svc.request.sequence import Sequence
+from verifier_svc.request.types import GenerationRequest, Sampling
+from verifier_svc.sampling.verification import verify
 
 VOCAB, LENGTH, DRAFT, DRAWS = 16, 4, 3, 20_000
 PROMPT = (3, 8, 5)
@@ -84,9 +84,9 @@ def world(small_vocabulary: Path) -> World:
 @pytest.fixture(autouse=True)
 def compiled_kernels() -> Iterator[None]:
     """As served: torch's operators alone would take minutes for so many draws."""
-    kernels.prepare("auto")
+    kernels.load_kernels("auto")
     yield
-    kernels.prepare("off")
+    kernels.load_kernels("off")
 
 
 def good(world: World) -> Drafter:
@@ -128,7 +128,7 @@ DRAFTERS = {"good": good, "random": random_drafter, "adversarial": adversarial}
 
 def exact(sequence: Sequence, logits: torch.Tensor, seed: int) -> list[int]:
     """The rule that is served."""
-    (accepted,) = accept([sequence], torch.empty(0, dtype=torch.int64), logits)
+    (accepted,) = verify([sequence], torch.empty(0, dtype=torch.int64), logits)
     assert accepted is not None
     return accepted.tokens
 
@@ -146,7 +146,7 @@ def draw_all(world: World, drafter: Drafter, rule: Rule) -> Drawn:
     accepted = np.zeros(DRAWS, np.int64)
     for seed in range(DRAWS):
         sampling = Sampling(seed=seed, max_tokens=LENGTH)
-        sequence = Sequence(seed, Generation("", PROMPT, 3, sampling), frozenset(), 100)
+        sequence = Sequence(seed, GenerationRequest("", PROMPT, 3, sampling), frozenset(), 100)
         first = True
         while sequence.finish is None:
             text = tuple(sequence.tokens[3:])
@@ -224,7 +224,9 @@ def test_a_drafter_does_not_even_change_the_texts(world: World) -> None:
             text: tuple[int, ...] = ()
             while len(text) < LENGTH:
                 draft = drafter(seed, text, min(DRAFT, LENGTH - len(text) - 1))
-                generation = Generation("", (*PROMPT, *text), 3, Sampling(seed=seed, max_tokens=9))
+                generation = GenerationRequest(
+                    "", (*PROMPT, *text), 3, Sampling(seed=seed, max_tokens=9)
+                )
                 sequence = Sequence(seed, generation, frozenset(), 100)
                 sequence.draft = draft
                 rows = [world.row((*text, *draft[:j])) for j in range(len(draft) + 1)]

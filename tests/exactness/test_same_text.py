@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from specwire.noise import signed64
-from specwire.torch import vocabulary_exponentials
+from speckernels.exponential_noise import vocabulary_exponentials
+from specwire.philox import signed64
 from tests.support.running_engine import Result, RunningEngine, reference_of, target_of
 from tests.support.scripted_drafter import (
     FlakyDrafter,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from verifier_svc.families import why_not
+from verifier_svc.model.loading.supported_models import why_not
 
 VOCAB = 97
 _LAYERS = 4

@@ -10,16 +10,16 @@ from typing import Any, Literal, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM
 
-from specwire.settings import StartError
-from specwire.target import TargetSource
+from specserve.model_source import ModelSource
+from specserve.settings import StartError
 from tests.families.tiny import VOCAB, tiny_config, write_tiny
 from tests.support.running_engine import RunningEngine
 from tests.support.scripted_drafter import ScriptedDrafter, good, welcome_for
-from verifier_svc.body import decoder_of
-from verifier_svc.cache import KVCache
-from verifier_svc.checkpoint import TargetError
-from verifier_svc.families import why_not
-from verifier_svc.target import Target, load_target
+from verifier_svc.kv.kv_cache import KVCache
+from verifier_svc.model.decoder.backends import decoder_of
+from verifier_svc.model.loading.loader import TargetError
+from verifier_svc.model.loading.supported_models import why_not
+from verifier_svc.model.target import Target, load_target
 
 # Prompts that run side by side, one of them longer than a step, and tokens that follow each.
 _PROMPTS, _OUTPUT = (1, 5, 23, 70), 24
@@ -65,7 +65,7 @@ def outcome(family: str, **changes: Any) -> Outcome:
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Target:
     """The target in a folder, as a verifier loads it."""
     return load_target(
-        TargetSource.parse(str(folder)),
+        ModelSource.parse(str(folder)),
         dtype=dtype,
         device=torch.device("cpu"),
         trust_remote_code=False,

@@ -16,12 +16,12 @@ import pytest
 import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from gateway.app import create_app
+from gateway.api.app import create_app
+from gateway.app_state import AppState
 from gateway.server import configure
-from gateway.services import Services
 from gateway.settings import GatewaySettings
 from specwire.v1 import verifier_pb2 as pb
-from tests.gateway.fake_verifier import Draw, FakeVerifier, Script
+from tests.support.fake_verifier import Draw, FakeVerifier, Script
 from tests.support.valkey import Valkey
 
 TEMPLATE = (
@@ -115,7 +115,7 @@ class Gateway:
     url: str
     http: httpx.AsyncClient
     client: openai.AsyncOpenAI
-    services: Services
+    services: AppState
 
 
 Serve = Callable[..., AbstractAsyncContextManager[Gateway]]
@@ -147,7 +147,7 @@ def serve(valkey: Valkey) -> Serve:
                 max_retries=0,
                 http_client=openai.DefaultAsyncHttpxClient(verify=False, timeout=20),
             )
-            services: Services = app.state.services
+            services: AppState = app.state.services
             if ready:
                 await until(lambda: services.unready() is None)
             try:

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.gateway.conftest import Gateway, Serve, saying, until
-from tests.gateway.fake_verifier import FakeVerifier
+from tests.support.fake_verifier import FakeVerifier
 
 HI: Any = [{"role": "user", "content": "Hi"}]
 CHAT = "/v1/chat/completions"

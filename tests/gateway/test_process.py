@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from gateway.settings import GatewaySettings
-from specwire.settings import StartError
+from specserve.settings import StartError
 from tests.gateway.conftest import saying, until
-from tests.gateway.fake_verifier import FakeVerifier
+from tests.support.fake_verifier import FakeVerifier
 from tests.support.ports import free_port
 from tests.support.process import ROOT, spawn
 from tests.support.valkey import Valkey

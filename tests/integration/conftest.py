@@ -16,10 +16,10 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from drafter_svc.checkpoint import save_checkpoint
-from drafter_svc.config import DrafterConfig
-from drafter_svc.eagle import EagleDrafter
-from specwire.torch import target_fingerprint
+from drafter_svc.formats.checkpoint import save_checkpoint
+from drafter_svc.model.config import DrafterConfig
+from drafter_svc.model.eagle import EagleDrafter
+from speckernels.fingerprint import target_fingerprint
 from tests.support.ports import free_port
 from tests.support.process import spawn_module, stop
 from tests.support.valkey import Valkey

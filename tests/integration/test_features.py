@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from drafter_svc.train.remote import RemoteSource
-from specwire.torch import target_fingerprint
+from drafter_svc.train.target.remote_source import RemoteSource
+from speckernels.fingerprint import target_fingerprint
 from tests.integration.conftest import Cluster, wait_until
 from tests.support.process import spawn_module
 

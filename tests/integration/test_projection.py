@@ -13,20 +13,20 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from drafter_svc.fused import FusedDrafter
-from drafter_svc.projection import ProjectionWeights
-from specwire import kernels
-from specwire.draft import Ack, Draft, DraftEvent, Linked, Proposals
-from specwire.handshake import Shape
+import speckernels as kernels
+from drafter_svc.inference.fused_model import FusedDrafter
+from drafter_svc.model.feature_projection import ProjectionWeights
+from specwire.handshake import TargetIdentity
+from specwire.messages import CatchUpAck, Draft, DrafterUp, DraftEvent, Proposals
 from specwire.v1 import drafter_pb2
 from specwire.v1 import verifier_pb2 as pb
 from specwire.v1.verifier_pb2_grpc import VerifierServiceStub
-from tests.drafter_svc.parts import Parts, random_text
-from tests.drafter_svc.served import Servers, check
-from tests.drafter_svc.tiny import tiny_config, tiny_drafter
 from tests.integration.conftest import Cluster, wait_until
-from verifier_svc.drafter_client import DrafterClient
-from verifier_svc.projection import Projector
+from tests.support.drafter_fixtures import Parts, random_text
+from tests.support.served_drafter import Servers, check
+from tests.support.tiny_drafter import tiny_config, tiny_drafter
+from verifier_svc.speculation.feature_projection import Projector
+from verifier_svc.speculation.grpc_client import DrafterClient
 
 PROMPT, LENGTH = [0, *range(20, 60)], 300
 NORMS: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ class Direct:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("compile", ["off", "auto"])
 async def test_both_ends_project_alike(norms: str, dtype: torch.dtype, compile: Any) -> None:
-    kernels.prepare(compile)
+    kernels.load_kernels(compile)
     try:
         config = tiny_config(
             hidden_size=64, target_hidden_size=64, head_dim=32, vocab_size=128, **NORMS[norms]
@@ -76,7 +76,7 @@ async def test_both_ends_project_alike(norms: str, dtype: torch.dtype, compile: 
         torch.testing.assert_close(got, module.fuse(features), rtol=4 * step, atol=16 * step)
         assert projector.form(1, [features[:0]])[0][0].shape == (0, 64)
     finally:
-        kernels.prepare("off")
+        kernels.load_kernels("off")
 
 
 @pytest.mark.parametrize("same_host", [False, True], ids=["gRPC", "same host"])
@@ -84,7 +84,7 @@ async def test_drafts_are_those_of_rows_as_captured(same_host: bool) -> None:
     async with Servers(same_host) as servers:
         parts = Parts()
         running = await servers.start(parts, ProjectionWeights.of(parts.module))
-        address, shape = f"127.0.0.1:{running.port}", Shape("feed", 128, 16)
+        address, shape = f"127.0.0.1:{running.port}", TargetIdentity("feed", 128, 16)
         text = random_text(80, 1)
         answers: list[list[Draft]] = []
         for projector in (None, Projector(torch.device("cpu"))):
@@ -92,9 +92,9 @@ async def test_drafts_are_those_of_rows_as_captured(same_host: bool) -> None:
             events: queue.SimpleQueue[DraftEvent] = queue.SimpleQueue()
             client.start(events.put)
             try:
-                link = (await heard(events, Linked)).link
+                link = (await heard(events, DrafterUp)).link
                 client.bulk(link, *text.extend(5, 0, 60))
-                assert (await heard(events, Ack)).real_len == 60
+                assert (await heard(events, CatchUpAck)).real_len == 60
                 answers.append([])
                 for start, stop in ((60, 62), (62, 70)):
                     extend, rows = text.extend(5, start, stop, 4)

@@ -13,11 +13,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from drafter_svc.checkpoint import LoadedDrafter, load_checkpoint, save_checkpoint
-from drafter_svc.eagle import EagleDrafter
-from drafter_svc.train.simulate import draft_chains
-from drafter_svc.train.states import keep_states
-from drafter_svc.train.target import Target
+from drafter_svc.formats.checkpoint import LoadedDrafter, load_checkpoint, save_checkpoint
+from drafter_svc.model.eagle import EagleDrafter
+from drafter_svc.train.evaluation.replay import draft_chains
+from drafter_svc.train.target.hidden_state_hooks import keep_states
+from drafter_svc.train.target.target import Target
 from specwire.v1 import drafter_pb2, verifier_pb2
 from specwire.v1.verifier_pb2_grpc import VerifierServiceStub
 from tests.integration.conftest import Cluster, wait_until

@@ -10,17 +10,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from drafter_svc.checkpoint import save_checkpoint
-from drafter_svc.config import DrafterConfig
-from drafter_svc.eagle import EagleDrafter
-from specwire.draft import DraftEvent, Extend, Linked, Opening, Proposals, Unlinked, Wish
-from specwire.handshake import Shape
+from drafter_svc.formats.checkpoint import save_checkpoint
+from drafter_svc.model.config import DrafterConfig
+from drafter_svc.model.eagle import EagleDrafter
+from specwire.handshake import TargetIdentity
+from specwire.messages import (
+    AppendEntries,
+    DraftBudget,
+    DrafterDown,
+    DrafterUp,
+    DraftEvent,
+    Proposals,
+    SequenceContext,
+)
 from tests.integration.conftest import Cluster
-from verifier_svc.drafter_client import DrafterClient
+from verifier_svc.speculation.grpc_client import DrafterClient
 
 # An 8B's: a row has 24 KiB.
 HIDDEN, LAYERS = 4096, 3
-SHAPE = Shape("wide", 97, HIDDEN)
+SHAPE = TargetIdentity("wide", 97, HIDDEN)
 MIB = 1 << 20
 
 
@@ -77,7 +85,7 @@ class Verifier:
     events: asyncio.Queue[DraftEvent] = field(default_factory=asyncio.Queue)
     link: int = 0
 
-    def ask(self, extends: list[Extend], rows: torch.Tensor) -> None:
+    def ask(self, extends: list[AppendEntries], rows: torch.Tensor) -> None:
         """Send a round as the engine does."""
         features = [rows[: len(extend.tokens)] for extend in extends]
         self.client.round(self.link, extends, features, ())
@@ -106,17 +114,19 @@ async def verifier(drafter: Cluster) -> AsyncIterator[Verifier]:
 
     made.client.start(deliver)
     linked = await asyncio.wait_for(made.events.get(), 60)
-    assert isinstance(linked, Linked), linked
+    assert isinstance(linked, DrafterUp), linked
     assert linked.welcome.max_round_bytes == 64 * MIB
     made.link = linked.link
     yield made
     await made.client.close()
 
 
-def extends(count: int, rows: int, first: int) -> list[Extend]:
-    opening = Opening(first_token=1, output_start=1)
+def extends(count: int, rows: int, first: int) -> list[AppendEntries]:
+    opening = SequenceContext(first_token=1, output_start=1)
     seqs = range(first, first + count)
-    return [Extend(seq, 0, tuple(range(1, rows + 1)), Wish(1), opening) for seq in seqs]
+    return [
+        AppendEntries(seq, 0, tuple(range(1, rows + 1)), DraftBudget(1), opening) for seq in seqs
+    ]
 
 
 async def test_large_rounds_are_answered_and_the_link_stays(verifier: Verifier) -> None:
@@ -143,5 +153,5 @@ async def test_a_drafter_without_room_for_one_sequence_is_refused(
     client.start(events.put_nowait)
     event = await asyncio.wait_for(events.get(), 60)
     await client.close()
-    assert isinstance(event, Unlinked)
+    assert isinstance(event, DrafterDown)
     assert event.reason.startswith("The drafter takes rounds of 1048576 bytes, one sequence's may")

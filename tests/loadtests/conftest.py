@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.loadtests.fake_gateway import Behaviour, fake_gateway
+from tests.support.fake_gateway import Behaviour, fake_gateway
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.loadtests.fake_gateway import Behaviour
+from tests.support.fake_gateway import Behaviour
 from tests.support.process import spawn_module
 
 SECONDS = "2s"

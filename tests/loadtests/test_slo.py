@@ -1,7 +1,7 @@
 import pytest
 
 from loadtests.slo import CHUNK_GAP, TTFT, judge, read_objectives
-from specwire.settings import StartError
+from specserve.settings import StartError
 
 GIVEN = {"HOLDCOURSE_SLO_TTFT_P95_MS": "200", "HOLDCOURSE_SLO_CHUNK_GAP_P95_MS": "50"}
 

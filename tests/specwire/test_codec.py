@@ -10,19 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specwire import codec
-from specwire.draft import (
-    Ack,
-    Draft,
-    DraftCost,
-    DraftSource,
-    Extend,
-    Need,
-    Opening,
-    Proposals,
-    Welcome,
-    Wish,
-)
 from specwire.errors import DataLoss, InvalidRequest
+from specwire.messages import (
+    AppendEntries,
+    CatchUpAck,
+    Draft,
+    DraftBudget,
+    DraftCost,
+    DrafterInfo,
+    DraftSource,
+    Proposals,
+    ResendFrom,
+    SequenceContext,
+)
 from specwire.v1 import drafter_pb2 as pb
 
 VOCAB, LENGTH = 97, 512
@@ -35,7 +35,7 @@ real = st.floats(-100, 100, width=32)
 positive = st.floats(0.0009765625, 100, width=32)
 
 openings = st.builds(
-    Opening,
+    SequenceContext,
     first_token=tokens,
     output_start=uint32,
     seed=uint64,
@@ -49,40 +49,52 @@ openings = st.builds(
 
 
 @st.composite
-def extends(draw: st.DrawFn) -> Extend:
+def extends(draw: st.DrawFn) -> AppendEntries:
     rows = tuple(draw(st.lists(tokens, max_size=8)))
     start = draw(st.integers(0, LENGTH - len(rows)))
     chain = draw(st.integers(0, 16))
-    wish = Wish(chain, draw(st.integers(0 if rows or chain else 1, 16)))
+    wish = DraftBudget(chain, draw(st.integers(0 if rows or chain else 1, 16)))
     needed = start == 0 and bool(rows)
     opening = draw(openings) if needed or draw(st.booleans()) else None
-    return Extend(draw(uint64), start, rows, wish, opening)
+    return AppendEntries(draw(uint64), start, rows, wish, opening)
 
 
-def sent(extend: Extend) -> pb.Extend:
+def sent(extend: AppendEntries) -> pb.Extend:
     return pb.Extend.FromString(codec.encode_extend(extend).SerializeToString())
 
 
 @given(extends())
-def test_extends_come_back(extend: Extend) -> None:
+def test_extends_come_back(extend: AppendEntries) -> None:
     assert codec.decode_extend(sent(extend), VOCAB, LENGTH) == extend
 
 
-def opening(**changes: object) -> Extend:
-    return Extend(1, 0, (5,), Wish(2), Opening(3, 1, **changes))  # type: ignore[arg-type]
+def opening(**changes: object) -> AppendEntries:
+    return AppendEntries(1, 0, (5,), DraftBudget(2), SequenceContext(3, 1, **changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("extend", "sentence"),
     [
-        (Extend(1, LENGTH - 1, (1, 2), Wish(1)), "extend: entries end at 513, at most 512."),
-        (Extend(1, 2**32 - 1, (1,), Wish(1)), "extend: entries end at 4294967296, at most 512."),
-        (Extend(1, 4, (1, VOCAB), Wish(1)), "extend: tokens must be below the vocabulary size 97."),
-        (Extend(1, 0, (1,), Wish(1)), "extend: an opening is required where start is 0."),
-        (Extend(1, 4, ()), "extend: it has neither entries nor a wish."),
+        (
+            AppendEntries(1, LENGTH - 1, (1, 2), DraftBudget(1)),
+            "extend: entries end at 513, at most 512.",
+        ),
+        (
+            AppendEntries(1, 2**32 - 1, (1,), DraftBudget(1)),
+            "extend: entries end at 4294967296, at most 512.",
+        ),
+        (
+            AppendEntries(1, 4, (1, VOCAB), DraftBudget(1)),
+            "extend: tokens must be below the vocabulary size 97.",
+        ),
+        (
+            AppendEntries(1, 0, (1,), DraftBudget(1)),
+            "extend: an opening is required where start is 0.",
+        ),
+        (AppendEntries(1, 4, ()), "extend: it has neither entries nor a wish."),
     ],
 )
-def test_extends_that_cannot_be_applied_are_refused(extend: Extend, sentence: str) -> None:
+def test_extends_that_cannot_be_applied_are_refused(extend: AppendEntries, sentence: str) -> None:
     with pytest.raises(InvalidRequest) as error:
         codec.decode_extend(sent(extend), VOCAB, LENGTH)
     assert str(error.value) == sentence
@@ -109,9 +121,13 @@ def test_openings_out_of_range_are_refused(change: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    "extend", [Extend(1, 0, (5,), Wish(2), Opening(VOCAB, 1)), opening(logit_bias={VOCAB: 1.0})]
+    "extend",
+    [
+        AppendEntries(1, 0, (5,), DraftBudget(2), SequenceContext(VOCAB, 1)),
+        opening(logit_bias={VOCAB: 1.0}),
+    ],
 )
-def test_openings_beyond_the_vocabulary_are_refused(extend: Extend) -> None:
+def test_openings_beyond_the_vocabulary_are_refused(extend: AppendEntries) -> None:
     with pytest.raises(InvalidRequest, match=r"^opening: tokens must be below .* size 97\.$"):
         codec.decode_extend(sent(extend), VOCAB, LENGTH)
 
@@ -127,13 +143,13 @@ def drafts(draw: st.DrawFn) -> Draft:
     )
 
 
-needs = st.builds(Need, uint64, uint32, uint32)
+needs = st.builds(ResendFrom, uint64, uint32, uint32)
 costs = st.builds(DraftCost, uint64, uint64)
 
 
 @given(uint64, st.lists(drafts(), max_size=4), st.lists(needs, max_size=4), costs)
 def test_proposals_come_back(
-    number: int, some: list[Draft], wanting: list[Need], cost: DraftCost
+    number: int, some: list[Draft], wanting: list[ResendFrom], cost: DraftCost
 ) -> None:
     encoded = codec.encode_proposals(number, some, wanting, cost).SerializeToString()
     message = pb.DraftResponse.FromString(encoded).proposals
@@ -183,8 +199,8 @@ def test_a_source_that_is_not_known_is_data_loss(number: int) -> None:
         codec.decode_proposals(message, VOCAB)
 
 
-@given(st.builds(Ack, uint64, uint32, uint32, uint32, uint32))
-def test_acks_come_back(ack: Ack) -> None:
+@given(st.builds(CatchUpAck, uint64, uint32, uint32, uint32, uint32))
+def test_acks_come_back(ack: CatchUpAck) -> None:
     message = pb.BulkResponse.FromString(codec.encode_ack(ack).SerializeToString())
     assert codec.decode_ack(message.ack) == ack
 
@@ -205,7 +221,7 @@ def test_what_a_drafter_announces_is_read_field_by_field() -> None:
         device="cuda:7",
         max_round_bytes=1 << 23,
     )
-    assert codec.decode_welcome(message) == Welcome(
+    assert codec.decode_welcome(message) == DrafterInfo(
         checkpoint_hash="c",
         target_fingerprint="t",
         aux_layer_ids=(2, 15, 27),

@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from specwire import handshake
-from specwire.draft import Welcome
 from specwire.errors import Incompatible
-from specwire.handshake import Shape
+from specwire.handshake import TargetIdentity
+from specwire.messages import DrafterInfo
 
-TARGET = Shape(fingerprint="a" * 64, vocab_size=49152, hidden_size=576)
+TARGET = TargetIdentity(fingerprint="a" * 64, vocab_size=49152, hidden_size=576)
 
 
 def test_a_drafter_for_this_target_is_welcome() -> None:
@@ -39,14 +39,14 @@ def test_a_mismatch_is_one_sentence_with_both_values(
 
 def test_trust_does_not_cover_the_shape() -> None:
     with pytest.raises(Incompatible, match="hidden_size"):
-        handshake.check(TARGET, Shape("", 49152, 577))
+        handshake.check(TARGET, TargetIdentity("", 49152, 577))
 
 
 @pytest.mark.parametrize(
     ("mib", "hidden", "fits"), [(64, 16384, True), (4, 8192, True), (4, 16384, False)]
 )
 def test_a_drafter_must_have_room_for_one_sequence(mib: int, hidden: int, fits: bool) -> None:
-    welcome = Welcome("c", "", (1, 2, 3), hidden, 97, 97, 100, 8, max_round_bytes=mib << 20)
+    welcome = DrafterInfo("c", "", (1, 2, 3), hidden, 97, 97, 100, 8, max_round_bytes=mib << 20)
     if fits:
         handshake.check_room(welcome, 32)
         return

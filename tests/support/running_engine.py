@@ -14,13 +14,20 @@ import torch
 from prometheus_client import CollectorRegistry
 from transformers import AutoModelForCausalLM
 
-from specwire.draft import DraftPort
+from specwire.messages import DraftPort
 from verifier_svc.build import build_engine, build_target, find_target
-from verifier_svc.engine import Cancel, Outbox, Submit
-from verifier_svc.generation import Emitted, Event, Failed, Finished, Generation, Sampling
+from verifier_svc.engine.engine import Cancel, Outbox, Submit
 from verifier_svc.metrics import Metrics
+from verifier_svc.model.target import Target
+from verifier_svc.request.types import (
+    Event,
+    Failed,
+    Finished,
+    GenerationRequest,
+    RoundOutput,
+    Sampling,
+)
 from verifier_svc.settings import VerifierSettings
-from verifier_svc.target import Target
 
 
 def settings_for(folder: Path, *flags: str) -> VerifierSettings:
@@ -50,8 +57,8 @@ class Result:
     events: list[Event] = field(default_factory=list)
 
     @property
-    def rounds(self) -> list[Emitted]:
-        return [event for event in self.events if isinstance(event, Emitted)]
+    def rounds(self) -> list[RoundOutput]:
+        return [event for event in self.events if isinstance(event, RoundOutput)]
 
     @property
     def text(self) -> list[int]:
@@ -122,7 +129,7 @@ class RunningEngine:
         self.results[seq] = Result(prompt)
         start = len(prompt) if output_start is None else output_start
         given = Sampling(**{"temperature": 0.0, "max_tokens": 32, **sampling})
-        generation = Generation(
+        generation = GenerationRequest(
             "r", prompt, start, given, max_draft_tokens, choice_index, cache_salt
         )
         self.engine.post(Submit(seq, generation))
@@ -141,7 +148,7 @@ class RunningEngine:
     def finish(self, *seqs: int) -> list[Result]:
         """Wait for the ends of generations."""
         results = [self.results[seq] for seq in seqs]
-        while not all(r.events and not isinstance(r.events[-1], Emitted) for r in results):
+        while not all(r.events and not isinstance(r.events[-1], RoundOutput) for r in results):
             self.step()
         return results
 

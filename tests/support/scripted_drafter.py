@@ -10,30 +10,30 @@ from dataclasses import dataclass, field
 
 import torch
 
-from drafter_svc.lookup import SuffixIndex
-from specwire.draft import (
-    Ack,
+from drafter_svc.inference.ngram_lookup import SuffixIndex
+from specwire.entry_log import EntryReceiver
+from specwire.messages import (
+    AppendEntries,
+    CatchUpAck,
     Draft,
+    DraftBudget,
     DraftCost,
+    DrafterDown,
+    DrafterInfo,
+    DrafterUp,
     DraftEvent,
     DraftSource,
-    Extend,
-    Linked,
-    Need,
-    Opening,
     Proposals,
-    Unlinked,
-    Welcome,
-    Wish,
+    ResendFrom,
+    SequenceContext,
 )
-from specwire.sequence import SequenceReceiver
-from verifier_svc.target import Target
+from verifier_svc.model.target import Target
 
 # Known tokens x_0 .. x_{base} of a sequence, its opening, how many guesses are wanted.
-Propose = Callable[[Sequence[int], Opening, int], Iterable[int]]
+Propose = Callable[[Sequence[int], SequenceContext, int], Iterable[int]]
 
 
-def welcome_for(target: Target, **changes: object) -> Welcome:
+def welcome_for(target: Target, **changes: object) -> DrafterInfo:
     """What a drafter made for `target` announces."""
     announced: Mapping[str, object] = {
         "checkpoint_hash": "scripted",
@@ -46,7 +46,7 @@ def welcome_for(target: Target, **changes: object) -> Welcome:
         "max_draft_tokens": 8,
         **changes,
     }
-    return Welcome(**announced)  # type: ignore[arg-type]
+    return DrafterInfo(**announced)  # type: ignore[arg-type]
 
 
 def _other(token: int) -> int:
@@ -57,7 +57,7 @@ def good(texts: Iterable[Sequence[int]], wrong: float = 0.0, seed: int = 0) -> P
     """Continues whichever of `texts` it has seen so far; each guess is wrong with a chance."""
     known, chance = [list(text) for text in texts], random.Random(seed)
 
-    def propose(tokens: Sequence[int], opening: Opening, count: int) -> list[int]:
+    def propose(tokens: Sequence[int], opening: SequenceContext, count: int) -> list[int]:
         for text in known:
             if text[: len(tokens)] == list(tokens):
                 guesses = text[len(tokens) : len(tokens) + count]
@@ -77,7 +77,7 @@ def adversarial(texts: Iterable[Sequence[int]]) -> Propose:
     """The right token first and wrong ones after it, an end token among them, and too many."""
     right = good(texts)
 
-    def propose(tokens: Sequence[int], opening: Opening, count: int) -> list[int]:
+    def propose(tokens: Sequence[int], opening: SequenceContext, count: int) -> list[int]:
         first = list(right(tokens, opening, 1))
         return [*first, 1, *map(_other, right(tokens, opening, 3 * count))]
 
@@ -86,8 +86,8 @@ def adversarial(texts: Iterable[Sequence[int]]) -> Propose:
 
 @dataclass
 class _Held:
-    opening: Opening
-    receiver: SequenceReceiver = field(default_factory=SequenceReceiver)
+    opening: SequenceContext
+    receiver: EntryReceiver = field(default_factory=EntryReceiver)
     tokens: list[int] = field(default_factory=list)
     rows: list[torch.Tensor] = field(default_factory=list)
 
@@ -100,7 +100,7 @@ class ScriptedDrafter:
     `unlink` and `link` lose the drafter and bring an empty one back. `evict` forgets a sequence.
     """
 
-    def __init__(self, welcome: Welcome, propose: Propose, *, delay: float = 0.0) -> None:
+    def __init__(self, welcome: DrafterInfo, propose: Propose, *, delay: float = 0.0) -> None:
         self.welcome = welcome
         self.propose = propose
         self.delay = delay
@@ -130,13 +130,13 @@ class ScriptedDrafter:
             self._links += 1
             self._link = self._links
             self._held, self._ended = {}, {}
-            self._deliver(Linked(self._link, self.welcome))
+            self._deliver(DrafterUp(self._link, self.welcome))
 
     def unlink(self) -> None:
         """The drafter dies."""
         with self._lock:
             self._link = 0
-            self._deliver(Unlinked("scripted"))
+            self._deliver(DrafterDown("scripted"))
 
     def evict(self) -> None:
         """All sequences are forgotten; the link stays."""
@@ -160,7 +160,7 @@ class ScriptedDrafter:
     def round(
         self,
         link: int,
-        extends: Sequence[Extend],
+        extends: Sequence[AppendEntries],
         features: Sequence[torch.Tensor],
         closes: Sequence[int],
     ) -> None:
@@ -175,14 +175,14 @@ class ScriptedDrafter:
             drafts, needs = [], []
             for extend, rows in zip(extends, features, strict=True):
                 held = self._take(extend, rows)
-                if isinstance(held, Need):
+                if isinstance(held, ResendFrom):
                     needs.append(held)
                 elif (wish := held.receiver.take_request()) is not None:
                     drafts.append(self._draft(extend.seq, held, wish))
             if extends and not self.silent:
                 self._answer(Proposals(tuple(drafts), tuple(needs), DraftCost(0, 10)))
 
-    def _draft(self, seq: int, held: _Held, wish: Wish) -> Draft:
+    def _draft(self, seq: int, held: _Held, wish: DraftBudget) -> Draft:
         base = held.receiver.real_len
         if wish.lookup and self.welcome.lookup_match:
             index = SuffixIndex(self.welcome.lookup_match)
@@ -192,27 +192,27 @@ class ScriptedDrafter:
         guesses = tuple(self.propose(held.tokens, held.opening, wish.chain)) if wish.chain else ()
         return Draft(seq, base, guesses, (0.5,) * len(guesses))
 
-    def bulk(self, link: int, extend: Extend, features: torch.Tensor) -> None:
+    def bulk(self, link: int, extend: AppendEntries, features: torch.Tensor) -> None:
         with self._lock:
             if link == self._link:
                 held = self._take(extend, features)
-                real_len = held.real_len if isinstance(held, Need) else held.receiver.real_len
-                self._answer(Ack(extend.seq, real_len, extend.stop, len(extend.tokens)))
+                real_len = held.real_len if isinstance(held, ResendFrom) else held.receiver.real_len
+                self._answer(CatchUpAck(extend.seq, real_len, extend.stop, len(extend.tokens)))
 
-    def _take(self, extend: Extend, features: torch.Tensor) -> _Held | Need:
+    def _take(self, extend: AppendEntries, features: torch.Tensor) -> _Held | ResendFrom:
         if features.shape[0] != len(extend.tokens):
             self.broken_promises.append(f"{features.shape} rows for {extend}")
         held = self._held.get(extend.seq)
         if held is None:
             if extend.opening is None:
-                return Need(extend.seq, 0, extend.stop)
+                return ResendFrom(extend.seq, 0, extend.stop)
             held = self._open(extend.opening)
             if extend.start > held.receiver.real_len:
-                return Need(extend.seq, held.receiver.real_len, extend.stop)
+                return ResendFrom(extend.seq, held.receiver.real_len, extend.stop)
             self._held[extend.seq] = held
         fresh = held.receiver.extend(extend.start, extend.stop, extend.wish)
         if fresh is None:
-            return Need(extend.seq, held.receiver.real_len, extend.stop)
+            return ResendFrom(extend.seq, held.receiver.real_len, extend.stop)
         held.tokens += extend.tokens[fresh.start - extend.start :]
         # A copy: on the wire they are bytes.
         held.rows += [*features[fresh.start - extend.start :].clone()]
@@ -221,14 +221,14 @@ class ScriptedDrafter:
         self.seen[extend.seq] = (held.tokens, held.rows)
         return held
 
-    def _open(self, opening: Opening) -> _Held:
+    def _open(self, opening: SequenceContext) -> _Held:
         source = self._held.get(opening.source) or self._ended.get(opening.source)
         if source is None:
             return _Held(opening, tokens=[opening.first_token])
         count = min(opening.inherited, source.receiver.real_len)
         self.inherited += count
         tokens, rows = source.tokens[: count + 1], source.rows[:count]
-        return _Held(opening, SequenceReceiver(count), tokens, rows)
+        return _Held(opening, EntryReceiver(count), tokens, rows)
 
     def _answer(self, event: DraftEvent) -> None:
         link = self._link
@@ -250,14 +250,14 @@ class ScriptedDrafter:
 class FlakyDrafter(ScriptedDrafter):
     """Every few rounds it dies and comes back, forgets everything, or stops answering a while."""
 
-    def __init__(self, welcome: Welcome, propose: Propose, seed: int = 0) -> None:
+    def __init__(self, welcome: DrafterInfo, propose: Propose, seed: int = 0) -> None:
         super().__init__(welcome, propose)
         self._random = random.Random(seed)
 
     def round(
         self,
         link: int,
-        extends: Sequence[Extend],
+        extends: Sequence[AppendEntries],
         features: Sequence[torch.Tensor],
         closes: Sequence[int],
     ) -> None:

@@ -14,8 +14,8 @@ import grpc.aio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from specwire.serving import ServiceServer
-from specwire.target import TargetSource
+from specserve.model_source import ModelSource
+from specserve.server import ServiceServer
 from specwire.v1 import verifier_pb2 as pb
 from specwire.v1.verifier_pb2_grpc import (
     VerifierServiceStub,
@@ -24,11 +24,11 @@ from specwire.v1.verifier_pb2_grpc import (
 from tests.support.running_engine import settings_for, target_of
 from verifier_svc.__main__ import describe
 from verifier_svc.build import build_engine, document_length
-from verifier_svc.checkpoint import load_tokenizer_files
-from verifier_svc.dispatcher import Dispatcher
-from verifier_svc.engine import Engine
+from verifier_svc.engine.dispatcher import Dispatcher
+from verifier_svc.engine.engine import Engine
 from verifier_svc.metrics import Metrics
-from verifier_svc.service import VerifierServicer
+from verifier_svc.model.loading.loader import load_tokenizer_files
+from verifier_svc.service.servicer import VerifierServicer
 
 NAME = "specwire.v1.VerifierService"
 
@@ -69,7 +69,7 @@ async def served_verifier(folder: Path, *flags: str) -> AsyncIterator[Served]:
     """Serve the target in `folder` on a free port."""
     settings = settings_for(folder, *flags)
     target, registry = target_of(folder), CollectorRegistry()
-    files = load_tokenizer_files(TargetSource.parse(str(folder)), trust_remote_code=False)
+    files = load_tokenizer_files(ModelSource.parse(str(folder)), trust_remote_code=False)
     dispatcher, metrics = Dispatcher(), Metrics(registry)
     engine = build_engine(settings, target, None, dispatcher.deliver, metrics)
     servicer = VerifierServicer(

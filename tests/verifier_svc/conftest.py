@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from tests.support.coordinator_fixtures import Recorder, drafting_with
+from tests.support.engine_fixtures import LENGTH, PROMPTS, Texts
 from tests.support.running_engine import greedy_texts, target_of
 from tests.support.scripted_drafter import Propose, ScriptedDrafter, welcome_for
-from tests.verifier_svc.drafting_parts import Recorder, drafting_with
-from tests.verifier_svc.engine_parts import LENGTH, PROMPTS, Texts
-from verifier_svc.drafting import Drafting
-from verifier_svc.policy import DraftLengthPolicy
+from verifier_svc.draft_length.controller import DraftLengthController
+from verifier_svc.speculation.coordinator import DraftCoordinator
 
 
 @pytest.fixture(scope="module")
@@ -36,5 +36,5 @@ def port() -> Recorder:
 
 
 @pytest.fixture
-def drafting(port: Recorder) -> Drafting:
-    return drafting_with(port, DraftLengthPolicy(8, fixed=3))
+def drafting(port: Recorder) -> DraftCoordinator:
+    return drafting_with(port, DraftLengthController(8, fixed=3))

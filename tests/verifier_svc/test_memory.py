@@ -9,10 +9,10 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from specwire.settings import StartError
+from specserve.settings import StartError
 from verifier_svc import build
 from verifier_svc.build import automatic_memory, build_cache
-from verifier_svc.cache import KVCache
+from verifier_svc.kv.kv_cache import KVCache
 from verifier_svc.settings import VerifierSettings
 
 GPU, CPU = torch.device("cuda", 1), torch.device("cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
-from specwire.draft import DraftSource
+from specwire.messages import DraftSource
 from verifier_svc.metrics import Metrics
 
 

@@ -6,8 +6,8 @@ import sys
 
 from transformers import HfArgumentParser
 
-from drafter_svc.train.synthesize.output import table
-from drafter_svc.train.synthesize.run import synthesize
+from drafter_svc.train.synthesize.jsonl_output import table
+from drafter_svc.train.synthesize.pipeline import synthesize
 from drafter_svc.train.synthesize.settings import SynthesizeSettings
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 
+import speckernels as kernels
 from loadtests.gpu_check import system
 from loadtests.gpu_check.bench import Bench, apart, rounding
 from loadtests.gpu_check.findings import Findings
-from specwire import kernels
-from specwire.kernels import Reach, Segment
+from speckernels import AttentionMetadata, QuerySegment
 
 _ROWS = (1, 4, 16)
 _GAP, _EMPTY = 3, 5
@@ -43,8 +43,14 @@ def run(bench: Bench, findings: Findings) -> None:
                 got = system.attend(query, keys, values, taken, window)
             else:
                 scale = dim**-0.5
-                got = kernels.attend(
-                    query, keys, values, Reach(segments), scale, window=window, sinks=sunk
+                got = kernels.paged_attention(
+                    query,
+                    keys,
+                    values,
+                    AttentionMetadata(segments),
+                    scale,
+                    window=window,
+                    sinks=sunk,
                 )
             wanted = _plain(query, keys, values, segments, window, sunk)
             name = f"rows {rows}{'' if window is None else ', window'}"
@@ -52,8 +58,8 @@ def run(bench: Bench, findings: Findings) -> None:
             findings.at_most(f"{name}: error", apart(got, wanted), rounding(dtype))
     query = torch.randn(4, heads, dim, device=bench.device).to(dtype)
     for length in bench.shapes.lengths[-3:]:
-        one = [Segment(0, 4, 0, length)]
-        each = [Segment(row, 1, 0, length + row) for row in range(4)]
+        one = [QuerySegment(0, 4, 0, length)]
+        each = [QuerySegment(row, 1, 0, length + row) for row in range(4)]
         together, single = (
             bench.milliseconds(lambda s=taken: system.attend(query, keys, values, s))  # type: ignore[misc]
             for taken in (system.spans(segments, 0, keys) for segments in (one, each))
@@ -63,14 +69,14 @@ def run(bench: Bench, findings: Findings) -> None:
         findings.speed(f"4 rows, {length} keys, a segment each", single, bar)
 
 
-def _segments(rows: int, lengths: tuple[int, ...], slots: int) -> list[Segment]:
+def _segments(rows: int, lengths: tuple[int, ...], slots: int) -> list[QuerySegment]:
     """Segments of so many rows, the last of each having that many keys or one for each row."""
-    segments: list[Segment] = []
+    segments: list[QuerySegment] = []
     slot = slots
     for number, length in enumerate(lengths):
         first = max(1, length - rows + 1)
         slot -= first + rows + _GAP - 1
-        segments.append(Segment(number * rows, rows, slot, first))
+        segments.append(QuerySegment(number * rows, rows, slot, first))
     return segments
 
 
@@ -78,7 +84,7 @@ def _plain(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    segments: list[Segment],
+    segments: list[QuerySegment],
     window: int | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:

@@ -9,16 +9,16 @@ from statistics import median
 import torch
 from transformers import LlamaConfig
 
-from drafter_svc.eagle import EagleDrafter
-from drafter_svc.messages import RoundMessage
-from drafter_svc.worker import Worker
-from loadtests.capacity.shapes import random_drafter, random_target
+from drafter_svc.engine.messages import RoundMessage
+from drafter_svc.engine.worker import Worker
+from drafter_svc.model.eagle import EagleDrafter
+from loadtests.capacity.random_models import random_drafter, random_target
 from loadtests.gpu_check import system
 from loadtests.gpu_check.bench import Bench
 from loadtests.gpu_check.findings import Findings
 from loadtests.gpu_check.reckoned import host
-from specwire.draft import NO_WISH, Extend, Opening, Wish
-from specwire.kernels import finish
+from speckernels import synchronize
+from specwire.messages import NO_DRAFT, AppendEntries, DraftBudget, SequenceContext
 
 _LENGTH, _ROWS = 3, 3
 _MEMORY = 1 << 29
@@ -86,7 +86,8 @@ class _Streams:
         self._generator = torch.Generator(bench.device).manual_seed(streams)
         self._length = 0
         self._openings = {
-            seq: Opening(1, 1, seed=seq, temperature=temperature) for seq in range(1, streams + 1)
+            seq: SequenceContext(1, 1, seed=seq, temperature=temperature)
+            for seq in range(1, streams + 1)
         }
         for seq in self._openings:
             self._serve([seq], bench.shapes.context, 0)
@@ -98,7 +99,7 @@ class _Streams:
         for number in range(2 + self._bench.shapes.repeats):
             began = time.perf_counter()
             drafts = self._serve(list(self._openings), _ROWS, length)
-            finish(self._bench.device)
+            synchronize(self._bench.device)
             if number >= 2:
                 took.append(1e3 * (time.perf_counter() - began))
             self._length += _ROWS
@@ -114,9 +115,9 @@ class _Streams:
         shape = len(seqs) * rows, self._width
         device = self._bench.device
         features = torch.randn(shape, generator=self._generator, device=device)
-        wish = Wish(chain=length) if length else NO_WISH
+        wish = DraftBudget(chain=length) if length else NO_DRAFT
         extends = tuple(
-            Extend(
+            AppendEntries(
                 seq,
                 self._length,
                 tuple((seq * 31 + self._length + i) % self._vocabulary for i in range(rows)),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig
 
-from loadtests.capacity.shapes import random_target
+from loadtests.capacity.random_models import random_target
 from loadtests.gpu_check import system
 from loadtests.gpu_check.bench import Bench, apart, rounding
 from loadtests.gpu_check.findings import Findings
 from loadtests.gpu_check.rounds import Rounds
-from verifier_svc.target import Target
+from verifier_svc.model.target import Target
 
 _LAYERS = 2
 _GRAPH_MIB = 64.0

@@ -7,14 +7,14 @@ import time
 import torch
 from torch import nn
 
+import speckernels as kernels
 from loadtests.gpu_check import system
 from loadtests.gpu_check.bench import Bench
 from loadtests.gpu_check.findings import Findings
 from loadtests.gpu_check.profile import profile
-from specwire import kernels
-from specwire.kernels import Noise
-from specwire.torch import exponentials
-from verifier_svc.head import Head
+from speckernels import SamplingKeys
+from speckernels.exponential_noise import exponentials
+from verifier_svc.model.lm_head import LMHead
 
 # Two logits nearer than this may change places by how a sum is rounded, of logits around 1.
 _TIE = 1e-4
@@ -37,14 +37,14 @@ def run(bench: Bench, findings: Findings) -> None:
     for rows in bench.shapes.drawn:
         part, own = logits[:rows], _first(noise, rows)
         began = time.perf_counter()
-        drawn = kernels.draw(part, own).tolist()
+        drawn = kernels.sample(part, own).tolist()
         findings.speed(f"first draw of {rows} rows", time.perf_counter() - began, _COMPILED, "s")
         different = sum(a != b for a, b in zip(drawn, wanted[:rows], strict=True))
         findings.at_most(f"{rows} rows: other winners than by operators", different, 0)
-        took = bench.milliseconds(lambda p=part, o=own: kernels.draw(p, o))  # type: ignore[misc]
+        took = bench.milliseconds(lambda p=part, o=own: kernels.sample(p, o))  # type: ignore[misc]
         findings.note(f"draw of {rows} rows", took, "ms")
     path = bench.options.out / "kernels-draw.txt"
-    count = profile(lambda: kernels.draw(logits, noise), bench.device, path)
+    count = profile(lambda: kernels.sample(logits, noise), bench.device, path)
     findings.speed("kernels of a draw: it is fused", count, _KERNELS, "")
     _recorded(bench, findings, logits, noise)
 
@@ -54,7 +54,7 @@ def _heads(bench: Bench, findings: Findings) -> None:
     shape, rows = bench.shapes.target, max(bench.shapes.drawn)
     linear = nn.Linear(shape["hidden_size"], shape["vocab_size"], bias=False, device=bench.device)
     linear = linear.to(torch.bfloat16).requires_grad_(False)
-    head = Head(linear, None)
+    head = LMHead(linear, None)
     hidden = torch.randn(rows, shape["hidden_size"], device=bench.device).to(torch.bfloat16)
     best = head.argmax(hidden)
     wanted = hidden.float() @ linear.weight.float().T
@@ -66,11 +66,11 @@ def _heads(bench: Bench, findings: Findings) -> None:
         findings.speed(f"head and best token of {count} rows", took, reckoned.logits(count))
 
 
-def _recorded(bench: Bench, findings: Findings, logits: torch.Tensor, noise: Noise) -> None:
+def _recorded(bench: Bench, findings: Findings, logits: torch.Tensor, noise: SamplingKeys) -> None:
     """A draw inside of recorded work, over other logits than those it was recorded with."""
     rows = bench.shapes.drawn[-1]
     kept, own = logits[:rows].clone(), _first(noise, rows)
-    results, replay = system.recorder(bench.device)(lambda: (kernels.draw(kept, own),))
+    results, replay = system.recorder(bench.device)(lambda: (kernels.sample(kept, own),))
     kept.copy_(logits[:rows].flip(-1))
     replay()
     wanted = _raced(kept, own)
@@ -78,19 +78,19 @@ def _recorded(bench: Bench, findings: Findings, logits: torch.Tensor, noise: Noi
     findings.at_most("recorded: other winners than by operators", different, 0)
 
 
-def _noise(rows: int, device: torch.device) -> Noise:
+def _noise(rows: int, device: torch.device) -> SamplingKeys:
     numbers = torch.arange(rows, device=device)
     temperatures = torch.where(numbers % 4 == 3, 0.0, 0.5 + numbers % 3 / 2).float()
-    return Noise(numbers * 7919 - 5, numbers + 100, numbers % 2, temperatures)
+    return SamplingKeys(numbers * 7919 - 5, numbers + 100, numbers % 2, temperatures)
 
 
-def _first(noise: Noise, rows: int) -> Noise:
-    return Noise(
+def _first(noise: SamplingKeys, rows: int) -> SamplingKeys:
+    return SamplingKeys(
         noise.seeds[:rows], noise.positions[:rows], noise.choices[:rows], noise.temperatures[:rows]
     )
 
 
-def _raced(logits: torch.Tensor, noise: Noise) -> list[int]:
+def _raced(logits: torch.Tensor, noise: SamplingKeys) -> list[int]:
     """Winners by the rule, operator by operator and few rows at a time."""
     ids = torch.arange(logits.shape[1], device=logits.device)
     winners: list[int] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig
 
-from loadtests.capacity.shapes import random_target
+from loadtests.capacity.random_models import random_target
 from loadtests.gpu_check import system
 from loadtests.gpu_check.bench import Bench, apart, rounding
 from loadtests.gpu_check.findings import Findings

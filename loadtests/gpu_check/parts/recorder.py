@@ -10,8 +10,8 @@ import torch
 from loadtests.gpu_check import system
 from loadtests.gpu_check.bench import Bench, apart
 from loadtests.gpu_check.findings import Findings
-from specwire.kernels import Record, fetch, put
-from specwire.kernels.graph import Tensors
+from speckernels import CaptureFn, to_device_async, to_host
+from speckernels.cuda_graph import Tensors
 
 # MiB that dropped graphs may leave behind: one workspace of the library for products.
 _LEFT = 64.0
@@ -44,7 +44,7 @@ class _Work:
     def __call__(self) -> Tensors:
         return ((self.rows @ self._weight).relu() @ self._weight, self.rows.square().sum(-1))
 
-    def renewed(self, record: Record) -> float:
+    def renewed(self, record: CaptureFn) -> float:
         """Record it, change the tensor, and replay: how far that is from what is called."""
         results, replay = record(self)
         self.rows.normal_()
@@ -52,7 +52,7 @@ class _Work:
         return max(map(apart, results, self()))
 
 
-def _again(bench: Bench, findings: Findings, work: _Work, record: Record) -> None:
+def _again(bench: Bench, findings: Findings, work: _Work, record: CaptureFn) -> None:
     """Graphs that are dropped, and others of the same recorder after them."""
     far, begun = 0.0, 0.0
     for number in range(bench.shapes.records):
@@ -64,7 +64,7 @@ def _again(bench: Bench, findings: Findings, work: _Work, record: Record) -> Non
     findings.speed("memory that this leaves", bench.reserved() - begun, _LEFT, "MiB")
 
 
-def _beside_a_thread(bench: Bench, findings: Findings, work: _Work, record: Record) -> None:
+def _beside_a_thread(bench: Bench, findings: Findings, work: _Work, record: CaptureFn) -> None:
     """Another thread moves numbers to the device and back while work is recorded."""
     ended, counts, wrong = threading.Event(), [0], []
 
@@ -72,7 +72,7 @@ def _beside_a_thread(bench: Bench, findings: Findings, work: _Work, record: Reco
         while not ended.is_set():
             numbers = [counts[0], 7, 11]
             try:
-                (back,) = fetch(put(numbers, bench.device) + 1)
+                (back,) = to_host(to_device_async(numbers, bench.device) + 1)
             except RuntimeError as error:
                 wrong.append(str(error).partition("\n")[0])
                 return
@@ -93,7 +93,7 @@ def _beside_a_thread(bench: Bench, findings: Findings, work: _Work, record: Reco
     findings.at_most("recorded meanwhile: error", max(far, default=1.0), 1e-3)
 
 
-def _after_a_failure(bench: Bench, findings: Findings, work: _Work, record: Record) -> None:
+def _after_a_failure(bench: Bench, findings: Findings, work: _Work, record: CaptureFn) -> None:
     """Work that cannot be recorded harms neither the stream nor what was recorded before."""
     results, replay = record(work)
     before = torch.cuda.current_stream(bench.device) if bench.on_gpu else None

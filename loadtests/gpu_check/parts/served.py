@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from drafter_svc.load import load_drafter
-from drafter_svc.local import LocalDrafter
+from drafter_svc.build import load_drafter
+from drafter_svc.service.in_process import LocalDrafter
 from drafter_svc.settings import DrafterSettings
 from loadtests.gpu_check import system
 from loadtests.gpu_check.bench import Bench
@@ -18,10 +18,10 @@ from loadtests.gpu_check.compared import compare
 from loadtests.gpu_check.findings import Findings
 from loadtests.gpu_check.options import PROGRAM
 from loadtests.gpu_check.stream import Stream, Text
-from specwire.target import TargetSource
+from specserve.model_source import ModelSource
 from verifier_svc.build import build_target, find_target, tokenizer_files
+from verifier_svc.model.target import Target
 from verifier_svc.settings import VerifierSettings
-from verifier_svc.target import Target
 
 _CHECKPOINT = Path(__file__).parents[3] / "drafter_svc/checkpoints/smollm2-135m-instruct"
 _QUESTION = "Write a short story about a lighthouse keeper who repairs an old radio."
@@ -99,7 +99,7 @@ def _drafter(bench: Bench, settings: VerifierSettings, target: Target) -> LocalD
     return LocalDrafter(drafter, target.shape)
 
 
-def _prompt(settings: VerifierSettings, source: TargetSource) -> tuple[int, ...]:
+def _prompt(settings: VerifierSettings, source: ModelSource) -> tuple[int, ...]:
     """A question as the target's own template puts it, or as it is."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in tokenizer_files(settings, source).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import LlamaConfig
 
-from loadtests.capacity.shapes import random_target
+from loadtests.capacity.random_models import random_target
 from loadtests.gpu_check.bench import Bench
 from loadtests.gpu_check.compared import compare
 from loadtests.gpu_check.findings import Findings

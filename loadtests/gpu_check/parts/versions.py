@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from loadtests.bandwidth import bandwidth
+from loadtests.common.provenance import provenance
 from loadtests.gpu_check.bench import Bench
 from loadtests.gpu_check.findings import Findings
-from loadtests.provenance import provenance
+from loadtests.peers.memory_bandwidth import bandwidth
 
 _GIB = 1 << 30
 

@@ -106,7 +106,7 @@ class Model(_message.Message):
     name: _builtins.str
     """The identifier that the target was loaded from, for people."""
     fingerprint: _builtins.str
-    """specwire.torch.target_fingerprint of the weights."""
+    """speckernels.fingerprint.target_fingerprint of the weights."""
     dtype: _builtins.str
     vocab_size: _builtins.int
     hidden_size: _builtins.int

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from drafter_svc.checkpoint import load_checkpoint, save_checkpoint
-from drafter_svc.config import CheckpointError
 from drafter_svc.formats.__main__ import main
-from drafter_svc.formats.facts import Given
-from drafter_svc.train.target import load_target
-from tests.drafter_svc.tiny import tiny_config, tiny_drafter
+from drafter_svc.formats.checkpoint import load_checkpoint, save_checkpoint
+from drafter_svc.formats.declared import UserOverrides
+from drafter_svc.model.config import CheckpointError
+from drafter_svc.train.target.target import load_target
+from tests.support.tiny_drafter import tiny_config, tiny_drafter
 
 ALIKE = {"hidden_size": 32, "target_hidden_size": 32, "vocab_size": 97, "aux_layers": (1, 2, 3)}
 
@@ -135,7 +135,7 @@ def test_the_command_that_an_error_names_is_one(
     (folder / "config.json").write_text(json.dumps(values))
     given = ("--aux-layers", "1,2,3")
     with pytest.raises(CheckpointError, match="by fingerprint") as refused:
-        load_checkpoint(folder, dtype=torch.float32, given=Given((1, 2, 3)))
+        load_checkpoint(folder, dtype=torch.float32, given=UserOverrides((1, 2, 3)))
     named = str(refused.value).split("`")[1].split()
     assert named[:4] == [".venv/bin/python", "-m", "drafter_svc.formats", "convert"]
     paths = {"PATH": str(folder), "OUT": str(out), "TARGET": str(tiny_llama)}

@@ -9,11 +9,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from drafter_svc.checkpoint import load_checkpoint
-from drafter_svc.config import CheckpointError, DrafterConfig
-from drafter_svc.formats.facts import Given
-from tests.drafter_svc.formats.published import PUBLISHED, Published
-from tests.drafter_svc.tiny import tiny_config, tiny_drafter
+from drafter_svc.formats.checkpoint import load_checkpoint
+from drafter_svc.formats.declared import UserOverrides
+from drafter_svc.model.config import CheckpointError, DrafterConfig
+from tests.support.published_configs import PUBLISHED, Published
+from tests.support.tiny_drafter import tiny_config, tiny_drafter
 
 IDS = torch.arange(40) + torch.arange(40) // 2
 
@@ -51,7 +51,7 @@ def test_it_loads_or_is_refused_by_name(name: str, published: Published, tmp_pat
     (tmp_path / "config.json").write_text(json.dumps(published.config))
     safetensors.torch.save_file(tensors, tmp_path / "model.safetensors")
     named = "eagle_config" in published.says
-    given = Given(
+    given = UserOverrides(
         None if named else (2, 3, 5),
         "output" if named else None,
         norm_before_residual=False,

@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from drafter_svc.checkpoint import LoadedDrafter, load_checkpoint
-from drafter_svc.formats.facts import Given
-from drafter_svc.formats.write import write_speculators
-from tests.drafter_svc.tiny import tiny_config, tiny_drafter
+from drafter_svc.formats.checkpoint import LoadedDrafter, load_checkpoint
+from drafter_svc.formats.declared import UserOverrides
+from drafter_svc.formats.writer import write_speculators
+from tests.support.tiny_drafter import tiny_config, tiny_drafter
 
-PEER = Path(__file__).with_name("speculators_peer.py")
-FEED = Given(target_fingerprint="feed")
+PEER = Path(__file__).parents[2] / "support" / "speculators_peer.py"
+FEED = UserOverrides(target_fingerprint="feed")
 TOLERANCE = 1e-4
 
 pytestmark = pytest.mark.slow

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from drafter_svc.checkpoint import save_checkpoint
-from drafter_svc.train.answers import first_turn, greedy_answers, read_texts
+from drafter_svc.formats.checkpoint import save_checkpoint
+from drafter_svc.train.data.greedy_answers import first_turn, greedy_answers, read_texts
 from drafter_svc.train.evaluate import main
-from drafter_svc.train.initial import drafter_config, initial_drafter
-from drafter_svc.train.target import Target, load_target
-from tests.drafter_svc.tiny import tiny_config, tiny_drafter
+from drafter_svc.train.run.init_weights import drafter_config, initial_drafter
+from drafter_svc.train.target.target import Target, load_target
+from tests.support.tiny_drafter import tiny_config, tiny_drafter
 from tests.support.tiny_llama import write_tiny_llama
 
 

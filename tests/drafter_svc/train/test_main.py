@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from drafter_svc.checkpoint import load_checkpoint
+from drafter_svc.formats.checkpoint import load_checkpoint
 from drafter_svc.train.__main__ import main
 from tests.support.process import spawn, stop
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drafter_svc.chain import Chain, Guess
-from drafter_svc.entries import Rows
-from drafter_svc.fused import FusedDrafter
-from drafter_svc.runner import ChainRequest
-from drafter_svc.train.data import Document, pack
-from drafter_svc.train.simulate import draft_chains
-from drafter_svc.train.ttt import plan_chain, unroll
-from tests.drafter_svc.parts import GREEDY, Parts, random_text
+from drafter_svc.inference.chain import Chain, ChainOutput
+from drafter_svc.inference.chain_runner import ChainRequest
+from drafter_svc.inference.entry_forward import EntryRows
+from drafter_svc.inference.fused_model import FusedDrafter
+from drafter_svc.train.data.documents import Document, pack
+from drafter_svc.train.evaluation.replay import draft_chains
+from drafter_svc.train.objective.ttt import plan_chain, unroll
+from tests.support.drafter_fixtures import GREEDY, Parts, random_text
 
 BASE, STEPS = 13, 5
 SHAPES: list[dict[str, Any]] = [
@@ -44,12 +44,12 @@ class Heard(FusedDrafter):
 
 def served(
     parts: Parts, table: nn.Embedding, tokens: list[int], features: Tensor
-) -> tuple[Guess, list[Tensor]]:
+) -> tuple[ChainOutput, list[Tensor]]:
     """The greedy chain behind ``BASE`` real entries, and the logits of its steps."""
     heard = Heard(parts.module, parts.module.embeddings(table).weight, 64)
     chain = Chain(heard, parts.vocabulary, parts.cache)
     slot, _ = parts.cache.reserve((0, 0), BASE + STEPS, set())
-    chain.append([Rows(slot, 0, tokens[1 : BASE + 1])], [features[:BASE]])
+    chain.append([EntryRows(slot, 0, tokens[1 : BASE + 1])], [features[:BASE]])
     (guess,) = chain.draft([ChainRequest(slot, BASE, STEPS, GREEDY)])
     return guess, [logits[0] for logits in heard.logits]
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drafter_svc.checkpoint import LoadedDrafter, save_checkpoint
-from drafter_svc.config import DrafterConfig
-from drafter_svc.eagle import EagleDrafter
-from drafter_svc.formats.facts import Given
-from drafter_svc.train.probe import Probe, run_probe, verdict
-from drafter_svc.train.target import Target, load_target
+from drafter_svc.formats.checkpoint import LoadedDrafter, save_checkpoint
+from drafter_svc.formats.declared import UserOverrides
+from drafter_svc.model.config import DrafterConfig
+from drafter_svc.model.eagle import EagleDrafter
+from drafter_svc.train.evaluation.layer_probe import LayerProbe, run_layer_probe, verdict
+from drafter_svc.train.target.target import Target, load_target
 from drafter_svc.train.validate import Fit, validate
 
 VOCAB = 97
@@ -67,15 +67,15 @@ def echo(target: Target, aux_layers: tuple[int, ...]) -> EagleDrafter:
     return drafter
 
 
-def probe_of(target: Target, aux_layers: tuple[int, ...]) -> Probe:
+def probe_of(target: Target, aux_layers: tuple[int, ...]) -> LayerProbe:
     drafter = echo(target, aux_layers)
     loaded = LoadedDrafter(drafter, drafter.config, torch.zeros(VOCAB, dtype=torch.int64), "")
     torch.manual_seed(0)
     answers = [(torch.randint(0, VOCAB, (60,)), 5) for _ in range(4)]
-    return run_probe(loaded, target, answers)
+    return run_layer_probe(loaded, target, answers)
 
 
-def best(probe: Probe) -> tuple[int, int]:
+def best(probe: LayerProbe) -> tuple[int, int]:
     row = max(probe.rows, key=lambda row: row.agreement)
     return row.offset, row.shift
 
@@ -117,7 +117,7 @@ def test_a_drafter_that_knows_nothing_is_refused(target: Target) -> None:
     drafter.lm_head.weight.zero_()
     loaded = LoadedDrafter(drafter, drafter.config, torch.zeros(VOCAB, dtype=torch.int64), "")
     answers = [(torch.randint(0, VOCAB, (80,)), 5)]
-    reason = verdict(run_probe(loaded, target, answers))
+    reason = verdict(run_layer_probe(loaded, target, answers))
     assert reason is not None
     assert "standard errors" in reason
 
@@ -132,7 +132,7 @@ def saved(folder: Path, drafter: EagleDrafter, **changes: Any) -> str:
 def run(folder: str, target: Path, lines: Sequence[str] = ("tell me",), tokens: int = 80) -> Fit:
     prompts = Path(folder) / "prompts.txt"
     prompts.write_text("\n".join(lines))
-    return validate(folder, str(target), Given(), str(prompts), tokens)
+    return validate(folder, str(target), UserOverrides(), str(prompts), tokens)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""As much of llama-cpp-python as `loadtests/llama_child.py` uses, without a model.
+"""As much of llama-cpp-python as `loadtests/peers/llama_child.py` uses, without a model.
 
 Tokens follow from the prompt, and from the seed where they are sampled; a prompt that begins with
 token 9 is refused, one with 8 kills the process. What was not reset is found again, and is wrong.

@@ -1,4 +1,4 @@
-"""As much of vLLM as `loadtests/vllm_child.py` uses, without a model.
+"""As much of vLLM as `loadtests/peers/vllm_child.py` uses, without a model.
 
 Every draft has two tokens accepted, or FAKE_ACCEPTED; a prompt that begins with token 9 is
 refused, one with 8 kills the process, and a model named `broken` cannot be loaded.

@@ -1,0 +1,1 @@
+"""The engine thread: gather messages, run them as one batch, answer."""

@@ -1,0 +1,1 @@
+"""Entries and chains as they are served."""

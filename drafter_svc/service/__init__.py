@@ -1,0 +1,1 @@
+"""gRPC in and out, and the drafter inside a verifier's process."""

@@ -1,0 +1,1 @@
+"""How well a drafter predicts its target, without serving it."""

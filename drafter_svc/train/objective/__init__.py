@@ -1,0 +1,1 @@
+"""What is minimized: training-time test, its attention, losses and updates."""

@@ -1,0 +1,1 @@
+"""A training run: data in order, updates, checkpoints."""

@@ -1,0 +1,1 @@
+"""Short runs of several training arms over one target, compared."""

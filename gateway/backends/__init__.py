@@ -1,0 +1,1 @@
+"""The verifiers, and where sessions are kept."""

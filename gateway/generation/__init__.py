@@ -1,0 +1,1 @@
+"""One request, its choices, and their failover."""

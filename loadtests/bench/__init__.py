@@ -1,0 +1,1 @@
+"""`python -m loadtests.bench`: speculation on and off, beside other engines."""

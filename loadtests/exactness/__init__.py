@@ -1,0 +1,1 @@
+"""`python -m loadtests.exactness`: served text equals that of `generate`."""

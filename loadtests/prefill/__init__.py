@@ -1,0 +1,1 @@
+"""`python -m loadtests.prefill`: time to the first token of long prompts."""

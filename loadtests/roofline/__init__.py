@@ -1,0 +1,1 @@
+"""`python -m loadtests.roofline`: a round's time beside what the memory allows."""

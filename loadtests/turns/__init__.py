@@ -1,0 +1,1 @@
+"""`python -m loadtests.turns`: what a second turn gains from the first."""

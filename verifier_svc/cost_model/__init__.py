@@ -1,0 +1,1 @@
+"""How long steps and drafts take, learned from those that ran. Pure."""

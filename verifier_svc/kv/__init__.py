@@ -1,0 +1,1 @@
+"""Memory of keys, values and features, and who holds which blocks of it."""

@@ -1,0 +1,1 @@
+"""A target proves, as it is loaded, that it serves what its own forward gives."""

@@ -1,0 +1,1 @@
+"""One target split over several GPUs."""

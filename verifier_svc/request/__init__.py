@@ -1,0 +1,1 @@
+"""What is asked for and what is answered, as plain values. Pure."""

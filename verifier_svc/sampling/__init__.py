@@ -1,0 +1,1 @@
+"""From logits to tokens: exact sampling, and verification of drafts."""

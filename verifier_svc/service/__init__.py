@@ -1,0 +1,1 @@
+"""gRPC in and out: calls are decoded, checked, handed to the engine, and answered."""

@@ -1,0 +1,1 @@
+"""Drafts: what is sent to a drafter, and what comes back."""
